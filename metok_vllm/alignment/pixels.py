@@ -1,0 +1,46 @@
+"""Frames as the video model normalised them, turned into what the alignment tower expects.
+
+Frames are decoded and resized once. Undoing one normalisation and applying the other on the
+device costs nothing beside a tower, and the frames never travel twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Channel mean and standard deviation of an image processor, and its image side in pixels."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: int
+
+    @classmethod
+    def of(cls, mean: Sequence[float], std: Sequence[float], size: int) -> Normalisation:
+        """From the lists that processor configurations hold."""
+        return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), size)
+
+
+def renormalise(pixels_TCHW: Tensor, source: Normalisation, target: Normalisation) -> Tensor:
+    """Pixels under `target`'s mean, deviation and size, in the dtype they came in."""
+    if source == target:
+        return pixels_TCHW
+    x = pixels_TCHW.float()
+    x = x * _channels(source.std, x) + _channels(source.mean, x)
+    if x.shape[-1] != target.size or x.shape[-2] != target.size:
+        x = F.interpolate(
+            x, size=(target.size, target.size), mode="bilinear", antialias=True
+        ).clamp_(0, 1)
+    x = (x - _channels(target.mean, x)) / _channels(target.std, x)
+    return x.to(pixels_TCHW.dtype)
+
+
+def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)

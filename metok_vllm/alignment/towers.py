@@ -1,0 +1,107 @@
+"""Alignment towers: how relevant is a frame to a question.
+
+A full Hugging Face SigLIP or CLIP, image tower with its head and text tower, loaded once per
+worker and shared by all requests. Source of the rule: METok, arXiv 2506.02850, section 3.1.
+
+Shape suffixes: T frames, P patches, C channels, H height, W width or windows, L tokens, D features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metok_vllm.alignment.pixels import Normalisation
+from metok_vllm.errors import ConfigError
+
+FAMILIES = ("siglip", "clip")
+
+
+class AlignmentTowers:
+    """Two towers into one space. Not an nn.Module of the video model: its weights are its own."""
+
+    def __init__(self, model: Any, normalisation: Normalisation) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.normalisation = normalisation
+
+    @classmethod
+    def load(
+        cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> AlignmentTowers:
+        """From a folder or hub name. Raises ConfigError for a model that has not two towers."""
+        from transformers import AutoImageProcessor, AutoModel
+
+        config = load_config(path)
+        processor = AutoImageProcessor.from_pretrained(path)
+        model = AutoModel.from_pretrained(path, config=config, dtype=dtype).to(device)
+        size = config.vision_config.image_size
+        return cls(model, Normalisation.of(processor.image_mean, processor.image_std, size))
+
+    @torch.inference_mode()
+    def embed_text(self, ids_WL: Tensor) -> Tensor:
+        """Text embedding [D]: the element-wise maximum over the query's windows."""
+        features_WD = _pooled(self.model.get_text_features(input_ids=ids_WL))
+        return features_WD.amax(0)
+
+    @torch.inference_mode()
+    def embed_frames(self, pixels_TCHW: Tensor) -> Tensor:
+        """Image embeddings [T, D] of frames normalised as `self.normalisation` says."""
+        dtype = self.model.dtype
+        return _pooled(self.model.get_image_features(pixel_values=pixels_TCHW.to(dtype)))
+
+    @torch.inference_mode()
+    def embed_features(self, features_TPD: Tensor) -> Tensor:
+        """Image embeddings [T, D] from the video model's own patch features (mode `shared`)."""
+        vision = self.model.vision_model
+        normed = vision.post_layernorm(features_TPD.to(self.model.dtype))
+        return vision.head(normed)  # type: ignore[no-any-return]
+
+    def check_shared(self, vision_width: int) -> None:
+        """Raise ConfigError unless patch features of `vision_width` fit the alignment head."""
+        vision = self.model.vision_model
+        own = self.model.config.vision_config.hidden_size
+        if getattr(vision, "head", None) is None or own != vision_width:
+            raise ConfigError(
+                "metok.alignment_mode 'shared' needs a SigLIP alignment model as wide as the video "
+                f"model's vision tower ({vision_width}); this one is a "
+                f"{self.model.config.model_type} of width {own}. Use 'separate'.",
+                "alignment_mode",
+            )
+
+    @staticmethod
+    def relevance(image_TD: Tensor, text_D: Tensor) -> Tensor:
+        """r_t = cos(image embedding of frame t, text embedding), float32 [T]."""
+        return F.cosine_similarity(image_TD.float(), text_D.float()[None], dim=-1)
+
+
+def load_config(path: str) -> Any:
+    """The alignment model's configuration; ConfigError when it is not a SigLIP or CLIP."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"metok.alignment_model {path!r} cannot be loaded: {str(error).splitlines()[0]}",
+            "alignment_model",
+        ) from error
+    if config.model_type not in FAMILIES:
+        raise ConfigError(
+            f"metok.alignment_model must be a SigLIP or CLIP with both towers, "
+            f"got a {config.model_type!r}",
+            "alignment_model",
+        )
+    return config
+
+
+def text_window(path: str) -> int:
+    """Tokens in one window of the text tower."""
+    return int(load_config(path).text_config.max_position_embeddings)
+
+
+def _pooled(output: Any) -> Tensor:
+    # transformers 5 returns the whole output where 4 returned the embedding.
+    return output if isinstance(output, Tensor) else output.pooler_output
