@@ -1,0 +1,51 @@
+"""What is known about a request before the engine runs it: counts and geometry, pure Python.
+
+The plan follows from prompt layout, configuration and request alone, so any process that has
+those can compute it; nobody has to send it around.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from metok_vllm.budget import dense_tokens, encoded_tokens
+from metok_vllm.config import METokConfig
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One video of a request. `key` names its encoder output in every cache; times in seconds."""
+
+    key: str
+    num_frames: int
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    dense_tokens: int
+    encoded_tokens: int
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """What METok will do for one request; `stages` is empty when it is off for the request."""
+
+    preset: str
+    stages: tuple[int, ...]
+    query_source: str
+    videos: tuple[VideoPlan, ...]
+
+    @property
+    def dense_tokens(self) -> int:
+        """Visual tokens of the model's own input."""
+        return sum(video.dense_tokens for video in self.videos)
+
+    @property
+    def encoded_tokens(self) -> int:
+        """Visual tokens that the decoder is given."""
+        return sum(video.encoded_tokens for video in self.videos)
+
+
+def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:
+    """Tokens of one video under `config`: budgeted with stage 1, dense without."""
+    if config.enabled and 1 in config.stages:
+        return encoded_tokens(num_frames, grid, config)
+    return dense_tokens(num_frames, grid)
