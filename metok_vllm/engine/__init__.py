@@ -1,0 +1,1 @@
+"""METok inside vLLM: the only package that touches vLLM's core."""

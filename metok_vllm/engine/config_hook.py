@@ -1,0 +1,91 @@
+"""Turns METok on while vLLM builds its configuration, so that plain `vllm serve` works too.
+
+vLLM runs a hook per architecture once the whole VllmConfig is known
+(vllm/model_executor/models/config.py, MODELS_CONFIG_MAP). When `additional_config["metok"]` is
+there, the hook checks it, swaps the architecture for ours and leaves the resolved settings on the
+Hugging Face config, which every process receives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+from metok_vllm.alignment import load_config
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
+
+logger = init_logger("vllm.metok")
+
+# vLLM's architecture -> ours, and where our class stands.
+ARCHITECTURES = {
+    "LlavaOnevisionForConditionalGeneration": (
+        "MetokLlavaOnevisionForConditionalGeneration",
+        "metok_vllm.models.llava_onevision:MetokLlavaOnevision",
+    ),
+}
+WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
+STAGES_HERE = {1}
+
+
+def register() -> None:
+    """Make our architectures known and put the hook before vLLM's own, where it has one."""
+    for stock, (ours, path) in ARCHITECTURES.items():
+        ModelRegistry.register_model(ours, path)
+        MODELS_CONFIG_MAP[stock] = _hook(MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig))
+
+
+def _hook(stock: type[Any]) -> type[Any]:
+    class MetokHook(stock):  # type: ignore[misc]
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            stock.verify_and_update_config(vllm_config)
+            enable(vllm_config)
+
+    return MetokHook
+
+
+def enable(vllm_config: Any) -> None:
+    """Apply `additional_config["metok"]` to a VllmConfig; nothing if it is not there.
+
+    Raises ConfigError for settings that are malformed or that this engine cannot honour.
+    """
+    extra = vllm_config.additional_config
+    values = extra.get("metok") if isinstance(extra, dict) else None
+    if values is None:
+        return
+    if not isinstance(values, dict):
+        raise ConfigError(f"additional_config['metok'] must be an object, got {values!r}")
+    config = METokConfig.load(values)
+    _check(config, vllm_config)
+
+    model_config = vllm_config.model_config
+    ours = ARCHITECTURES[model_config.architecture][0]
+    model_config.hf_config.metok = config.to_dict()
+    model_config.hf_config.architectures = [ours]
+    model_config.model_arch_config = dataclasses.replace(
+        model_config.model_arch_config, architectures=[ours]
+    )
+    info, architecture = model_config.registry.inspect_model_cls([ours], model_config)
+    model_config._model_info, model_config._architecture = info, architecture
+    vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
+    logger.info("METok is on: %s", config)
+
+
+def _check(config: METokConfig, vllm_config: Any) -> None:
+    missing = sorted(set(config.stages) - STAGES_HERE)
+    if missing:
+        raise ConfigError(
+            f"metok.stages {missing} are not part of this release; it has stages "
+            f"{sorted(STAGES_HERE)}",
+            "stages",
+        )
+    other = vllm_config.parallel_config.worker_extension_cls
+    if other and other != WORKER_EXTENSION:
+        raise ConfigError(f"--worker-extension-cls {other} cannot be combined with METok")
+    if config.alignment_model is not None and config.alignment_mode != "none":
+        load_config(config.alignment_model)

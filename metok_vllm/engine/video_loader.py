@@ -1,0 +1,44 @@
+"""METok's video reader as a vLLM video loader, under the name `metok`.
+
+Selected with `VLLM_VIDEO_LOADER_BACKEND=metok` or `--media-io-kwargs '{"video":
+{"video_backend": "metok"}}'`; `metok serve` does so by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
+
+NAME = "metok"
+
+
+class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
+    """Probed, limited and decoded in a process that can be killed."""
+
+    @classmethod
+    def load_bytes(cls, data: bytes, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Frames uint8 [T, H, W, 3] and vLLM's metadata, frame times in seconds added.
+
+        Raises MediaError and its kinds for what cannot or may not be read.
+        """
+        from metok_vllm.metrics import observe_decode
+        from metok_vllm.video import read_video
+
+        video = read_video(data, num_frames=kwargs.get("num_frames", -1), fps=kwargs.get("fps", -1))
+        observe_decode(video.decode_s)
+        metadata = {
+            "total_num_frames": video.total_frames,
+            "fps": video.fps,
+            "duration": video.duration_s,
+            "video_backend": video.backend,
+            "frames_indices": list(video.indices),
+            "do_sample_frames": False,
+            "timestamps_s": list(video.timestamps_s),
+        }
+        return video.frames_THWC, metadata
+
+
+def register() -> None:
+    """Make the loader known to vLLM; selecting it is up to the user."""
+    VIDEO_LOADER_REGISTRY.register(NAME)(MetokVideoLoader)

@@ -1,0 +1,143 @@
+"""LLaVA-OneVision (0.5B to 72B) with METok's stage 1.
+
+vLLM's own model class and processor, subclassed: images, text and videos of requests that switched
+METok off take vLLM's code path unchanged.
+Source of what is overridden: vllm/model_executor/models/llava_onevision.py, version 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.model_executor.models.llava_onevision import (
+    LlavaOnevisionDummyInputsBuilder,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionMultiModalProcessor,
+    LlavaOnevisionProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.transformers_utils.processor import cached_get_video_processor
+
+from metok_vllm.alignment import AlignmentTowers, Normalisation
+from metok_vllm.config import METokConfig
+from metok_vllm.models import request as wire
+from metok_vllm.models.processing import MetokProcessorMixin
+from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.video.limits import MediaLimits
+
+logger = init_logger("vllm.metok")
+
+
+class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):  # type: ignore[misc]
+    """Processing info that knows METok's settings and how long a video may be."""
+
+    @cached_property
+    def metok(self) -> METokConfig:
+        return METokConfig.from_dict(self.get_hf_config().metok)
+
+    @cached_property
+    def metok_grid(self) -> int:
+        return int(self.get_vision_encoder_info().get_patch_grid_length())
+
+    def get_num_frames_with_most_features(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
+        # vLLM profiles 16 frames; memory and encoder cache must fit the longest dense video.
+        longest = min(self._get_max_video_frames(seq_len), MediaLimits.from_env().max_frames)
+        return max(longest // max(mm_counts.get("video", 0), 1), 1)
+
+
+class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):  # type: ignore[misc]
+    """LLaVA-OneVision's processor with a token count that METok fixed in advance."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(  # type: ignore[untyped-decorator]
+    MetokLlavaOnevisionProcessor,
+    info=MetokLlavaOnevisionInfo,
+    dummy_inputs=LlavaOnevisionDummyInputsBuilder,
+)
+class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: ignore[misc]
+    """vLLM's LLaVA-OneVision whose videos may be encoded by event."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.model_config = vllm_config.model_config
+        self.metok = METokConfig.from_dict(self.config.metok)
+        self._stage1: Stage1Encoder | None = None
+
+    def load_weights(self, weights: Any) -> set[str]:
+        loaded: set[str] = super().load_weights(weights)
+        self.stage1  # noqa: B018 - loads the towers now, while vLLM measures the weights' memory
+        return loaded
+
+    @property
+    def stage1(self) -> Stage1Encoder:
+        """The encoder of METok requests; its towers are not part of this module's weights."""
+        if self._stage1 is None:
+            self._stage1 = self._build_stage1()
+        return self._stage1
+
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        """As vLLM's; videos whose request asks for it come compressed, each [N1, D]."""
+        fields: Any = kwargs.pop(wire.FIELD, None)
+        requests = wire.unpack(fields, self.metok) if fields is not None else []
+        if not any(requests):
+            return super().embed_multimodal(**kwargs)
+        videos: Any = kwargs["pixel_values_videos"]
+        assert len(videos) == len(requests)
+        dense = [i for i, request in enumerate(requests) if request is None]
+        outputs: dict[int, Tensor] = {}
+        if dense:
+            pixels = [videos[i] for i in dense]
+            outputs.update(
+                zip(dense, super().embed_multimodal(pixel_values_videos=pixels), strict=True)
+            )
+        for i, request in enumerate(requests):
+            if request is not None:
+                pixels_TCHW = videos[i].to(self.image_newline.dtype)
+                outputs[i] = self.stage1.encode(pixels_TCHW, self.image_newline, request)
+        return tuple(outputs[i] for i in range(len(requests)))
+
+    def _process_video_pixels(self, inputs: Any) -> Any:
+        # vLLM 0.32 returns [1, N, D] items when videos of unequal length meet in one step, and its
+        # own check of encoder outputs then ends the engine.
+        embeddings = super()._process_video_pixels(inputs)
+        return [item.squeeze(0) if item.dim() == 3 else item for item in embeddings]
+
+    def _see(self, pixels_TCHW: Tensor) -> Tensor:
+        return self.vision_tower(  # type: ignore[no-any-return]
+            pixels_TCHW, feature_select_strategy=self.config.vision_feature_select_strategy
+        )
+
+    def _build_stage1(self) -> Stage1Encoder:
+        vision = self.config.vision_config
+        processor = cached_get_video_processor(
+            self.model_config.model, revision=self.model_config.revision
+        )
+        pixels = Normalisation.of(processor.image_mean, processor.image_std, vision.image_size)
+        return Stage1Encoder(
+            self.metok,
+            self._see,
+            self.multi_modal_projector,
+            vision.image_size // vision.patch_size,
+            pixels,
+            self._load_towers(vision.hidden_size),
+        )
+
+    def _load_towers(self, vision_width: int) -> AlignmentTowers | None:
+        path = self.metok.alignment_model
+        if path is None or self.metok.alignment_mode == "none":
+            logger.info(
+                "METok: no alignment towers; a frame's relevance is how much it differs from its "
+                "event's mean. Set alignment_model to a SigLIP or CLIP to rank by the question."
+            )
+            return None
+        parameter: torch.nn.Parameter = self.image_newline
+        towers = AlignmentTowers.load(path, parameter.device, parameter.dtype)
+        if self.metok.alignment_mode == "shared":
+            towers.check_shared(vision_width)
+        return towers

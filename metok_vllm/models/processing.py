@@ -1,0 +1,202 @@
+"""The METok half of a multimodal processor, shared by the model files.
+
+It decides, before any pixel is looked at, how many tokens a video gets; it reads the question from
+the prompt; and it makes both part of the video's identity, so that no cache of vLLM (processor,
+encoder, prefix) can serve what another question or setting selected. A request says what it wants
+under `mm_processor_kwargs["metok"]`; images never see any of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from vllm.exceptions import VLLMValidationError
+from vllm.logger import init_logger
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import VideoProcessorItems
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from metok_vllm.alignment import encode_query, text_window
+from metok_vllm.budget import dense_tokens
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
+from metok_vllm.models import request as wire
+from metok_vllm.models.query import QueryFinder
+from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
+
+logger = init_logger("vllm.metok")
+
+OPTION = "metok"  # key of a request's wishes in mm_processor_kwargs
+SCOPE = "videos_kwargs"  # vLLM hashes what stands in here with videos only
+PAYLOAD, KEYS = "metok_payload", "metok_keys"
+
+
+@dataclass
+class KeyedInputs(ProcessorInputs):  # type: ignore[misc]
+    """Processor inputs whose hashes are computed once, before the keys are added to them."""
+
+    hashes: Any = None
+
+    def get_mm_hashes(self, model_id: str, hash_algorithm: Any) -> Any:
+        if self.hashes is None:
+            self.hashes = super().get_mm_hashes(model_id, hash_algorithm)
+        return self.hashes
+
+
+class MetokProcessorMixin:
+    """Mixed in before a model's own multimodal processor. `info.metok` is the METokConfig."""
+
+    info: Any
+
+    @cached_property
+    def query_finder(self) -> QueryFinder:
+        tokenizer = self.info.get_tokenizer()
+        template = getattr(self.info.get_hf_processor(), "chat_template", None)
+        template = template or getattr(tokenizer, "chat_template", None)
+        config = self.info.get_hf_config()
+        media = (config.image_token_index, config.video_token_index)
+        return QueryFinder(tokenizer, template, media)
+
+    @cached_property
+    def query_tokenizer(self) -> tuple[Any, int]:
+        from transformers import AutoTokenizer
+
+        path = self.info.metok.alignment_model
+        return AutoTokenizer.from_pretrained(path), text_window(path)
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Dense dummies: memory and encoder cache must fit requests that switch METok off."""
+        inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
+        inputs.hf_processor_mm_kwargs = {OPTION: {"enabled": False}}
+        return inputs
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """As the base class, with stage 1 decided and the plan left under `metok`."""
+        kwargs = dict(inputs.hf_processor_mm_kwargs)
+        config = _wanted(self.info.metok, kwargs.pop(OPTION, None))
+        inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
+        videos = inputs.mm_data_items.get("video")
+        if not isinstance(videos, VideoProcessorItems):
+            return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+
+        source = "none"
+        if config.enabled and 1 in config.stages:
+            query, source = self.query_finder.find(inputs.prompt)
+            payload = wire.stage1_payload(config, self._query_ids(query))
+            kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload}
+        keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
+        keyed.hf_processor_mm_kwargs = kwargs
+        keys = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
+        kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), KEYS: keys}
+        result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
+        if not any(
+            video is None for video in videos.data
+        ):  # a video named by its id alone has no frames to plan with
+            result["metok"] = self._plan(config, source, videos, keys)
+        return result
+
+    def _query_ids(self, query: str) -> Any:
+        config = self.info.metok
+        if config.alignment_model is None or config.alignment_mode == "none":
+            return torch.empty(0, 0, dtype=torch.int64)
+        tokenizer, window = self.query_tokenizer
+        return encode_query(tokenizer, query, length=window)
+
+    def _plan(
+        self, config: METokConfig, source: str, videos: VideoProcessorItems, keys: Sequence[str]
+    ) -> RequestPlan:
+        on = config.enabled and 1 in config.stages
+        plans = []
+        for index, key in enumerate(keys):
+            frames = videos.get_num_frames(index)
+            times, duration = _frame_times(videos, index, frames)
+            dense = dense_tokens(frames, self.info.metok_grid)
+            encoded = video_tokens(frames, self.info.metok_grid, config)
+            plans.append(VideoPlan(key, frames, times, duration, dense, encoded))
+        preset = config.preset if config.enabled else "off"
+        return RequestPlan(preset, (1,) if on else (), source, tuple(plans))
+
+    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
+        kwargs = dict(inputs.hf_processor_mm_kwargs)
+        scope = dict(kwargs.get(SCOPE, {}))
+        if KEYS in scope:
+            cached = mm_is_cached["video"]
+            scope[KEYS] = [k for k, hit in zip(scope[KEYS], cached, strict=True) if not hit]
+            kwargs[SCOPE] = scope
+        return kwargs
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        rest, payload, keys = _take(hf_kwargs)
+        data = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
+        if "pixel_values_videos" in data:
+            data[wire.FIELD] = [wire.pack(key, payload) for key in keys]
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
+        rest, _, _ = _take(hf_processor_mm_kwargs)
+        fields = dict(super()._get_mm_fields_config(hf_inputs, rest))  # type: ignore[misc]
+        fields[wire.FIELD] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
+        return fields
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
+    ) -> Sequence[PromptUpdate]:
+        rest, payload, _ = _take(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
+        if payload is None:
+            return updates  # type: ignore[no-any-return]
+        settings = {k: v for k, v in json.loads(payload).items() if k in wire.STAGE1_FIELDS}
+        config = self.info.metok.updated({**settings, "enabled": True})
+        token = self.info.get_hf_config().video_token_index
+
+        def replacement(index: int) -> list[int]:
+            frames = mm_items.get_items("video", VideoProcessorItems).get_num_frames(index)
+            return [token] * video_tokens(frames, self.info.metok_grid, config)
+
+        video = PromptReplacement(modality="video", target=[token], replacement=replacement)
+        return [*(u for u in updates if u.modality != "video"), video]
+
+
+def _wanted(base: METokConfig, option: object) -> METokConfig:
+    if option is None:
+        return base
+    if not isinstance(option, Mapping):
+        raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
+    try:
+        return base.for_request(dict(option))
+    except ConfigError as error:
+        raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
+
+
+def _take(kwargs: Mapping[str, object]) -> tuple[dict[str, object], str | None, list[str]]:
+    """Processor options without ours, then the payload and the keys of the videos."""
+    rest = dict(kwargs)
+    scope: Any = rest.pop(SCOPE, None)
+    if scope is None:
+        return rest, None, []
+    scope = dict(scope)
+    payload, keys = scope.pop(PAYLOAD, None), scope.pop(KEYS, [])
+    if scope:
+        rest[SCOPE] = scope
+    return rest, payload, keys
+
+
+def _frame_times(
+    videos: VideoProcessorItems, index: int, frames: int
+) -> tuple[tuple[float, ...], float]:
+    """Seconds of each sampled frame and of the whole video; frame numbers where nobody knows."""
+    metadata: Any = videos.metadata[index] if isinstance(videos.metadata, list) else None
+    if metadata is None:
+        metadata = {}
+    fps = float(metadata.get("fps") or 1.0)
+    times = metadata.get("timestamps_s")
+    if times is None:
+        times = [i / fps for i in metadata.get("frames_indices") or range(frames)]
+    times = tuple(float(t) for t in times[:frames])
+    return times, float(metadata.get("duration") or frames / fps)
