@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -31,12 +30,15 @@ def ensure_torchvision_ops() -> bool:
     torchaudio and torchcodec, each only where its compiled part cannot be loaded. Call before the
     first import of vLLM or a processor; calling again is free. True if schemas were declared now.
     """
+    global _library
+    if torch.version.cuda is not None or torch.version.hip is not None:
+        return False  # builds that fit are the rule where torch is the GPU build
     hide_unloadable("torchaudio")
     hide_unloadable("torchcodec")
-    global _library
     if "torchvision" in sys.modules or _library is not None:
         return False
-    spec = importlib.util.find_spec("torchvision")
+    # Not importlib.util.find_spec: an import hook that calls this function would call it again.
+    spec = importlib.machinery.PathFinder.find_spec("torchvision")
     if spec is None or spec.origin is None or _compiled_operators_load(Path(spec.origin).parent):
         return False
     library = torch.library.Library("torchvision", "FRAGMENT")

@@ -1,4 +1,4 @@
-"""Lets torchvision be imported in every process of an environment whose builds do not match.
+"""Repairs every process of an environment where torchvision and torch do not match.
 
 `tools/install.py` puts a line that imports this module into a `.pth` file of an environment where
 `import torchvision` fails (PyPI's CUDA build beside a CPU torch). vLLM starts processes that import
@@ -15,14 +15,17 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-class TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Declares the operators that torchvision misses just before its first import."""
+IMPORTERS = ("torchvision", "transformers", "vllm")
+
+
+class RepairFinder(importlib.abc.MetaPathFinder):
+    """Calls the repair just before the first import of something that needs it."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Always None: the real finders go on once the operators are there."""
-        if fullname == "torchvision":
+        """Always None: the real finders go on once the repair is done."""
+        if fullname in IMPORTERS:
             sys.meta_path.remove(self)
             from metok_vllm.compat import ensure_torchvision_ops
 
@@ -30,5 +33,5 @@ class TorchvisionFinder(importlib.abc.MetaPathFinder):
         return None
 
 
-if not any(isinstance(finder, TorchvisionFinder) for finder in sys.meta_path):
-    sys.meta_path.insert(0, TorchvisionFinder())
+if not any(isinstance(finder, RepairFinder) for finder in sys.meta_path):
+    sys.meta_path.insert(0, RepairFinder())
