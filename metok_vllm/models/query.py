@@ -32,8 +32,7 @@ class QueryFinder:
             turn = text.rpartition(self.header)[2]
             if self.footer:
                 turn = turn.partition(self.footer)[0]
-            if turn.strip():
-                return turn.strip(), USER_TURN
+            return (turn.strip(), USER_TURN) if turn.strip() else ("", NONE)
         return self._after_media(prompt_ids)
 
     def _after_media(self, prompt_ids: Sequence[int]) -> tuple[str, str]:

@@ -1,0 +1,105 @@
+"""The question is found in token ids, however the prompt was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from metok_vllm.compat import ensure_torchvision_ops
+from metok_vllm.demo import MODEL_DIR
+from metok_vllm.models.query import QueryFinder
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    ensure_torchvision_ops()
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+@pytest.fixture(scope="module")
+def template(tokenizer: Any) -> str:
+    path = MODEL_DIR / "chat_template.jinja"
+    return path.read_text() if path.exists() else tokenizer.chat_template
+
+
+@pytest.fixture(scope="module")
+def finder(tokenizer: Any, template: str) -> QueryFinder:
+    return QueryFinder(tokenizer, template, media(tokenizer))
+
+
+def media(tokenizer: Any) -> list[int]:
+    return [tokenizer.convert_tokens_to_ids(t) for t in ("<image>", "<video>")]
+
+
+def rendered(tokenizer: Any, template: str, turns: list[dict[str, Any]]) -> list[int]:
+    text = tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def user(text: str, *kinds: str) -> dict[str, Any]:
+    content: list[dict[str, str]] = [{"type": kind} for kind in kinds]
+    return {"role": "user", "content": [*content, {"type": "text", "text": text}]}
+
+
+def said(text: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+def test_the_only_turn(tokenizer: Any, template: str, finder: QueryFinder) -> None:
+    ids = rendered(tokenizer, template, [user("What is red?", "video")])
+    assert finder.find(ids) == ("What is red?", "user_turn")
+
+
+def test_the_last_turn_of_several(tokenizer: Any, template: str, finder: QueryFinder) -> None:
+    turns = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        user("What is red?", "video", "image"),
+        said("A ball."),
+        user("And where does it roll to?"),
+    ]
+    ids = rendered(tokenizer, template, turns)
+    assert finder.find(ids) == ("And where does it roll to?", "user_turn")
+
+
+@example("  ")
+@given(st.text(st.characters(codec="ascii", exclude_characters="<|>"), min_size=1, max_size=60))
+def test_any_text(tokenizer: Any, template: str, finder: QueryFinder, text: str) -> None:
+    ids = rendered(tokenizer, template, [user(text, "video")])
+    assert finder.find(ids) == (text.strip(), "user_turn" if text.strip() else "none")
+
+
+def test_a_prompt_without_a_template(tokenizer: Any, finder: QueryFinder) -> None:
+    ids = tokenizer("look here <video> what is red?", add_special_tokens=False)["input_ids"]
+    assert finder.find(ids) == ("what is red?", "prompt_text")
+
+
+def test_video_last(tokenizer: Any, finder: QueryFinder) -> None:
+    ids = tokenizer("what is red? <video>", add_special_tokens=False)["input_ids"]
+    assert finder.find(ids) == ("what is red?", "prompt_text")
+
+
+def test_nothing_asked(tokenizer: Any, template: str, finder: QueryFinder) -> None:
+    assert finder.find(media(tokenizer)[1:]) == ("", "none")
+
+
+def test_a_template_that_takes_plain_text(tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}[{{ m['role'] | upper }}] {{ m['content'].strip() }} [END]"
+        "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
+    )
+    finder = QueryFinder(tokenizer, template, media(tokenizer))
+    ids = tokenizer("[USER] <video> who came first? [END][ASSISTANT]")["input_ids"]
+    assert finder.find(ids) == ("who came first?", "user_turn")
+
+
+def test_a_template_that_refuses_everything(tokenizer: Any) -> None:
+    finder = QueryFinder(tokenizer, "{{ raise_exception('no') }}", media(tokenizer))
+    ids = tokenizer("<video> who came first?")["input_ids"]
+    assert finder.find(ids) == ("who came first?", "prompt_text")

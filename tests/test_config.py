@@ -1,0 +1,104 @@
+"""METokConfig: what is accepted, what is refused and how layers add up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metok_vllm.config import PRESETS, REQUEST_FIELDS, METokConfig
+from metok_vllm.errors import ConfigError
+
+
+def test_layers_rise_from_file_to_environment_to_flags(tmp_path: Path) -> None:
+    file = tmp_path / "metok.yaml"
+    file.write_text("num_events: 7\nkey_event_ratio: 0.5\nstrides: [1, 2, 4]\n")
+    environ = {"METOK_KEY_EVENT_RATIO": "0.25", "METOK_ALIGNMENT_MODEL": "a/b", "METOK_OTHER": "x"}
+    config = METokConfig.load({"alignment_mode": "none"}, file, environ)
+    assert config.num_events == 7
+    assert config.key_event_ratio == 0.25
+    assert config.strides == (1, 2, 4)
+    assert config.alignment_model == "a/b"
+    assert config.alignment_mode == "none"
+
+
+def test_a_preset_gives_way_to_fields() -> None:
+    config = METokConfig.load({"preset": "max", "key_frames_per_event": 4}, environ={})
+    assert config.key_event_ratio == PRESETS["max"]["key_event_ratio"]
+    assert config.key_frames_per_event == 4
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_presets_are_valid_and_travel_as_plain_data(preset: str) -> None:
+    config = METokConfig.from_dict({"preset": preset})
+    assert METokConfig.from_dict(config.to_dict()) == config
+
+
+def test_off_is_off_and_a_request_may_switch_on() -> None:
+    server = METokConfig.from_dict({"preset": "off"})
+    assert not server.enabled
+    assert server.for_request({"enabled": True}).enabled
+    assert server.for_request({"preset": "balanced"}).enabled
+
+
+def test_a_preset_in_a_request_replaces_what_it_may_set_only() -> None:
+    server = METokConfig.from_dict(
+        {"num_events": 9, "key_event_ratio": 1.0, "encoder_chunk_frames": 3}
+    )
+    config = server.for_request({"preset": "max"})
+    assert (config.num_events, config.key_event_ratio) == (5, 0.4)
+    assert config.encoder_chunk_frames == 3
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"nonsense": 1}, "nonsense"),
+    ({"preset": "fast"}, "preset"),
+    ({"enabled": "yes"}, "enabled"),
+    ({"stages": [1, 4]}, "stages"),
+    ({"stages": 1}, "stages"),
+    ({"num_events": 0}, "num_events"),
+    ({"num_events": 2.5}, "num_events"),
+    ({"num_events": True}, "num_events"),
+    ({"key_event_ratio": 0}, "key_event_ratio"),
+    ({"key_event_ratio": 1.1}, "key_event_ratio"),
+    ({"key_event_ratio": float("nan")}, "key_event_ratio"),
+    ({"key_frames_per_event": 0}, "key_frames_per_event"),
+    ({"key_frames_per_event": 1.5}, "key_frames_per_event"),
+    ({"strides": [4, 2, 8]}, "strides"),
+    ({"strides": [0, 2, 4]}, "strides"),
+    ({"strides": [2, 4]}, "strides"),
+    ({"pruning_layers": [3, 3, 5]}, "pruning_layers"),
+    ({"pruning_layers": "3"}, "pruning_layers"),
+    ({"keep_ratio": 0}, "keep_ratio"),
+    ({"decode_keep": -0.1}, "decode_keep"),
+    ({"alignment_mode": "maybe"}, "alignment_mode"),
+    ({"alignment_model": 3}, "alignment_model"),
+    ({"feature_cache_bytes": -1}, "feature_cache_bytes"),
+    ({"encoder_chunk_frames": 0}, "encoder_chunk_frames"),
+]
+
+
+@pytest.mark.parametrize(("values", "field"), BAD)
+def test_what_cannot_be_is_refused_by_name(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=f"metok.{field}") as caught:
+        METokConfig.from_dict(values)
+    assert caught.value.field == field
+    offending = values[field]
+    assert field == "nonsense" or repr(offending).strip("[]") in str(caught.value)
+
+
+@pytest.mark.parametrize("field", sorted(set(METokConfig.__dataclass_fields__) - REQUEST_FIELDS))
+def test_what_a_request_may_not_change(field: str) -> None:
+    config = METokConfig()
+    with pytest.raises(ConfigError, match="fixed when the server starts") as caught:
+        config.for_request({field: getattr(config, field)})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("content", ["- 1", "a: [", "text"])
+def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "metok.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match="configuration file"):
+        METokConfig.load(config_file=file, environ={})
