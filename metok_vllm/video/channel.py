@@ -1,0 +1,103 @@
+"""Messages between the server and its decode workers: JSON, and an anonymous file with each.
+
+Bulk data (the video, the frames) travels in files that have no name, so that nothing is left
+behind whoever dies first. A message is a 4 byte length, then JSON; its file descriptor goes
+along with the length.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import tempfile
+import time
+from typing import Any, BinaryIO
+
+_LENGTH = struct.Struct("!I")
+
+
+class ChannelClosedError(Exception):
+    """The other side has ended, or speaks something else."""
+
+
+def anonymous_file() -> BinaryIO:
+    """An unbuffered file without a name, in memory where the system can do that."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("metok-video"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
+
+
+def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write to an unbuffered file, which may take fewer bytes than offered."""
+    view = memoryview(data).cast("B")
+    while len(view) > 0:
+        view = view[file.write(view) :]
+
+
+def read_into(file: BinaryIO, buffer: memoryview) -> None:
+    """Fill `buffer` from the start of an unbuffered file; ChannelClosedError if it is shorter."""
+    file.seek(0)
+    view = buffer.cast("B")
+    while len(view) > 0:
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise ChannelClosedError
+        view = view[count:]
+
+
+def send(sock: socket.socket, message: dict[str, Any], file: BinaryIO | None = None) -> None:
+    """Send one message, `file` with it. Raises ChannelClosedError."""
+    body = json.dumps(message).encode()
+    fds = [] if file is None else [file.fileno()]
+    try:
+        socket.send_fds(sock, [_LENGTH.pack(len(body))], fds)
+        sock.sendall(body)
+    except TimeoutError:
+        raise
+    except OSError:
+        raise ChannelClosedError from None
+
+
+def receive(
+    sock: socket.socket, deadline: float | None = None
+) -> tuple[dict[str, Any], BinaryIO | None]:
+    """Wait for one message and its file, until time.monotonic() is `deadline`.
+
+    Raises TimeoutError, or ChannelClosedError when the other side has ended.
+    """
+    file: BinaryIO | None = None
+    try:
+        _set_timeout(sock, deadline)
+        head, fds, _, _ = socket.recv_fds(sock, _LENGTH.size, 1)
+        if fds:
+            file = os.fdopen(fds[0], "r+b", buffering=0)
+        if len(head) != _LENGTH.size:
+            raise ChannelClosedError
+        (length,) = _LENGTH.unpack(head)
+        body = b""
+        while len(body) < length:
+            _set_timeout(sock, deadline)
+            part = sock.recv(length - len(body))
+            if not part:
+                raise ChannelClosedError
+            body += part
+        message: dict[str, Any] = json.loads(body)
+    except BaseException as error:
+        if file is not None:
+            file.close()
+        if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+            raise ChannelClosedError from None
+        raise
+    return message, file
+
+
+def _set_timeout(sock: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        sock.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    sock.settimeout(left)

@@ -1,0 +1,118 @@
+"""One video from bytes to sampled frames, as a decode worker does it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+
+from metok_vllm.errors import MediaError
+from metok_vllm.video.channel import write_all
+from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.probing import VideoSource, inspect
+from metok_vllm.video.readers import Frame, VideoReader, reader_types
+from metok_vllm.video.sampling import sample_indices
+
+# More threads a video help little and multiply the decoder's memory.
+MAX_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a worker reports of the frames it wrote; fields as in VideoFrames."""
+
+    shape: tuple[int, int, int, int]
+    indices: list[int]
+    timestamps_s: list[float]
+    fps: float
+    duration_s: float
+    total_frames: int
+    backend: str
+    downscale: int
+    decode_s: float
+
+
+def decode(
+    video: BinaryIO, num_frames: int, fps: float, limits: MediaLimits, output: BinaryIO
+) -> Decoded:
+    """Probe `video`, sample and decode it, and write uint8 [T, H, W, 3] to `output`.
+
+    Raises MediaError and MediaTooLarge as `probe` does, and MediaError(decode_failed).
+    """
+    started = time.monotonic()
+    threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // limits.decode_workers))
+    source = inspect(video, limits, threads)
+    index = source.index
+    indices = sample_indices(index.total, num_frames, fps, index.duration_s)
+    failure: MediaError | None = None
+    for name, reader_type in reader_types(limits.backend):
+        try:
+            written, shape, downscale = _write_frames(reader_type, source, indices, limits, output)
+        except MediaError as error:
+            failure = error
+            continue
+        return Decoded(
+            shape=shape,
+            indices=written,
+            timestamps_s=[index.timestamp_s(i) for i in written],
+            fps=index.fps,
+            duration_s=index.duration_s,
+            total_frames=index.total,
+            backend=name,
+            downscale=downscale,
+            decode_s=time.monotonic() - started,
+        )
+    assert failure is not None, "no reader for a valid backend"
+    raise failure
+
+
+def _write_frames(
+    reader_type: type[VideoReader],
+    source: VideoSource,
+    indices: Sequence[int],
+    limits: MediaLimits,
+    output: BinaryIO,
+) -> tuple[list[int], tuple[int, int, int, int], int]:
+    """Indices written, shape [T, H, W, 3] of the output, and the factor frames were shrunk by."""
+    output.seek(0)
+    output.truncate(0)
+    written: list[int] = []
+    height = width = 0
+    factor = 1
+    for index, frame_HWC in reader_type(source).frames(indices):
+        if not written:
+            height, width = frame_HWC.shape[:2]
+            factor = downscale_factor(len(indices), height, width, limits.max_decoded_bytes)
+            height, width = height // factor, width // factor
+        write_all(output, shrink(frame_HWC, factor).data)
+        written.append(index)
+    if not written:
+        raise MediaError("no frame of the video can be decoded", "decode_failed")
+    return written, (len(written), height, width, 3), factor
+
+
+def downscale_factor(num_frames: int, height: int, width: int, max_bytes: int) -> int:
+    """Smallest whole factor by which frames must shrink for all to fit; at most one side."""
+    factor = 1
+    while (
+        num_frames * (height // factor) * (width // factor) * 3 > max_bytes
+        and min(height, width) // (factor + 1) > 0
+    ):
+        factor += 1
+    return factor
+
+
+def shrink(frame_HWC: Frame, factor: int) -> Frame:
+    """Mean over blocks of factor x factor pixels; a remainder at the right and bottom is cut."""
+    if factor == 1:
+        return np.ascontiguousarray(frame_HWC)
+    height, width = frame_HWC.shape[0] // factor, frame_HWC.shape[1] // factor
+    blocks = frame_HWC[: height * factor, : width * factor]
+    blocks = blocks.reshape(height, factor, width, factor, 3)
+    total = blocks.sum(axis=(1, 3), dtype=np.uint32)
+    mean: Frame = ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
+    return mean

@@ -1,0 +1,170 @@
+"""What a video is, found out before any frame of it is decoded, and whether it is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, BinaryIO, NoReturn
+
+import av
+
+from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.video.frame_index import FrameIndex, scan
+from metok_vllm.video.limits import MediaLimits
+
+# Demuxers that read nothing but the bytes given. Playlists (hls, dash, concat) would fetch
+# other files and addresses on a client's behalf; the audio ones only make messages better.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,gif,mp3,wav,flac,aac"
+
+
+@dataclass(frozen=True)
+class VideoProbe:
+    """Facts about a video. `num_frames` counts packets, so damaged frames are included."""
+
+    container: str
+    codec: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """A probed video, as the readers take it. `file` is seekable and holds the whole video."""
+
+    file: BinaryIO
+    probe: VideoProbe
+    index: FrameIndex
+    bits_per_component: int
+    max_frame_pixels: int
+    threads: int
+
+
+def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
+    """Container, codec, size and length of a video in memory.
+
+    Runs FFmpeg's demuxer in this process, with no deadline: for bytes from strangers use
+    `read_video`. Raises MediaError or MediaTooLarge, with `reason`, for what is not a readable
+    video or is over a limit.
+    """
+    check_size(len(data), limits)
+    return inspect(BytesIO(data), limits).probe
+
+
+def check_size(num_bytes: int, limits: MediaLimits) -> None:
+    """Raises MediaError for an empty file, MediaTooLarge for one over `limits.max_bytes`."""
+    if num_bytes == 0:
+        raise MediaError("the video is empty (0 bytes)", "empty")
+    if num_bytes > limits.max_bytes:
+        raise MediaTooLarge(
+            f"the video has {num_bytes} bytes; this server accepts at most {limits.max_bytes}",
+            "too_large",
+        )
+
+
+def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSource:
+    """Probe and index the video in `file`; raises as `probe` does."""
+    with open_container(file, limits.max_frame_pixels) as container:
+        stream = video_stream(container)
+        context = stream.codec_context
+        if context is None:
+            raise MediaError("the codec of the video is not supported", "decode_failed")
+        width, height = context.width, context.height
+        if width < 1 or height < 1:
+            width, height = _declared_size(file)
+        if width * height > limits.max_frame_pixels:
+            raise MediaTooLarge(
+                f"the frames have {width} x {height} pixels; "
+                f"this server accepts at most {limits.max_frame_pixels} pixels a frame",
+                "too_many_pixels",
+            )
+        if context.width < 1 or context.height < 1:
+            raise MediaError("the frame size of the video cannot be read", "decode_failed")
+        index = scan(container, stream)
+        if index.total == 0:
+            raise MediaError("the video has no frames", "zero_frames")
+        if index.duration_s > limits.max_duration_s:
+            raise MediaTooLarge(
+                f"the video lasts {index.duration_s:.0f} s; "
+                f"this server accepts at most {limits.max_duration_s:g} s",
+                "too_long",
+            )
+        components = context.format.components if context.format is not None else ()
+        return VideoSource(
+            file=file,
+            probe=VideoProbe(
+                container=_container_name(container.format.name),
+                codec=context.codec.canonical_name,
+                width=width,
+                height=height,
+                num_frames=index.total,
+                fps=index.fps,
+                duration_s=index.duration_s,
+            ),
+            index=index,
+            bits_per_component=max((part.bits for part in components), default=0),
+            max_frame_pixels=limits.max_frame_pixels,
+            threads=threads,
+        )
+
+
+@contextmanager
+def open_container(file: BinaryIO, max_pixels: int, **options: str) -> Iterator[Any]:
+    """An open PyAV container on `file`, from its start. Raises MediaError(reason not_video)."""
+    file.seek(0)
+    options |= {"format_whitelist": CONTAINERS, "max_pixels": decoder_pixels(max_pixels)}
+    try:
+        container = av.open(
+            file, mode="r", options=options, metadata_errors="ignore", io_open=_refuse_to_open
+        )
+    except MemoryError:
+        raise
+    except (av.FFmpegError, OSError, ValueError):
+        file.seek(4)
+        if file.read(4) == b"ftyp":
+            message = "the mp4 file is cut off or damaged: its index (moov) cannot be read"
+        else:
+            message = "the file is not a video in a supported container"
+        raise MediaError(message, "not_video") from None
+    with container:
+        yield container
+
+
+def decoder_pixels(max_pixels: int) -> str:
+    """FFmpeg's own `max_pixels`, the backstop for frames that grow on the way.
+
+    It counts a frame's padding too, so it must lie above the limit for the frames themselves.
+    """
+    return str(2 * max_pixels + (1 << 20))
+
+
+def video_stream(container: Any) -> Any:
+    """The first video stream that is not a cover picture, or MediaError(no_video_stream)."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise MediaError("the file has no video stream", "no_video_stream")
+
+
+def _declared_size(file: BinaryIO) -> tuple[int, int]:
+    """Width and height in the container's header; zeros where it names none.
+
+    FFmpeg forgets them when the decoder that it asks for details refuses frames of that size.
+    """
+    with open_container(file, 0, codec_whitelist="none") as container:
+        context = video_stream(container).codec_context
+        return context.width, context.height
+
+
+def _refuse_to_open(url: str, *_: object) -> NoReturn:
+    raise PermissionError("a video may not refer to other files")
+
+
+def _container_name(names: str) -> str:
+    """One name out of FFmpeg's list of aliases, e.g. mp4 of "mov,mp4,m4a,3gp,3g2,mj2"."""
+    aliases = names.split(",")
+    return "mp4" if "mp4" in aliases else aliases[0]

@@ -1,0 +1,83 @@
+"""Worker processes: light imports, and an end when their server ends, however it does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.video import clips
+
+SERVER = """
+import sys, threading, time, os
+from metok_vllm.video import MediaLimits, read_video
+from metok_vllm.video.pool import POOL
+small, heavy, how = open(sys.argv[1], "rb").read(), open(sys.argv[2], "rb").read(), sys.argv[3]
+limits = MediaLimits(decode_deadline_s=2)
+assert "__main__" in sys.modules
+read_video(small, 2, limits=limits)
+if how == "fork":
+    pid = os.fork()
+    if pid == 0:
+        assert len(read_video(small, 2, limits=limits).indices) == 2
+        POOL.close()
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert len(read_video(small, 2, limits=limits).indices) == 2
+print(*(worker.process.pid for worker in POOL._all), flush=True)
+if how == "busy":
+    threading.Thread(target=read_video, args=(heavy, 128), kwargs={"limits": limits}).start()
+if how in ("idle", "busy"):
+    time.sleep(0.3)
+    os.kill(os.getpid(), 9)
+"""
+
+
+def run_server(tmp_path: Path, how: str) -> list[int]:
+    """Let a small server read videos and end in some way; the pids of its workers."""
+    small = clips.encode(options={"g": "12"})
+    (tmp_path / "small").write_bytes(small)
+    (tmp_path / "heavy").write_bytes(clips.heavy() if how == "busy" else b"")
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "small"), str(tmp_path / "heavy"), how],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (-9 if how in ("idle", "busy") else 0)
+    return [int(pid) for pid in done.stdout.split()]
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; a zombie that nobody reaps yet does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("how", "within_s"), [("exit", 0.5), ("fork", 0.5), ("idle", 2.0), ("busy", 5.0)]
+)
+def test_workers_end_with_their_server(tmp_path: Path, how: str, within_s: float) -> None:
+    workers = run_server(tmp_path, how)
+    assert workers
+    deadline = time.monotonic() + within_s
+    while any(running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if running(pid)]
+
+
+def test_worker_imports_are_light() -> None:
+    code = (
+        "import sys, metok_vllm.video.worker, metok_vllm.video.decord_reader\n"
+        "heavy = {'torch', 'vllm', 'transformers', 'pydantic', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ)
