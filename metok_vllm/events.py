@@ -69,11 +69,14 @@ def segment(cosine: Tensor, num_events: int) -> Tensor:
 
 
 def event_deviation(feature_TD: Tensor, event_T: Tensor) -> Tensor:
-    """Relevance without a query: 1 - cos(frame, mean of its event), float32 [T]."""
-    f = feature_TD.float()
+    """Relevance without a query: 1 - cos(frame, mean of its event), float32 [T].
+
+    Rounded to six decimals: equal frames must tie, whatever the last bits of a sum say.
+    """
+    f = feature_TD.double()
     # T rows hold any number of events without asking the device how many there are.
     total = torch.zeros_like(f).index_add_(0, event_T, f)
-    return 1 - F.cosine_similarity(f, total[event_T], dim=-1)
+    return (1 - F.cosine_similarity(f, total[event_T], dim=-1)).round(decimals=6).float()
 
 
 def natural_classes(event_T: Tensor, relevance_T: Tensor, config: METokConfig) -> Tensor:

@@ -27,7 +27,7 @@ def adaptive_pool(
             side = -(-grid // stride)
             pooled = F.interpolate(frame, size=(side, side), mode="bilinear")
         else:
-            pooled = F.avg_pool2d(frame, stride)
+            pooled = F.avg_pool2d(frame, stride) if stride <= grid else frame[:, :, :0, :0]
         for row in pooled[0].flatten(1).T:
             tokens.append(row)
             events.append(int(event_T[t]))

@@ -1,0 +1,1 @@
+"""Every operation of `metok_vllm.kernels` against naive loops."""

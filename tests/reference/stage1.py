@@ -1,0 +1,232 @@
+"""Stage 1 of METok as plain loops over Python lists: read this to know what the fast path must do.
+
+Nothing here shares code with the package. Numbers are Python floats or exact fractions; torch only
+holds the patch features that are pooled and packed. Paper: arXiv 2506.02850, section 3.1.
+
+Shapes: T frames, K events, P = G*G patches of a frame, D feature width, N packed tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+FINE, MEDIUM, COARSE = 0, 1, 2
+
+
+def exact(value: int | float) -> Fraction:
+    """The number a user wrote: 0.6 is six tenths, not the binary float beside it."""
+    return Fraction(str(value))
+
+
+def round_half_up(value: Fraction) -> int:
+    return math.floor(value + Fraction(1, 2))
+
+
+# Step 1: how alike neighbouring frames are
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    """Cosine of the angle between two vectors; 0 where one of them is zero."""
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    length = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+    return dot / length if length > 0 else 0.0
+
+
+def mean_vector(vectors: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
+
+
+def adjacent_cosines(features: Sequence[Sequence[float]]) -> list[float]:
+    """c_t = cos(f_t, f_{t+1}), T-1 values."""
+    return [cosine(features[t], features[t + 1]) for t in range(len(features) - 1)]
+
+
+# Step 2: events
+
+
+def cut_after(cosines: Sequence[float], num_events: int) -> list[int]:
+    """The K-1 frames after which an event ends: lowest cosine first, ties to the earlier."""
+    frames = len(cosines) + 1
+    events = min(num_events, frames)
+    candidates = sorted(range(frames - 1), key=lambda t: (cosines[t], t))
+    return sorted(candidates[: events - 1])
+
+
+def event_of_frames(cosines: Sequence[float], num_events: int) -> list[int]:
+    """Event number of every frame, rising from 0."""
+    cuts = cut_after(cosines, num_events)
+    event = 0
+    result = []
+    for frame in range(len(cosines) + 1):
+        result.append(event)
+        if frame in cuts:
+            event += 1
+    return result
+
+
+def frames_of_event(event_of: Sequence[int], event: int) -> list[int]:
+    return [frame for frame, number in enumerate(event_of) if number == event]
+
+
+# Step 3 without alignment towers
+
+
+def fallback_relevance(features: Sequence[Sequence[float]], event_of: Sequence[int]) -> list[float]:
+    """How much a frame differs from its event's mean: 1 - cos(f_t, mean of the event's f)."""
+    result = []
+    for frame, feature in enumerate(features):
+        members = [features[t] for t in frames_of_event(event_of, event_of[frame])]
+        result.append(1.0 - cosine(feature, mean_vector(members)))
+    return result
+
+
+# Steps 4 to 6: key events, key frames, strides
+
+
+def event_relevances(event_of: Sequence[int], relevance: Sequence[float]) -> list[float]:
+    """Of each event, the relevance of its most relevant frame."""
+    return [
+        max(relevance[t] for t in frames_of_event(event_of, event))
+        for event in range(max(event_of) + 1)
+    ]
+
+
+def key_event_count(num_events: int, ratio: float) -> int:
+    return math.ceil(exact(ratio) * num_events)
+
+
+def key_events(event_of: Sequence[int], relevance: Sequence[float], ratio: float) -> set[int]:
+    """The top ceil(alpha*K) events by relevance, ties to the earlier."""
+    scores = event_relevances(event_of, relevance)
+    ranked = sorted(range(len(scores)), key=lambda event: (-scores[event], event))
+    return set(ranked[: key_event_count(len(scores), ratio)])
+
+
+def key_frames_wanted(frames: int | Fraction, per_event: int | float) -> int:
+    """m: a count as it stands, a share of the event's frames rounded up."""
+    if isinstance(per_event, float):
+        return math.ceil(exact(per_event) * frames)
+    return per_event
+
+
+def key_frames(
+    event_of: Sequence[int], relevance: Sequence[float], per_event: int | float
+) -> set[int]:
+    """The top m frames of every event by relevance, ties to the earlier."""
+    chosen: set[int] = set()
+    for event in range(max(event_of) + 1):
+        frames = frames_of_event(event_of, event)
+        ranked = sorted(frames, key=lambda t: (-relevance[t], t))
+        chosen.update(ranked[: key_frames_wanted(len(frames), per_event)])
+    return chosen
+
+
+def natural_classes(
+    event_of: Sequence[int],
+    relevance: Sequence[float],
+    ratio: float,
+    per_event: int | float,
+) -> list[int]:
+    """Stride class of every frame by steps 4 to 6 alone, without a budget."""
+    important_events = key_events(event_of, relevance, ratio)
+    important_frames = key_frames(event_of, relevance, per_event)
+    result = []
+    for frame, event in enumerate(event_of):
+        if event in important_events:
+            result.append(FINE if frame in important_frames else MEDIUM)
+        else:
+            result.append(MEDIUM if frame in important_frames else COARSE)
+    return result
+
+
+# The budget: counts fixed before the content is seen
+
+
+def budget(
+    frames: int, num_events: int, ratio: float, per_event: int | float
+) -> tuple[int, int, int]:
+    """(F2, F4, F8), as if the K events were equally long."""
+    events = min(num_events, frames)
+    key = key_event_count(events, ratio)
+    length = Fraction(frames, events)
+    finer = min(Fraction(key_frames_wanted(length, per_event)), length)
+    fine = round_half_up(key * finer)
+    medium = round_half_up(key * (length - finer) + (events - key) * finer)
+    medium = min(medium, frames - fine)
+    return fine, medium, frames - fine - medium
+
+
+def budgeted_classes(
+    natural: Sequence[int], relevance: Sequence[float], fine: int, medium: int
+) -> list[int]:
+    """Hand out the budget in the order (natural class, relevance descending, time)."""
+    order = sorted(range(len(natural)), key=lambda t: (natural[t], -relevance[t], t))
+    result = [COARSE] * len(natural)
+    for place, frame in enumerate(order):
+        if place < fine:
+            result[frame] = FINE
+        elif place < fine + medium:
+            result[frame] = MEDIUM
+    return result
+
+
+# Steps 6 and 7: pooling and packing
+
+
+def pooled_side(grid: int, stride: int, mode: str) -> int:
+    return math.ceil(Fraction(grid, stride)) if mode == "bilinear" else grid // stride
+
+
+def pool_frame(patches_PD: Tensor, grid: int, stride: int, mode: str) -> Tensor:
+    """One frame's patches [G*G, D], row by row, pooled to [side*side, D]."""
+    side = pooled_side(grid, stride, mode)
+    grid_GGD = patches_PD.reshape(grid, grid, -1)
+    if mode == "bilinear":
+        pooled_DSS = functional.interpolate(
+            grid_GGD.permute(2, 0, 1)[None], size=(side, side), mode="bilinear", align_corners=False
+        )[0]
+        return pooled_DSS.permute(1, 2, 0).reshape(side * side, -1)
+    rows = []
+    for top in range(0, side * stride, stride):
+        for left in range(0, side * stride, stride):
+            cell = grid_GGD[top : top + stride, left : left + stride]
+            rows.append(cell.reshape(stride * stride, -1).mean(dim=0))
+    return torch.stack(rows) if rows else patches_PD[:0]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What the decoder is given, and which event every token belongs to."""
+
+    tokens_ND: Tensor
+    event_of_token: list[int]
+
+
+def pack(
+    patches_TPD: Tensor,
+    classes: Sequence[int],
+    event_of: Sequence[int],
+    newline_D: Tensor,
+    grid: int,
+    strides: Sequence[int],
+    mode: str,
+) -> Packed:
+    """Frames in time order at their class's stride, one newline after each event's last frame."""
+    parts: list[Tensor] = []
+    event_of_token: list[int] = []
+    last = len(event_of) - 1
+    for frame, event in enumerate(event_of):
+        pooled = pool_frame(patches_TPD[frame], grid, strides[classes[frame]], mode)
+        parts.append(pooled)
+        event_of_token += [event] * len(pooled)
+        if frame == last or event_of[frame + 1] != event:
+            parts.append(newline_D[None])
+            event_of_token.append(event)
+    return Packed(torch.cat(parts), event_of_token)
