@@ -26,7 +26,7 @@ def encode_query(
         )
     if not text.strip():
         return torch.empty(0, length, dtype=torch.int64)
-    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     before, after = _frame(tokenizer)
     room = length - len(before) - len(after)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -40,7 +40,7 @@ def encode_query(
 def _frame(tokenizer: Any) -> tuple[list[int], list[int]]:
     """Special tokens that the tokenizer puts before and after a text."""
     framed = list(tokenizer("a")["input_ids"])
-    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    plain = list(tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"])
     # Right-padded by default in some tokenizers only when asked; here nothing is padded.
     for start in range(len(framed) - len(plain) + 1):
         if framed[start : start + len(plain)] == plain:

@@ -79,11 +79,14 @@ def frames_of_event(event_of: Sequence[int], event: int) -> list[int]:
 
 
 def fallback_relevance(features: Sequence[Sequence[float]], event_of: Sequence[int]) -> list[float]:
-    """How much a frame differs from its event's mean: 1 - cos(f_t, mean of the event's f)."""
+    """How much a frame differs from its event's mean: 1 - cos(f_t, mean of the event's f).
+
+    To six decimals, so that equal frames tie whatever the last bits of their sums say.
+    """
     result = []
     for frame, feature in enumerate(features):
         members = [features[t] for t in frames_of_event(event_of, event_of[frame])]
-        result.append(1.0 - cosine(feature, mean_vector(members)))
+        result.append(round(1.0 - cosine(feature, mean_vector(members)), 6))
     return result
 
 

@@ -1,0 +1,121 @@
+"""The engine's visual tokens against the naive reference, and its books against our report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from metok_vllm.accounting import blocks_for
+from metok_vllm.config import METokConfig
+from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+from metok_vllm.models.request import FIELD
+from tests.engine.conftest import ask, video
+from tests.reference.features import stage1_from_checkpoint
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "a boat sails at sunset while the band plays and everybody waits for the fireworks " * 4
+
+
+def core(engine: Any) -> Any:
+    return engine.llm_engine.engine_core.engine_core
+
+
+def model_of(engine: Any) -> Any:
+    return core(engine).model_executor.driver_worker.worker.model_runner.get_model()
+
+
+@pytest.fixture
+def model(metok: Any) -> Iterator[Any]:
+    """The engine's model; whatever a test sets about its alignment is undone."""
+    model = model_of(metok)
+    before, stage1 = model.metok, model._stage1
+    yield model
+    model.metok, model._stage1 = before, stage1
+
+
+def rendered(engine: Any, prompt: dict[str, Any]) -> Any:
+    """What vLLM's renderer hands to the engine; nothing comes from or goes to a cache."""
+    renderer = engine.llm_engine.renderer
+    return renderer.render_cmpl([prompt], skip_mm_cache=True)[0]
+
+
+@pytest.mark.parametrize("mode", ["separate", "shared", "none"])
+@pytest.mark.parametrize("lengths", [(1,), (2, 1), (3, 9, 1, 6, 5, 8), (40, 3, 27)])
+def test_visual_tokens_equal_the_reference(
+    metok: Any, model: Any, mode: str, lengths: tuple[int, ...]
+) -> None:
+    model.metok, model._stage1 = replace(model.metok, alignment_mode=mode), None
+    options = {"num_events": 4, "key_frames_per_event": 3}
+    prompt = ask(QUESTION, videos=[video(5, lengths)], options=options)
+    inputs = rendered(metok, prompt)
+    item = inputs["mm_kwargs"]["video"][0]
+    pixels_TCHW = item["pixel_values_videos"].data
+    with torch.inference_mode():
+        (tokens_ND,) = model.embed_multimodal(
+            pixel_values_videos=pixels_TCHW[None], **{FIELD: [item[FIELD].data]}
+        )
+    config = METokConfig.from_dict({**options, "alignment_mode": mode})
+    alignment = None if mode == "none" else ALIGNMENT_DIR
+    expected = stage1_from_checkpoint(
+        MODEL_DIR, alignment, mode, pixels_TCHW, QUESTION.strip(), config
+    )
+    told = model.stage1.recall(inputs["metok"].videos[0].key)
+    assert told["class_of_frame"] == expected.class_T
+    assert told["event_of_frame"] == expected.event_T
+    assert told["relevance_of_frame"] == pytest.approx(expected.relevance_T, abs=1e-5)
+    assert tokens_ND.shape == expected.tokens_ND.shape
+    scale = expected.tokens_ND.abs().max()
+    assert (tokens_ND - expected.tokens_ND).abs().max() <= 1e-5 * max(scale, 1)
+    (place,) = inputs["mm_placeholders"]["video"]
+    assert place.length == len(tokens_ND) == inputs["metok"].encoded_tokens
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "max"}, {"enabled": False}])
+def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]) -> None:
+    from vllm import SamplingParams
+
+    prompt = ask("How many?", videos=[video(2, (6, 8, 9))], options=options)
+    scheduler = core(metok).scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    engine = metok.llm_engine
+    metok.reset_prefix_cache()
+    free = pool.get_num_free_blocks()
+    engine.add_request("blocks", prompt, SamplingParams(max_tokens=3, ignore_eos=True))
+    held = []
+    tokens = 0
+    while engine.has_unfinished_requests():
+        engine.step()
+        requests = list(scheduler.requests.values())
+        if requests:
+            tokens = tokens or requests[0].num_prompt_tokens
+            ids = scheduler.kv_cache_manager.get_block_ids(requests[0].request_id)
+            held.append(sum(len(group) for group in ids))
+    assert tokens > 0
+    size = engine.vllm_config.cache_config.block_size
+    assert held[0] == blocks_for(tokens, size)
+    assert held[1] == blocks_for(tokens + 1, size)
+    assert pool.get_num_free_blocks() == free
+
+
+def test_memory_of_the_encoder_is_bounded_by_its_chunks(model: Any, metok: Any) -> None:
+    """The vision tower never sees more frames at once than the setting allows, each once."""
+    model.metok, model._stage1 = replace(model.metok, encoder_chunk_frames=7), None
+    sizes: list[int] = []
+    hook = model.vision_tower.register_forward_hook(
+        lambda module, args, output: sizes.append(len(args[0]))
+    )
+    try:
+        item = rendered(metok, ask("Why?", videos=[video(3, (12, 20))]))["mm_kwargs"]["video"][0]
+        with torch.inference_mode():
+            model.embed_multimodal(
+                pixel_values_videos=item["pixel_values_videos"].data[None],
+                **{FIELD: [item[FIELD].data]},
+            )
+    finally:
+        hook.remove()
+    assert sizes == [7, 7, 7, 7, 4]
