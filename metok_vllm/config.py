@@ -95,6 +95,12 @@ class METokConfig:
                     f"starts; a request may set {', '.join(sorted(REQUEST_FIELDS))}",
                     name,
                 )
+        if values.get("decode_keep") and 3 not in self.stages:
+            raise ConfigError(
+                f"metok.decode_keep {values['decode_keep']!r} needs stage 3, which this server "
+                f"does not run (stages {list(self.stages)})",
+                "decode_keep",
+            )
         base = self
         preset = values.get("preset")
         if preset is not None:
@@ -141,7 +147,8 @@ def _preset(name: object) -> dict[str, Any]:
 
 
 def _replace(config: METokConfig, values: Mapping[str, Any]) -> METokConfig:
-    return replace(config, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    fields_given: dict[str, Any] = dict(values)
+    return replace(config, **fields_given)
 
 
 def _check_known(values: Mapping[str, Any]) -> None:
@@ -153,7 +160,7 @@ def _check_known(values: Mapping[str, Any]) -> None:
             )
 
 
-def _check_types(config: METokConfig) -> None:
+def _check_types(config: Any) -> None:
     def fail(name: str, wanted: str) -> None:
         raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
 

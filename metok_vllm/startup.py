@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-
 IMPORTERS = ("torchvision", "transformers", "vllm")
 
 

@@ -96,6 +96,12 @@ def test_what_a_request_may_not_change(field: str) -> None:
     assert caught.value.field == field
 
 
+def test_a_request_cannot_ask_for_what_the_server_does_not_run() -> None:
+    with pytest.raises(ConfigError, match="needs stage 3"):
+        METokConfig().for_request({"decode_keep": 0.5})
+    assert METokConfig(stages=(1, 2, 3)).for_request({"decode_keep": 0.5}).decode_keep == 0.5
+
+
 @pytest.mark.parametrize("content", ["- 1", "a: [", "text"])
 def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
     file = tmp_path / "metok.yaml"

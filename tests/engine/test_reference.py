@@ -69,8 +69,8 @@ def test_visual_tokens_equal_the_reference(
     assert told["event_of_frame"] == expected.event_T
     assert told["relevance_of_frame"] == pytest.approx(expected.relevance_T, abs=1e-5)
     assert tokens_ND.shape == expected.tokens_ND.shape
-    scale = expected.tokens_ND.abs().max()
-    assert (tokens_ND - expected.tokens_ND).abs().max() <= 1e-5 * max(scale, 1)
+    scale = max(float(expected.tokens_ND.abs().max()), 1.0)
+    assert (tokens_ND - expected.tokens_ND).abs().max() <= 1e-5 * scale
     (place,) = inputs["mm_placeholders"]["video"]
     assert place.length == len(tokens_ND) == inputs["metok"].encoded_tokens
 
