@@ -51,11 +51,11 @@ class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):  # type: ignore[mis
         return int(max(longest // max(mm_counts.get("video", 0), 1), 1))
 
 
-class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):
+class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):  # type: ignore[misc]
     """LLaVA-OneVision's processor with a token count that METok fixed in advance."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(  # type: ignore[untyped-decorator]
+@MULTIMODAL_REGISTRY.register_processor(
     MetokLlavaOnevisionProcessor,
     info=MetokLlavaOnevisionInfo,
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,

@@ -1,0 +1,61 @@
+"""Which hosts a media URL may reach: names are resolved here, and every address is checked.
+
+The caller connects to the addresses returned and to nothing else, so a name that resolves
+differently a moment later (DNS rebinding) changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+
+from metok_vllm.errors import MediaError, MediaForbidden
+
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+async def system_resolver(host: str, port: int) -> list[str]:
+    """Addresses of `host` by the system's resolver. Raises OSError when there are none."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+async def checked_addresses(
+    host: str, port: int, *, allow_private: bool, resolver: Resolver = system_resolver
+) -> list[str]:
+    """Addresses of `host` that may be connected to.
+
+    Raises MediaForbidden if any of them is not public, MediaError if there are none.
+    """
+    try:
+        addresses = await resolver(host, port)
+    except (OSError, UnicodeError):
+        addresses = []
+    if not addresses:
+        raise MediaError("the host of the media URL cannot be found", "unreachable")
+    if not allow_private and not all(is_public(address) for address in addresses):
+        raise MediaForbidden(
+            "the media URL points to a private, loopback or link-local address, "
+            "which this server does not fetch from",
+            "private_address",
+        )
+    return addresses
+
+
+def is_public(address: str) -> bool:
+    """Whether `address` is on the public internet. IPv4 inside IPv6 counts as that IPv4."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if embedded is None and ip in NAT64:
+            embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(str(embedded))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved

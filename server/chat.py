@@ -1,0 +1,243 @@
+"""vLLM's chat completions with METok's request and response fields.
+
+Everything of the protocol is vLLM's: this adds `metok` to the request, hands it to the processor,
+and adds what METok did to the response, or to the last chunk of a stream.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+from vllm.entrypoints.openai.chat_completion.protocol import (
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+)
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+from metok_vllm import metrics
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError, MediaForbidden
+from metok_vllm.plan import RequestPlan
+from metok_vllm.server.report import metok_report
+from metok_vllm.video.limits import MediaLimits
+
+logger = logging.getLogger("vllm.metok")
+
+OPTION = "metok"
+DONE = "data: [DONE]"
+# What a client may say about reading a video even if multimodal options are not trusted: the
+# media limits bound both.
+OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})
+
+
+class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
+    """A chat completion request that may carry METok settings."""
+
+    metok: dict[str, Any] | None = Field(
+        default=None, description="METok settings for this request; see docs/metok.md."
+    )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    plan: RequestPlan
+    prompt_tokens: int
+
+
+# Set while a request is rendered, read when its answer is put together, in the same task.
+_pending: ContextVar[_Pending | None] = ContextVar("metok_pending", default=None)
+
+
+class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
+    """vLLM's handler, wrapped around an existing one whose settings it shares.
+
+    Raises ConfigError and MediaError, which the endpoint turns into envelopes.
+    """
+
+    def __init__(self, stock: OpenAIServingChat, limits: MediaLimits) -> None:
+        self.__dict__.update(stock.__dict__)
+        self.trust_mm_kwargs = stock.online_renderer.trust_request_mm_kwargs
+        # Client options are checked here, before METok's own join them.
+        self.online_renderer = copy.copy(stock.online_renderer)
+        self.online_renderer.trust_request_mm_kwargs = True
+        self.limits = limits
+        settings = getattr(self.model_config.hf_config, "metok", None)
+        self.metok = METokConfig.from_dict(settings) if settings else None
+
+    async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
+        """As vLLM's, with METok's settings for the processor and its plan kept for the answer."""
+        _pending.set(None)
+        overrides = self._overrides(request)
+        videos = count_videos(request.messages)
+        if videos > self.limits.max_videos:
+            metrics.count_rejected("too_many")
+            raise MediaForbidden(
+                f"{videos} videos in one request; this server takes {self.limits.max_videos} "
+                "at most (max_videos)",
+                "too_many",
+            )
+        self._check_client_options(request)
+        if videos and overrides:
+            request.mm_processor_kwargs = {
+                **(request.mm_processor_kwargs or {}),
+                OPTION: overrides,
+            }
+        result = await super().render_chat_request(request)
+        if isinstance(result, tuple):
+            for engine_input in result[1]:
+                plan = engine_input.pop(OPTION, None)
+                if plan is not None and plan.videos:
+                    _pending.set(_Pending(plan, self._extract_prompt_len(engine_input)))
+        return result
+
+    async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """As vLLM's, with `metok` on the response of a request with videos."""
+        pending = _pending.get()
+        response = await super().chat_completion_full_generator(*args, **kwargs)
+        if pending is not None and isinstance(response, ChatCompletionResponse):
+            response.metok = await self._report(pending)
+        return response
+
+    def chat_completion_stream_generator(
+        self, *args: Any, **kwargs: Any
+    ) -> AsyncGenerator[str, None]:
+        """As vLLM's, with `metok` in the last chunk of a request with videos."""
+        stream = super().chat_completion_stream_generator(*args, **kwargs)
+        pending = _pending.get()
+        return stream if pending is None else self._with_report(stream, pending)
+
+    async def _with_report(
+        self, stream: AsyncGenerator[str, None], pending: _Pending
+    ) -> AsyncGenerator[str, None]:
+        held: str | None = None
+        try:
+            async for item in stream:
+                if item.startswith(DONE) and held is not None:
+                    yield await self._reported_chunk(held, pending)
+                    held = None
+                elif held is not None:
+                    yield held
+                    held = None
+                if item.startswith(DONE):
+                    yield item
+                elif _may_be_last(item):
+                    held = item
+                else:
+                    yield item
+            if held is not None:
+                yield held
+        finally:
+            await stream.aclose()
+
+    async def _reported_chunk(self, item: str, pending: _Pending) -> str:
+        chunk = json.loads(item.removeprefix("data: "))
+        chunk[OPTION] = await self._report(pending)
+        return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+    async def _report(self, pending: _Pending) -> dict[str, Any]:
+        plan = pending.plan
+        metrics.count_request(plan)
+        if reason := fallback_reason(plan, self.metok):
+            metrics.count_fallback(reason)
+        config = self.engine_client.vllm_config
+        return metok_report(
+            plan,
+            await self._events(plan),
+            prompt_tokens=pending.prompt_tokens,
+            block_size=config.cache_config.block_size,
+            text_config=self.model_config.hf_text_config,
+        )
+
+    async def _events(self, plan: RequestPlan) -> list[Any]:
+        if 1 not in plan.stages:
+            return []
+        keys = [video.key for video in plan.videos]
+        try:
+            return list(await self.engine_client.collective_rpc("metok_events", args=(keys,)))
+        except Exception:
+            # The answer is there; a report without events is better than an error in its place.
+            logger.warning("The events of a request could not be fetched.", exc_info=True)
+            return []
+
+    def _overrides(self, request: ChatCompletionRequest) -> dict[str, Any]:
+        overrides = getattr(request, OPTION, None)
+        if overrides is None:
+            return {}
+        if not isinstance(overrides, dict):
+            raise ConfigError("metok must be an object of settings", OPTION)
+        if self.metok is None:
+            raise ConfigError(
+                "This model is served without METok; start the server with 'metok serve' and a "
+                "model METok supports to use the metok field",
+                OPTION,
+            )
+        try:
+            self.metok.for_request(overrides)
+        except ConfigError as error:
+            raise ConfigError(str(error), f"{OPTION}.{error.field}") from error
+        return overrides
+
+    def _check_client_options(self, request: ChatCompletionRequest) -> None:
+        options = request.mm_processor_kwargs
+        if any(key.startswith(OPTION) for key in _keys(options)):
+            raise ConfigError(
+                "METok's settings belong in the metok field, not in mm_processor_kwargs",
+                "mm_processor_kwargs",
+            )
+        media = request.media_io_kwargs or {}
+        is_open = set(media) <= {"video"} and set(media.get("video") or {}) <= OPEN_VIDEO_OPTIONS
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=options,
+            media_io_kwargs=None if is_open else media,
+            trust_request_mm_kwargs=self.trust_mm_kwargs,
+        )
+
+
+def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None:
+    """Why frames were ranked without looking at the question; None if they were not."""
+    if config is None or 1 not in plan.stages:
+        return None
+    if config.alignment_model is None or config.alignment_mode == "none":
+        return "no_towers"
+    return "no_query" if plan.query_source == "none" else None
+
+
+def count_videos(messages: Any) -> int:
+    """Video parts in the messages of a request."""
+    count = 0
+    for message in messages:
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if not isinstance(content, list):
+            continue
+        for part in content:
+            if isinstance(part, Mapping):
+                kind = part.get("type")
+                count += kind == "video_url" or (kind is None and "video_url" in part)
+    return count
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _keys(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _keys(inner)
+
+
+def _may_be_last(item: str) -> bool:
+    """Whether a stream item can be the last before `[DONE]`: it ends a choice or carries usage.
+
+    Only such items are held back, so tokens are passed on the moment they exist. Quotes inside
+    JSON strings are escaped, so an answer cannot contain these marks.
+    """
+    return item.startswith("data: {") and ('"finish_reason":"' in item or '"choices":[]' in item)

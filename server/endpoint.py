@@ -1,0 +1,177 @@
+"""The `vllm.endpoint_plugins` entry point: METok's routes, errors and limits on vLLM's server.
+
+vLLM loads it where `VLLM_PLUGINS` names `metok_http`; `metok serve` sees to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.resources
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.version import __version__ as vllm_version
+
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import MetokError
+from metok_vllm.server import media_connector
+from metok_vllm.server.chat import MetokChatRequest, MetokServingChat
+from metok_vllm.server.envelope import ErrorEnvelope, error_body
+from metok_vllm.server.lifecycle import LIFECYCLE, Lifecycle, Phase, drain_before
+from metok_vllm.server.middleware import Admission, BodyLimit, Deadline
+from metok_vllm.server.settings import ServerSettings
+from metok_vllm.video.limits import MediaLimits
+
+MAX_REPORTED_ERRORS = 5
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; media-src blob:"
+)
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses={
+        HTTPStatus.OK.value: {"content": {"text/event-stream": {}}},
+        HTTPStatus.BAD_REQUEST.value: {"model": ErrorResponse},
+        HTTPStatus.NOT_FOUND.value: {"model": ErrorResponse},
+        HTTPStatus.INTERNAL_SERVER_ERROR.value: {"model": ErrorResponse},
+        HTTPStatus.NOT_IMPLEMENTED.value: {"model": ErrorResponse},
+    },
+)
+async def create_metok_chat_completion(request: MetokChatRequest, raw_request: Request) -> Response:
+    """vLLM's own route, with METok's request schema."""
+    return await create_chat_completion(request, raw_request)  # type: ignore[no-any-return]
+
+
+@router.get("/health/ready")
+async def ready(raw_request: Request) -> Response:
+    """200 while requests are taken; 503 while loading or draining, and when the engine is dead."""
+    state = raw_request.app.state
+    phase: Phase = state.metok_lifecycle.phase
+    if phase is not Phase.SERVING:
+        return _error(503, f"The server is {phase.value}.")
+    try:
+        await state.engine_client.check_health()
+    except EngineDeadError:
+        return _error(503, "The engine has stopped. The server must be started again.")
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/version")
+async def version(raw_request: Request) -> Response:
+    """vLLM's version, METok's, and what METok does on this server."""
+    config: METokConfig | None = raw_request.app.state.metok_config
+    content: dict[str, Any] = {"version": vllm_version, "metok": _distribution_version()}
+    content["metok_config"] = config.to_dict() if config is not None else None
+    if config is not None and config.alignment_model is not None:
+        content["metok_config"]["alignment_model"] = "set"
+    return JSONResponse(content)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """One page to upload a video, ask, and see the events."""
+    html = importlib.resources.files("metok_vllm.server").joinpath("page/index.html")
+    headers = {"content-security-policy": PAGE_POLICY}
+    return HTMLResponse(html.read_text(encoding="utf-8"), headers=headers)
+
+
+class MetokEndpoint:
+    """Wires the above into vLLM's app: first the routes, then, once vLLM is done, the rest."""
+
+    name = "metok_http"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self.lifecycle = LIFECYCLE
+        self._app: FastAPI | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Phase A: routes. vLLM lets them replace its own."""
+        media_connector.register()
+        app.include_router(router)
+        self._app = app
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Phase B: vLLM's own handlers and middleware stand, so ours go around them."""
+        settings, limits = ServerSettings.from_env(), MediaLimits.from_env()
+        state.metok_lifecycle = self.lifecycle
+        state.metok_config = None
+        if engine_client is not None:
+            hf_config = engine_client.model_config.hf_config
+            if values := getattr(hf_config, "metok", None):
+                state.metok_config = METokConfig.from_dict(values)
+            stock = getattr(state, "openai_serving_chat", None)
+            if stock is not None:
+                state.openai_serving_chat = MetokServingChat(stock, limits)
+            drain_s = float(engine_client.vllm_config.shutdown_timeout)
+            engine_client.shutdown = drain_before(engine_client.shutdown, self.lifecycle, drain_s)
+        assert self._app is not None, "attach_router runs first"
+        install(self._app, self.lifecycle, settings, limits)
+        await asyncio.to_thread(self.lifecycle.serve)
+
+
+def install(
+    app: FastAPI, lifecycle: Lifecycle, settings: ServerSettings, limits: MediaLimits
+) -> None:
+    """Put METok's error handlers and middleware on `app`. The last one added is the outermost."""
+    # vLLM's SageMaker support has built the stack already; no request has been through it yet.
+    app.middleware_stack = None
+    app.add_exception_handler(MetokError, metok_error_handler)
+    app.add_exception_handler(RequestValidationError, validation_error_handler)
+    app.add_middleware(Deadline, seconds=settings.request_timeout_s)
+    app.add_middleware(Admission, lifecycle=lifecycle, max_inflight=settings.max_inflight)
+    app.add_middleware(BodyLimit, limit=settings.body_limit(limits))
+    app.add_middleware(ErrorEnvelope)
+
+
+async def metok_error_handler(_request: Request, error: Exception) -> Response:
+    """A MetokError anywhere below a route becomes the status it stands for."""
+    status = error.status if isinstance(error, MetokError) else 500
+    return _error(status, str(error), getattr(error, "field", None))
+
+
+async def validation_error_handler(_request: Request, error: Exception) -> Response:
+    """Malformed JSON and wrong types: what is wrong and where, without repeating the payload."""
+    details = error.errors() if isinstance(error, RequestValidationError) else []
+    parts: list[str] = []
+    param: str | None = None
+    for detail in details:
+        if not isinstance(detail, dict):
+            parts.append(str(detail))
+            continue
+        where = clean_loc_for_param(tuple(detail.get("loc", ()))).removeprefix("body.")
+        context = detail.get("ctx", {}).get("error")
+        if detail.get("type") == "json_invalid":
+            text, where = f"the body is not valid JSON ({context})", ""
+        else:
+            text = str(detail.get("msg", "is not valid")).removeprefix("Value error, ")
+        param = param or getattr(context, "parameter", None) or where or None
+        line = f"{where}: {text}" if where not in ("", "body") else text
+        if line not in parts:
+            parts.append(line)
+    if len(parts) > MAX_REPORTED_ERRORS:
+        parts[MAX_REPORTED_ERRORS:] = [f"and {len(parts) - MAX_REPORTED_ERRORS} more"]
+    return _error(400, "; ".join(parts), param)
+
+
+def _error(status: int, message: str, param: str | None = None) -> Response:
+    content = error_body(status, message, param)
+    return Response(content, status_code=status, media_type="application/json")
+
+
+def _distribution_version() -> str:
+    return importlib.metadata.version("metok-vllm")

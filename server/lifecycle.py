@@ -1,0 +1,105 @@
+"""Where the server is in its life, and how many generation requests are being answered.
+
+loading -> serving -> draining. The HTTP layer asks here whether to take a request; a shutdown
+first lets the requests that are under way finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from enum import Enum
+
+ENGINE_EXIT_S = 2.0
+
+
+class Phase(Enum):
+    """Phase of the server's life."""
+
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Lifecycle:
+    """Thread-safe phase and count of requests in flight."""
+
+    def __init__(self) -> None:
+        self._phase = Phase.LOADING
+        self._inflight = 0
+        self._changed = threading.Condition()
+        self.before_serving: Callable[[], None] | None = None
+        # The server ended although no signal asked it to: its engine died.
+        self.failed = False
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    @property
+    def inflight(self) -> int:
+        return self._inflight
+
+    def serve(self) -> None:
+        """Loading is over; runs `before_serving`, which may block."""
+        if self.before_serving is not None:
+            self.before_serving()
+        with self._changed:
+            if self._phase is Phase.LOADING:
+                self._phase = Phase.SERVING
+
+    def enter(self) -> None:
+        """A generation request was taken."""
+        with self._changed:
+            self._inflight += 1
+
+    def leave(self) -> None:
+        """A generation request is over."""
+        with self._changed:
+            self._inflight -= 1
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> float:
+        """Refuse new requests and wait for those in flight; seconds left. Blocks its thread."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            self._phase = Phase.DRAINING
+            while self._inflight and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+        return max(0.0, deadline - time.monotonic())
+
+
+# vLLM makes the endpoint plugin, so the launcher and the plugin meet here.
+LIFECYCLE = Lifecycle()
+
+
+def drain_before(
+    shutdown: Callable[..., None], lifecycle: Lifecycle, drain_s: float
+) -> Callable[..., None]:
+    """An engine `shutdown` that first drains for up to `drain_s` seconds.
+
+    vLLM's own drain starts inside the engine, after the renderer is gone: a request whose video
+    is still being decoded would fail. vLLM calls `shutdown` in a worker thread on SIGTERM, so
+    waiting here leaves the event loop free to finish the answers.
+    """
+
+    def drained_shutdown(timeout: float | None = None) -> None:
+        if lifecycle.phase is not Phase.DRAINING:
+            # Signals are served in a worker thread; in the event loop vLLM only cleans up.
+            lifecycle.failed = _in_event_loop()
+            left = lifecycle.drain(0.0 if lifecycle.failed else drain_s)
+            if timeout:
+                timeout = max(left, ENGINE_EXIT_S)
+        shutdown(timeout=timeout)
+
+    return drained_shutdown
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""The `metok` object of a response: what METok did for one request, and what that saved.
+
+Counts come from the plan, events from the worker that encoded the videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from metok_vllm.accounting import blocks_for, decoder_prefill_flops
+from metok_vllm.plan import RequestPlan, VideoPlan
+
+WorkerEvents = Mapping[str, Mapping[str, Any] | None]
+
+
+def metok_report(
+    plan: RequestPlan,
+    workers: Sequence[WorkerEvents],
+    *,
+    prompt_tokens: int,
+    block_size: int,
+    text_config: Any,
+) -> dict[str, Any]:
+    """JSON-ready report. `prompt_tokens` is what the decoder was given; `workers` one per worker.
+
+    KV blocks are those of one cache group: held by the dense prompt, after the prefill, and when
+    the first generated token is decoded (which needs a slot of its own).
+    """
+    dense_prompt = prompt_tokens - plan.encoded_tokens + plan.dense_tokens
+    events = [
+        event
+        for index, video in enumerate(plan.videos)
+        for event in video_events(index, video, _first_entry(workers, video.key))
+    ]
+    return {
+        "preset": plan.preset if plan.stages else "off",
+        "stages": list(plan.stages),
+        "query_source": plan.query_source,
+        "events": events,
+        "visual_tokens": {
+            "dense": plan.dense_tokens,
+            "encoded": plan.encoded_tokens,
+            "stages": [plan.encoded_tokens] if 1 in plan.stages else [],
+        },
+        "kv_blocks": {
+            "dense": blocks_for(dense_prompt, block_size),
+            "prefill": blocks_for(prompt_tokens, block_size),
+            "decode": blocks_for(prompt_tokens + 1, block_size),
+        },
+        "decoder_prefill_flops": {
+            "dense": decoder_prefill_flops(text_config, dense_prompt),
+            "metok": decoder_prefill_flops(text_config, prompt_tokens),
+        },
+    }
+
+
+def video_events(
+    index: int, video: VideoPlan, entry: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Events of one video in order of time, seconds from its start. No entry: no events.
+
+    An event starts at its first frame and lasts until the next one starts, or the video ends.
+    """
+    if entry is None or len(entry["event_of_frame"]) != len(video.timestamps_s):
+        return []
+    event_of_frame = entry["event_of_frame"]
+    starts: dict[int, float] = {}
+    for event, time_s in zip(event_of_frame, video.timestamps_s, strict=True):
+        starts.setdefault(int(event), float(time_s))
+    order = sorted(starts, key=lambda event: starts[event])
+    last = max(video.duration_s, video.timestamps_s[-1])
+    ends = [starts[event] for event in order[1:]] + [float(last)]
+    return [
+        {
+            "start_s": round(starts[event], 3),
+            "end_s": round(end_s, 3),
+            "relevance": float(entry["event_relevance"][event]),
+            "key": bool(entry["event_key"][event]),
+            "video": index,
+        }
+        for event, end_s in zip(order, ends, strict=True)
+    ]
+
+
+def _first_entry(workers: Sequence[WorkerEvents], key: str) -> Mapping[str, Any] | None:
+    # With data parallelism only the worker that encoded the video knows its events.
+    for worker in workers:
+        entry = worker.get(key)
+        if entry is not None:
+            return entry
+    return None

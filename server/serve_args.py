@@ -1,0 +1,125 @@
+"""The command line of `metok serve`: vLLM's own, plus METok's flags and defaults.
+
+METok's settings leave here in two ways: the METokConfig inside vLLM's `additional_config`, and
+limits through the environment, which reaches every process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
+from metok_vllm.server.settings import ServerSettings
+from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
+from metok_vllm.video.limits import MediaLimits
+
+DESCRIPTION = (
+    "vLLM's OpenAI-compatible server with METok on. Every flag of 'vllm serve' is accepted."
+)
+SHUTDOWN_TIMEOUT_S = 30
+DEMO_DEFAULTS = {
+    "served_model_name": ["metok-demo"],
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_model_len": 16384,
+}
+DEMO_KV_GIB = "1"
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """Arguments ready for vLLM. Sets the environment. Exits with 2 on a bad command line."""
+    demo = "--demo" in argv
+    words = [word for word in argv if word != "--demo"]
+    if demo:
+        from metok_vllm.demo import MODEL_DIR
+
+        words.insert(0, str(MODEL_DIR))
+    top, parser = _parsers(demo)
+    args: Namespace = top.parse_args(["serve", *words])
+    if args.model_tag is not None:
+        args.model = args.model_tag
+    elif not args.headless and "--config" not in words:
+        parser.error("say which model to serve, or --demo for the embedded one")
+    try:
+        _apply_metok(args, demo)
+    except ConfigError as error:
+        parser.error(str(error))
+    return args
+
+
+def _parsers(demo: bool) -> tuple[Any, Any]:
+    top = FlexibleArgumentParser(prog="metok")
+    commands = top.add_subparsers(dest="subparser")
+    parser = commands.add_parser(
+        "serve", description=DESCRIPTION, usage="metok serve MODEL [options] (or --demo)"
+    )
+    make_arg_parser(parser)
+    parser.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    if demo:
+        parser.set_defaults(**DEMO_DEFAULTS)
+    group = parser.add_argument_group("METok", "What METok does, and what clients may send.")
+    group.add_argument("--demo", action="store_true", help="Serve the embedded demo model.")
+    group.add_argument("--metok-config", metavar="FILE", help="YAML file with METok settings.")
+    for field in dataclasses.fields(METokConfig):
+        flag = f"--metok-{field.name.replace('_', '-')}"
+        shown = json.dumps(field.default)
+        group.add_argument(flag, type=_json_or_text, help=f"METok setting; preset or {shown}.")
+    for field in dataclasses.fields(MediaLimits):
+        flag = f"--metok-media-{field.name.replace('_', '-')}"
+        group.add_argument(flag, help=f"Limit on media; default {field.default}.")
+    for field in dataclasses.fields(ServerSettings):
+        flag = f"--metok-{field.name.removesuffix('_s').replace('_', '-')}"
+        group.add_argument(flag, help=f"Limit of the server; default {field.default}, 0 is off.")
+    return top, parser
+
+
+def _apply_metok(args: Namespace, demo: bool) -> None:
+    """Move METok's flags out of `args`. Raises ConfigError."""
+    flags = {f.name: _take(args, f"metok_{f.name}") for f in dataclasses.fields(METokConfig)}
+    for field in dataclasses.fields(MediaLimits):
+        _export(MEDIA_ENV + field.name, _take(args, f"metok_media_{field.name}"))
+    for field in dataclasses.fields(ServerSettings):
+        _export(SERVER_ENV + field.name, _take(args, f"metok_{field.name.removesuffix('_s')}"))
+    limits = MediaLimits.from_env()
+    ServerSettings.from_env()
+
+    extra = dict(args.additional_config or {})
+    given = {name: value for name, value in flags.items() if value is not None}
+    config_file = _take(args, "metok_config")
+    config = METokConfig.load({**extra.get("metok", {}), **given}, config_file)
+    if demo:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", DEMO_KV_GIB)
+        if config.alignment_model is None:
+            from metok_vllm.demo import ALIGNMENT_DIR
+
+            config = dataclasses.replace(config, alignment_model=str(ALIGNMENT_DIR))
+    args.additional_config = {**extra, "metok": config.to_dict()}
+    args.limit_mm_per_prompt = {"video": limits.max_videos, **(args.limit_mm_per_prompt or {})}
+
+
+def _take(args: Namespace, name: str) -> Any:
+    value = getattr(args, name)
+    delattr(args, name)
+    return value
+
+
+def _export(name: str, value: str | None) -> None:
+    if value is not None:
+        os.environ[name.upper()] = value
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

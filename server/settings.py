@@ -1,0 +1,66 @@
+"""How much work the HTTP server takes on: one frozen object, filled from `METOK_SERVER_*`.
+
+The environment carries it so that every API server process sees the same values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from metok_vllm.errors import ConfigError
+from metok_vllm.video.limits import MediaLimits
+
+ENV_PREFIX = "METOK_SERVER_"
+JSON_ALLOWANCE = 1 << 20
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Limits of the HTTP server; 0 switches a limit off. `max_body_bytes` -1: from media limits.
+
+    Raises ConfigError for a value out of range.
+    """
+
+    max_inflight: int = 256
+    request_timeout_s: float = 600.0
+    max_body_bytes: int = -1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            minimum = -1 if field.name == "max_body_bytes" else 0
+            value = getattr(self, field.name)
+            if not minimum <= value < float("inf"):
+                raise ConfigError(
+                    f"{field.name} must be {minimum} or more, got {value}", field.name
+                )
+
+    def body_limit(self, limits: MediaLimits) -> int:
+        """Bytes of the largest request body: as many videos as a request may carry, in base64."""
+        if self.max_body_bytes >= 0:
+            return self.max_body_bytes
+        return limits.max_videos * base64_size(limits.max_bytes) + JSON_ALLOWANCE
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> ServerSettings:
+        """Settings from the environment; unset names keep their defaults."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, float] = {}
+        for field in fields(cls):
+            raw = environ.get(ENV_PREFIX + field.name.upper())
+            if raw is None or raw == "":
+                continue
+            try:
+                is_float = isinstance(field.default, float)
+                values[field.name] = float(raw) if is_float else int(raw)
+            except ValueError:
+                raise ConfigError(
+                    f"{ENV_PREFIX}{field.name.upper()} must be a number, got {raw!r}", field.name
+                ) from None
+        return cls(**values)  # type: ignore[arg-type]
+
+
+def base64_size(size: int) -> int:
+    """Characters of `size` bytes in base64."""
+    return -(-size // 3) * 4

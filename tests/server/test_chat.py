@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from vllm.exceptions import VLLMValidationError
+
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
+from metok_vllm.plan import RequestPlan, VideoPlan
+from metok_vllm.server.chat import (
+    MetokChatRequest,
+    MetokServingChat,
+    _Pending,
+    count_videos,
+    fallback_reason,
+)
+from metok_vllm.video.limits import MediaLimits
+
+VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
+TEXT = {"type": "text", "text": "What happens?"}
+PLAN = RequestPlan("balanced", (1,), "user_turn", (VideoPlan("a", 2, (0.0, 1.0), 2.0, 100, 40),))
+CHUNK = '"id":"c","object":"chat.completion.chunk","created":1,"model":"m"'
+
+
+def chunk(content: str, finish: str = "null") -> str:
+    # As vLLM 0.32 writes them.
+    delta = json.dumps({"content": content})
+    return (
+        f'data: {{{CHUNK},"choices":[{{"index":0,"delta":{delta},"logprobs":null,'
+        f'"finish_reason":{finish}}}]}}\n\n'
+    )
+
+
+ROLE = (
+    f'data: {{{CHUNK},"choices":[{{"index":0,"delta":{{"role":"assistant","content":""}}}}]}}\n\n'
+)
+USAGE = f'data: {{{CHUNK},"choices":[],"usage":{{"prompt_tokens":7,"total_tokens":9}}}}\n\n'
+ERROR = 'data: {"error":{"message":"no","type":"t","param":null,"code":500}}\n\n'
+DONE = "data: [DONE]\n\n"
+
+
+def serving(trust: bool = False, metok: METokConfig | None = None) -> Any:
+    chat = MetokServingChat.__new__(MetokServingChat)
+    chat.trust_mm_kwargs = trust
+    chat.limits = MediaLimits()
+    chat.metok = metok
+    return chat
+
+
+def request(**fields: Any) -> MetokChatRequest:
+    messages = [{"role": "user", "content": [VIDEO, TEXT]}]
+    return MetokChatRequest(**{"messages": messages, "model": "m", **fields})
+
+
+def streamed(*items: str) -> list[str]:
+    chat = serving()
+
+    async def report(_pending: _Pending) -> dict[str, Any]:
+        return {"preset": "balanced"}
+
+    async def source() -> AsyncGenerator[str, None]:
+        for item in items:
+            yield item
+
+    async def collect() -> list[str]:
+        return [item async for item in chat._with_report(source(), _Pending(PLAN, 7))]
+
+    chat._report = report
+    return asyncio.run(collect())
+
+
+def metok_of(item: str) -> Any:
+    return json.loads(item.removeprefix("data: ")).get("metok")
+
+
+class TestStream:
+    def test_the_last_chunk_carries_the_report(self) -> None:
+        tricky = 'He said "finish_reason":"stop" and "choices":[] – ok'
+        items = [ROLE, chunk(tricky), chunk(".", '"stop"'), DONE]
+        out = streamed(*items)
+        assert out[:2] == items[:2]
+        assert out[3] == DONE
+        last = json.loads(out[2].removeprefix("data: "))
+        assert last.pop("metok") == {"preset": "balanced"}
+        assert last == json.loads(items[2].removeprefix("data: "))
+
+    def test_with_usage_that_is_the_usage_chunk(self) -> None:
+        items = [ROLE, chunk("a"), chunk(".", '"length"'), USAGE, DONE]
+        out = streamed(*items)
+        assert out[:3] == items[:3]
+        assert metok_of(out[3]) == {"preset": "balanced"}
+        assert json.loads(out[3][6:])["usage"] == {"prompt_tokens": 7, "total_tokens": 9}
+
+    def test_several_choices_end_at_different_times(self) -> None:
+        items = [chunk("a", '"stop"'), chunk("b"), chunk("c", '"stop"'), DONE]
+        out = streamed(*items)
+        assert out[:2] == items[:2]
+        assert metok_of(out[2]) is not None
+
+    def test_an_error_is_passed_on_without_a_report(self) -> None:
+        assert streamed(ROLE, chunk("a"), ERROR, DONE) == [ROLE, chunk("a"), ERROR, DONE]
+
+    def test_tokens_are_not_held_back(self) -> None:
+        passed: list[str] = []
+
+        async def source() -> AsyncGenerator[str, None]:
+            yield chunk("a")
+            assert passed == [chunk("a")]
+            yield chunk("b", '"stop"')
+
+        async def collect() -> None:
+            async for item in serving()._with_report(source(), _Pending(PLAN, 7)):
+                passed.append(item)
+
+        asyncio.run(collect())
+        assert passed == [chunk("a"), chunk("b", '"stop"')]
+
+    def test_leaving_early_closes_vllm_s_stream(self) -> None:
+        closed: list[bool] = []
+
+        async def source() -> AsyncGenerator[str, None]:
+            try:
+                while True:
+                    yield chunk("a")
+            finally:
+                closed.append(True)
+
+        async def leave() -> None:
+            stream = serving()._with_report(source(), _Pending(PLAN, 7))
+            await anext(stream)
+            await stream.aclose()
+
+        asyncio.run(leave())
+        assert closed == [True]
+
+
+class TestEvents:
+    def test_every_worker_is_asked_for_the_videos(self) -> None:
+        asked: list[Any] = []
+
+        async def rpc(method: str, args: Any) -> list[Any]:
+            asked.append((method, args))
+            return [{"a": None}]
+
+        chat = serving()
+        chat.engine_client = SimpleNamespace(collective_rpc=rpc)
+        assert asyncio.run(chat._events(PLAN)) == [{"a": None}]
+        assert asked == [("metok_events", (["a"],))]
+
+    def test_an_engine_that_cannot_tell_costs_only_the_events(self) -> None:
+        async def rpc(method: str, args: Any) -> list[Any]:
+            raise RuntimeError("shutting down")
+
+        chat = serving()
+        chat.engine_client = SimpleNamespace(collective_rpc=rpc)
+        assert asyncio.run(chat._events(PLAN)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "stages", "config", "reason"),
+    [
+        ("user_turn", (1,), METokConfig(alignment_model="towers"), None),
+        ("none", (1,), METokConfig(alignment_model="towers"), "no_query"),
+        ("user_turn", (1,), METokConfig(), "no_towers"),
+        ("user_turn", (1,), METokConfig(alignment_model="t", alignment_mode="none"), "no_towers"),
+        ("none", (), METokConfig(), None),
+        ("none", (1,), None, None),
+    ],
+)
+def test_fallbacks_are_named(
+    source: str, stages: tuple[int, ...], config: METokConfig | None, reason: str | None
+) -> None:
+    plan = RequestPlan("balanced", stages, source, PLAN.videos)
+    assert fallback_reason(plan, config) == reason
+
+
+class TestOverrides:
+    @pytest.mark.parametrize("values", [{"num_events": 3}, {"enabled": False}, {"preset": "max"}])
+    def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
+        assert serving(metok=METokConfig())._overrides(request(metok=values)) == values
+
+    @pytest.mark.parametrize("values", [None, {}])
+    def test_nothing_said(self, values: dict[str, Any] | None) -> None:
+        assert serving(metok=METokConfig())._overrides(request(metok=values)) == {}
+
+    @pytest.mark.parametrize(
+        ("values", "param"),
+        [
+            ({"num_event": 3}, "metok.num_event"),
+            ({"stages": [1]}, "metok.stages"),
+            ({"pruning_layers": [1, 2, 3]}, "metok.pruning_layers"),
+            ({"num_events": 0}, "metok.num_events"),
+            ({"preset": "best"}, "metok.preset"),
+        ],
+    )
+    def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            serving(metok=METokConfig())._overrides(request(metok=values))
+        assert caught.value.field == param
+
+    def test_a_server_without_metok_says_so(self) -> None:
+        with pytest.raises(ConfigError, match="without METok"):
+            serving()._overrides(request(metok={"enabled": True}))
+        assert serving()._overrides(request()) == {}
+
+    def test_the_schema_wants_an_object(self) -> None:
+        with pytest.raises(ValidationError):
+            request(metok="balanced")
+
+
+class TestClientOptions:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"metok": {"num_events": 3}},
+            {"metok_payload": "{}"},
+            {"videos_kwargs": {"metok_keys": ["a"]}},
+            {"a": [{"metok": 1}]},
+        ],
+    )
+    def test_private_keys_cannot_be_smuggled(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError) as caught:
+            serving(trust=True)._check_client_options(request(mm_processor_kwargs=options))
+        assert caught.value.field == "mm_processor_kwargs"
+
+    def test_frames_and_rate_are_open_to_all(self) -> None:
+        options = {"video": {"num_frames": 8, "fps": 1}}
+        serving()._check_client_options(request(media_io_kwargs=options))
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"mm_processor_kwargs": {"a": 1}},
+            {"media_io_kwargs": {"video": {"video_backend": "opencv"}}},
+            {"media_io_kwargs": {"image": {"image_mode": None}}},
+        ],
+    )
+    def test_the_rest_needs_trust(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(VLLMValidationError):
+            serving()._check_client_options(request(**fields))
+        serving(trust=True)._check_client_options(request(**fields))
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ("text", 0),
+        ([TEXT], 0),
+        ([VIDEO, TEXT, VIDEO], 2),
+        ([{"video_url": {"url": "x"}}], 1),
+        ([{"type": "image_url", "image_url": {"url": "x"}}], 0),
+        (None, 0),
+    ],
+)
+def test_counting_videos(content: Any, count: int) -> None:
+    assert count_videos([{"role": "user", "content": content}]) == count
+    assert count_videos([{"role": "user", "content": content}] * 2) == 2 * count
+
+
+def test_counting_videos_in_a_parsed_request() -> None:
+    assert count_videos(request().messages) == 1

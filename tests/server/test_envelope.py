@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from metok_vllm.server.envelope import ErrorEnvelope, error_body, is_envelope
+from tests.server.http_servers import Client, answering, http_scope
+
+
+def run(app: Any) -> Client:
+    client = Client()
+    asyncio.run(ErrorEnvelope(app)(http_scope(), client.receive, client.send))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (401, b'{"error": "Unauthorized"}'),
+        (404, b'{"detail": "Not Found"}'),
+        (405, b'{"detail": "Method Not Allowed"}'),
+        (503, b""),
+        (500, b'{"error": {"message": "", "code": 500}}'),
+    ],
+)
+def test_other_errors_become_envelopes_with_a_message(status: int, body: bytes) -> None:
+    client = run(answering(status, body))
+    assert client.status == status
+    error = json.loads(client.body)["error"]
+    assert error["code"] == status
+    assert len(error["message"]) > 10
+    assert int(client.headers["content-length"]) == len(client.body)
+    assert ("retry-after" in client.headers) == (status == 503)
+    assert ("www-authenticate" in client.headers) == (status == 401)
+
+
+def test_an_envelope_passes_unchanged() -> None:
+    body = error_body(400, "max_tokens must be at least 1", "max_tokens")
+    client = run(answering(400, body, ((b"x-request-id", b"7"),)))
+    assert client.body == body
+    assert client.headers["x-request-id"] == "7"
+
+
+def test_a_good_body_that_is_no_envelope_passes_unchanged() -> None:
+    client = run(answering(200, b'{"error": "no"}'))
+    assert (client.status, client.body) == (200, b'{"error": "no"}')
+
+
+def test_an_unhandled_error_is_a_500_that_says_nothing_about_itself() -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError("secret at /opt/models")
+
+    client = run(app)
+    assert client.status == 500
+    assert is_envelope(client.body)
+    assert b"secret" not in client.body
+    assert b"/opt" not in client.body
+
+
+def test_an_error_after_the_start_of_a_response_is_left_to_the_server() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("late")
+
+    with pytest.raises(RuntimeError, match="late"):
+        run(app)
+
+
+def test_a_stream_is_passed_on_as_it_comes() -> None:
+    client = Client()
+    seen: list[int] = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for body in (b"a", b"b"):
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+            seen.append(len(client.sent))
+        await send({"type": "http.response.body", "body": b""})
+
+    asyncio.run(ErrorEnvelope(app)(http_scope(), client.receive, client.send))
+    assert seen == [2, 3]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"error": null}', b'{"error": {"message": " "}}'])
+def test_what_is_not_an_envelope(body: bytes) -> None:
+    assert not is_envelope(body)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.settings import JSON_ALLOWANCE, ServerSettings, base64_size
+from metok_vllm.video.limits import MediaLimits
+
+
+def test_defaults_and_environment() -> None:
+    assert ServerSettings.from_env({}) == ServerSettings()
+    environ = {"METOK_SERVER_MAX_INFLIGHT": "0", "METOK_SERVER_REQUEST_TIMEOUT_S": "1.5"}
+    assert ServerSettings.from_env(environ) == ServerSettings(0, 1.5)
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "1.5"])
+def test_values_that_cannot_be(value: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServerSettings.from_env({"METOK_SERVER_MAX_INFLIGHT": value})
+    assert caught.value.field == "max_inflight"
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 100, 1000])
+def test_base64_size(size: int) -> None:
+    assert base64_size(size) == len(base64.b64encode(b"x" * size))
+
+
+def test_the_largest_body_holds_the_videos_a_request_may_carry() -> None:
+    limits = MediaLimits(max_bytes=3000, max_videos=2)
+    assert ServerSettings().body_limit(limits) == 2 * 4000 + JSON_ALLOWANCE
+    assert ServerSettings(max_body_bytes=5).body_limit(limits) == 5
+    assert ServerSettings(max_body_bytes=0).body_limit(limits) == 0
