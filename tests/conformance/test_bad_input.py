@@ -1,0 +1,211 @@
+"""Bad input gets its status and a message to act on, and the next request works."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from metok_vllm.server.child_server import ChildServer, free_port
+from tests.conformance.conftest import (
+    MAX_VIDEO_BYTES,
+    MODEL,
+    SAMPLE_URL,
+    chat_body,
+    messages,
+    post,
+    video_part,
+)
+from tests.video import clips
+
+pytestmark = pytest.mark.slow
+
+
+def as_url(data: bytes) -> str:
+    return "data:video/mp4;base64," + base64.b64encode(data).decode()
+
+
+def truncated() -> bytes:
+    data = clips.encode(num_frames=30, size=(64, 48))
+    return data[: len(data) // 2]
+
+
+# What is sent as the video's URL, the status, and words of the message.
+BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
+    "not a video": (lambda: as_url(b"This is no video. " * 50), 422, "video"),
+    "nothing": (lambda: as_url(b""), 422, "empty"),
+    "truncated": (lambda: as_url(truncated()), 422, ""),
+    "audio only": (lambda: as_url(clips.audio_only()), 422, "no video"),
+    "zero frames": (lambda: as_url(clips.zero_frames()), 422, "frame"),
+    "16k x 16k": (lambda: as_url(clips.huge_frames(16384)), 413, "pixel"),
+    "wrong base64": (lambda: "data:video/mp4;base64,@@@not*base64@@@", 400, "base64"),
+    "no base64": (lambda: "data:video/mp4,plain", 400, "base64"),
+    "too many bytes": (lambda: as_url(bytes(MAX_VIDEO_BYTES + 1)), 413, "1048576"),
+    "file outside the root": (lambda: "file:///etc/hostname", 400, ""),
+    "unreachable host": (lambda: "http://no-such-host.invalid/v.mp4", 422, ""),
+    "loopback": (lambda: f"http://127.0.0.1:{free_port()}/v.mp4", 400, "private"),
+    "private address": (lambda: "http://10.1.2.3/v.mp4", 400, "private"),
+    "link-local metadata": (lambda: "http://169.254.169.254/latest/meta-data", 400, "private"),
+    "mapped loopback": (lambda: "http://[::ffff:127.0.0.1]/v.mp4", 400, "private"),
+    "other scheme": (lambda: "ftp://example.com/v.mp4", 400, "http"),
+    "no scheme": (lambda: "v.mp4", 400, ""),
+    "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, ""),
+}
+
+
+def is_envelope(response: httpx.Response, status: int) -> str:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["code"] == status
+    assert error["message"].strip()
+    assert error["type"]
+    return str(error["message"])
+
+
+def works(client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=messages("And now?", video_part()), max_tokens=2
+    )
+    assert answer.metok["visual_tokens"]["dense"] == 1569
+
+
+@pytest.mark.parametrize("kind", list(BAD_VIDEOS))
+def test_bad_video(server: ChildServer, client: OpenAI, kind: str) -> None:
+    make, status, words = BAD_VIDEOS[kind]
+    url = make()
+    message = is_envelope(post(server, chat_body("What?", video_part(url))), status)
+    assert words in message
+    assert "/etc" not in message
+    assert "Traceback" not in message
+    assert len(url) < 60 or url[30:60] not in message
+    works(client)
+
+
+def test_file_urls_under_the_root_only(
+    server: ChildServer, client: OpenAI, media_root: Path
+) -> None:
+    good = post(server, chat_body("What?", video_part(f"file://{media_root}/sample.mp4")))
+    assert good.status_code == 200
+    for path in (media_root / "../secret.mp4", media_root / "link.mp4", media_root / "none.mp4"):
+        response = post(server, chat_body("What?", video_part(f"file://{path}")))
+        message = is_envelope(response, response.status_code)
+        assert response.status_code in (400, 422)
+        assert str(media_root.parent) not in message
+    works(client)
+
+
+def test_one_pixel(server: ChildServer, client: OpenAI) -> None:
+    """The smallest frames are legal: an answer or a clear refusal, nothing in between."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "JPEG")
+    frame = base64.b64encode(buffer.getvalue()).decode()
+    for url in (
+        f"data:video/jpeg;base64,{frame},{frame}",
+        as_url(clips.encode(num_frames=3, size=(2, 2))),
+    ):
+        response = post(server, chat_body("What?", video_part(url)))
+        assert response.status_code in (200, 422), response.text
+    works(client)
+
+
+BAD_OPTIONS: list[tuple[Any, str]] = [
+    ({"nonsense": 1}, "nonsense"),
+    ({"num_events": 0}, "num_events"),
+    ({"num_events": "many"}, "num_events"),
+    ({"preset": "fastest"}, "preset"),
+    ({"strides": [8, 4, 2]}, "strides"),
+    ({"stages": [1]}, "stages"),
+    ({"pruning_layers": [1, 2, 3]}, "pruning_layers"),
+    ({"alignment_model": "other/model"}, "alignment_model"),
+    ("on", "metok"),
+    ([1], "metok"),
+]
+
+
+@pytest.mark.parametrize(("options", "field"), BAD_OPTIONS)
+def test_bad_metok_fields(server: ChildServer, client: OpenAI, options: Any, field: str) -> None:
+    body = chat_body("What?", video_part(), metok=options)
+    assert field in is_envelope(post(server, body), 400)
+    body["messages"] = messages("no video at all")
+    assert field in is_envelope(post(server, body), 400)
+    works(client)
+
+
+def test_malformed_requests(server: ChildServer, client: OpenAI) -> None:
+    is_envelope(post(server, b'{"model": '), 400)
+    is_envelope(post(server, b"[1, 2]"), 400)
+    is_envelope(post(server, {"model": MODEL}), 400)
+    is_envelope(post(server, chat_body("What?", max_tokens=-1)), 400)
+    is_envelope(post(server, chat_body("What?", video_part(), model="another")), 404)
+    is_envelope(post(server, chat_body("What?", {"type": "video_url"})), 400)
+    is_envelope(post(server, chat_body("What?", *[video_part()] * 9)), 400)
+    is_envelope(httpx.get(f"{server.url}/nowhere"), 404)
+    is_envelope(httpx.get(f"{server.url}/v1/chat/completions"), 405)
+    works(client)
+
+
+def test_too_many_frames_asked_for(server: ChildServer, client: OpenAI) -> None:
+    body = chat_body("What?", video_part(), media_io_kwargs={"video": {"num_frames": 100_000}})
+    response = post(server, body)
+    assert "128" in is_envelope(response, response.status_code)
+    assert response.status_code in (400, 413)
+    works(client)
+
+
+def test_a_prompt_that_does_not_fit(server: ChildServer, client: OpenAI) -> None:
+    body = chat_body("word " * 20_000, video_part())
+    is_envelope(post(server, body), 400)
+    works(client)
+
+
+def test_oversized_body(server: ChildServer, client: OpenAI) -> None:
+    """Refused while it arrives, whether its length is announced or not."""
+    limit = 8 * MAX_VIDEO_BYTES * 4 // 3
+
+    def endless() -> Any:
+        yield b'{"model": "'
+        for _ in range(4096):
+            yield bytes(65536)
+
+    assert limit < 4096 * 65536
+    headers = {"content-type": "application/json"}
+    url = httpx.URL(f"{server.url}/v1/chat/completions")
+    # The server may hang up while the client is still sending: then there is nothing to read.
+    with suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
+        is_envelope(httpx.post(url, content=endless(), headers=headers, timeout=60), 413)
+
+    announced = http.client.HTTPConnection(url.host, url.port, timeout=30)
+    announced.putrequest("POST", url.path)
+    announced.putheader("Content-Type", "application/json")
+    announced.putheader("Content-Length", str(1 << 34))
+    announced.endheaders()
+    response = announced.getresponse()
+    assert response.status == 413
+    assert json.loads(response.read())["error"]["code"] == 413
+    announced.close()
+    works(client)
+
+
+def test_private_options_cannot_be_smuggled(server: ChildServer, client: OpenAI) -> None:
+    for kwargs in (
+        {"videos_kwargs": {"metok_payload": "{}", "metok_keys": ["x"]}},
+        {"metok": {"stages": [1, 2, 3]}},
+    ):
+        response = post(server, chat_body("What?", video_part(), mm_processor_kwargs=kwargs))
+        assert response.status_code in (200, 400), response.text
+    works(client)
+
+
+def test_the_sample_is_within_the_limit() -> None:
+    assert len(SAMPLE_URL) * 3 // 4 < MAX_VIDEO_BYTES

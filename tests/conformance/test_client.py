@@ -1,0 +1,205 @@
+"""The official openai client sees an ordinary OpenAI server with a `metok` object on top."""
+
+from __future__ import annotations
+
+import base64
+import io
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from metok_vllm.server.child_server import ChildServer
+from tests.conformance.conftest import MODEL, SAMPLE_URL, messages, video_part
+from tests.video import clips
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "Where does the boat sail?"
+FIELDS = {
+    "preset",
+    "stages",
+    "query_source",
+    "events",
+    "visual_tokens",
+    "kv_blocks",
+    "decoder_prefill_flops",
+}
+
+
+def ask(client: OpenAI, content: list[Any], **more: Any) -> Any:
+    settings: dict[str, Any] = {"max_tokens": 12, "temperature": 0, **more}
+    return client.chat.completions.create(model=MODEL, messages=content, **settings)
+
+
+def picture_part(color: str) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.new("RGB", (90, 60), color).save(buffer, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def frame_list(count: int) -> dict[str, Any]:
+    frames = []
+    for number in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(clips.picture(number, 64, 48)).save(buffer, "JPEG")
+        frames.append(base64.b64encode(buffer.getvalue()).decode())
+    return video_part("data:video/jpeg;base64," + ",".join(frames))
+
+
+@pytest.mark.parametrize("options", [{}, {"preset": "max"}, {"enabled": False}])
+def test_the_joined_stream_is_the_plain_answer(client: OpenAI, options: dict[str, Any]) -> None:
+    extra = {"metok": options}
+    plain = ask(client, messages(QUESTION, video_part()), extra_body=extra)
+    chunks = list(
+        ask(
+            client,
+            messages(QUESTION, video_part()),
+            extra_body=extra,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == plain.choices[0].message.content
+    assert text
+    finish = [c.choices[0].finish_reason for c in chunks if c.choices][-1]
+    assert finish == plain.choices[0].finish_reason
+    assert chunks[-1].usage == plain.usage
+    assert chunks[-1].metok == plain.metok
+    assert all("metok" not in (c.model_extra or {}) for c in chunks[:-1])
+
+
+def test_a_stream_without_usage_has_the_object_too(client: OpenAI) -> None:
+    chunks = list(ask(client, messages(QUESTION, video_part()), stream=True))
+    assert set(chunks[-1].metok) == FIELDS
+
+
+@pytest.mark.parametrize(("options", "events"), [({}, 5), ({"num_events": 3}, 3)])
+def test_the_object_is_complete_and_usage_exact(
+    client: OpenAI, options: dict[str, Any], events: int
+) -> None:
+    answer = ask(client, messages(QUESTION, video_part()), extra_body={"metok": options})
+    told = answer.metok
+    assert set(told) == FIELDS
+    assert told["preset"] == "balanced"
+    assert told["stages"] == [1]
+    assert told["query_source"] == "user_turn"
+    assert len(told["events"]) == events
+    assert sum(event["key"] for event in told["events"]) == {5: 3, 3: 2}[events]
+    starts = [event["start_s"] for event in told["events"]]
+    ends = [event["end_s"] for event in told["events"]]
+    assert starts[0] == 0
+    assert starts[1:] == ends[:-1]
+    assert ends[-1] == pytest.approx(60, abs=0.2)
+    assert told["visual_tokens"]["dense"] == 32 * 49 + 1
+
+    # Everything in the prompt that is no visual token is text, the same with METok and without.
+    dense = ask(client, messages(QUESTION, video_part()), extra_body={"metok": {"enabled": False}})
+    text_tokens = dense.usage.prompt_tokens - 1569
+    encoded = told["visual_tokens"]["encoded"]
+    assert answer.usage.prompt_tokens == text_tokens + encoded
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert dense.metok["visual_tokens"]["encoded"] == 1569
+    assert dense.metok["stages"] == []
+    assert told["kv_blocks"]["dense"] == dense.metok["kv_blocks"]["prefill"] == 13
+    assert told["kv_blocks"]["prefill"] == -(-answer.usage.prompt_tokens // 128)
+    flops = told["decoder_prefill_flops"]
+    assert flops["dense"] == dense.metok["decoder_prefill_flops"]["metok"]
+    assert flops["metok"] < flops["dense"]
+
+
+def test_a_second_turn_is_a_new_question(client: OpenAI) -> None:
+    first = ask(client, messages(QUESTION, video_part()))
+    turns = [
+        *messages(QUESTION, video_part()),
+        {"role": "assistant", "content": first.choices[0].message.content},
+        *messages("What swims in the end?"),
+    ]
+    second = ask(client, turns)
+    assert second.metok["query_source"] == "user_turn"
+    alone = ask(client, messages("What swims in the end?", video_part()))
+    relevance = [event["relevance"] for event in second.metok["events"]]
+    assert relevance == [event["relevance"] for event in alone.metok["events"]]
+    assert relevance != [event["relevance"] for event in first.metok["events"]]
+
+
+def test_several_videos_and_a_picture(client: OpenAI) -> None:
+    parts = [video_part(), picture_part("red"), frame_list(9)]
+    told = ask(client, messages("Which is longer?", *parts)).metok
+    assert {event["video"] for event in told["events"]} == {0, 1}
+    assert told["visual_tokens"]["dense"] == 1569 + 9 * 49 + 1
+
+
+def test_text_and_pictures_have_no_object(client: OpenAI) -> None:
+    for content in (messages("Hello"), messages("What is it?", picture_part("blue"))):
+        answer = ask(client, content)
+        assert answer.choices[0].message.content
+        assert "metok" not in (answer.model_extra or {})
+
+
+def test_two_choices(client: OpenAI) -> None:
+    answer = ask(client, messages(QUESTION, video_part()), n=2, temperature=0.9, seed=1)
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    assert set(answer.metok) == FIELDS
+
+
+def test_eight_at_once_answer_as_alone(client: OpenAI) -> None:
+    kinds: list[tuple[list[Any], dict[str, Any]]] = [
+        (messages(QUESTION, video_part()), {}),
+        (messages("What swims?", video_part()), {}),
+        (messages(QUESTION, video_part()), {"enabled": False}),
+        (messages(QUESTION, video_part()), {"preset": "quality"}),
+        (messages("Hello there"), {}),
+        (messages("What is it?", picture_part("green")), {}),
+        (messages("How many?", frame_list(6)), {}),
+        (messages("How many?", frame_list(11)), {"enabled": False}),
+    ]
+
+    def one(kind: tuple[list[Any], dict[str, Any]]) -> str:
+        answer = ask(client, kind[0], extra_body={"metok": kind[1]})
+        return str(answer.choices[0].message.content)
+
+    alone = [one(kind) for kind in kinds]
+    with ThreadPoolExecutor(len(kinds)) as pool:
+        assert list(pool.map(one, kinds)) == alone
+
+
+def test_models_version_and_health(client: OpenAI, server: ChildServer) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    for path in ("/health", "/health/ready", "/version"):
+        assert httpx.get(server.url + path).status_code == 200
+    page = httpx.get(server.url + "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "<video" in page.text
+
+
+def metric(server: ChildServer, name: str, **labels: str) -> float:
+    """The sum over the samples of that name with at least these labels."""
+    text = httpx.get(f"{server.url}/metrics").text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def test_metrics_count(client: OpenAI, server: ChildServer) -> None:
+    def read() -> list[float]:
+        return [
+            metric(server, "metok_requests_total", preset="max"),
+            metric(server, "metok_visual_tokens_total", point="dense"),
+            metric(server, "metok_visual_tokens_total", point="encoded"),
+            metric(server, "metok_video_decode_seconds_count"),
+        ]
+
+    before = read()
+    ask(client, messages(QUESTION, video_part(SAMPLE_URL)), extra_body={"metok": {"preset": "max"}})
+    assert [b - a for a, b in zip(before, read(), strict=True)] == [1, 1569, 493, 1]
+    assert metric(server, "vllm:request_success_total") > 0
