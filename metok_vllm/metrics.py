@@ -18,6 +18,12 @@ VISUAL_TOKENS = Counter(
 )
 MEDIA_REJECTED = Counter("metok_media_rejected", "Refused or unreadable media.", ["reason"])
 FALLBACKS = Counter("metok_fallbacks", "Requests METok served in a lesser mode.", ["reason"])
+STAGE_SECONDS = Histogram(
+    "metok_stage_seconds",
+    "Time METok's stages took for one video; stage 1 is its encoding, vision tower included.",
+    ["stage"],
+    buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+)
 VIDEO_DECODE_SECONDS = Histogram(
     "metok_video_decode_seconds",
     "Time to sample and decode one video.",
@@ -28,6 +34,11 @@ VIDEO_DECODE_SECONDS = Histogram(
 def observe_decode(seconds: float) -> None:
     """One video was decoded in `seconds`."""
     VIDEO_DECODE_SECONDS.observe(seconds)
+
+
+def observe_stage(stage: int, seconds: float) -> None:
+    """One video spent `seconds` in a stage."""
+    STAGE_SECONDS.labels(str(stage)).observe(seconds)
 
 
 def count_rejected(reason: str) -> None:

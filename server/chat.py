@@ -26,7 +26,7 @@ from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
 from metok_vllm.plan import RequestPlan
-from metok_vllm.server.report import metok_report
+from metok_vllm.server.report import metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
 
 logger = logging.getLogger("vllm.metok")
@@ -161,11 +161,16 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
             return []
         keys = [video.key for video in plan.videos]
         try:
-            return list(await self.engine_client.collective_rpc("metok_events", args=(keys,)))
+            workers = list(await self.engine_client.collective_rpc("metok_events", args=(keys,)))
         except Exception:
             # The answer is there; a report without events is better than an error in its place.
             logger.warning("The events of a request could not be fetched.", exc_info=True)
             return []
+        for key in keys:
+            entry = worker_entry(workers, key)
+            if entry is not None and entry["seconds"] is not None:
+                metrics.observe_stage(1, entry["seconds"])
+        return workers
 
     def _overrides(self, request: ChatCompletionRequest) -> dict[str, Any]:
         overrides = getattr(request, OPTION, None)

@@ -31,7 +31,7 @@ def metok_report(
     events = [
         event
         for index, video in enumerate(plan.videos)
-        for event in video_events(index, video, _first_entry(workers, video.key))
+        for event in video_events(index, video, worker_entry(workers, video.key))
     ]
     return {
         "preset": plan.preset if plan.stages else "off",
@@ -83,8 +83,8 @@ def video_events(
     ]
 
 
-def _first_entry(workers: Sequence[WorkerEvents], key: str) -> Mapping[str, Any] | None:
-    # With data parallelism only the worker that encoded the video knows its events.
+def worker_entry(workers: Sequence[WorkerEvents], key: str) -> Mapping[str, Any] | None:
+    """What the workers know about a video; with data parallelism only one of them does."""
     for worker in workers:
         entry = worker.get(key)
         if entry is not None:

@@ -22,6 +22,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.events import EventMap, analyse
 from metok_vllm.kernels.adaptive_pool import pack_index, pool_frames
 from metok_vllm.models.request import EncodeRequest
+from metok_vllm.models.stopwatch import Stopwatch
 
 MAX_REMEMBERED = 1024
 
@@ -48,10 +49,11 @@ class Stage1Encoder:
         self.grid = grid
         self.pixels = pixels
         self.towers = towers
-        self.remembered: OrderedDict[str, EventMap] = OrderedDict()
+        self.remembered: OrderedDict[str, tuple[EventMap, Stopwatch | None]] = OrderedDict()
 
     def encode(self, pixels_TCHW: Tensor, newline_D: Tensor, request: EncodeRequest) -> Tensor:
         """Visual tokens [N1, D] of one video; the events stay readable under `request.key`."""
+        watch = Stopwatch(pixels_TCHW.device)
         config = request.config
         text_D = self._embed_query(request)
         means, images = [], []
@@ -68,21 +70,27 @@ class Stage1Encoder:
         if text_D is not None:
             relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
         events = analyse(torch.cat(means), relevance_T, config)
-        self._remember(request.key, events)
-
         sizes = (pooled[0][0].shape[1], pooled[1][0].shape[1], pooled[2][0].shape[1])
         total = encoded_tokens(pixels_TCHW.shape[0], self.grid, config)
         row_N, _ = pack_index(events.class_T, events.event_T, sizes, total)
         rows = [chunk.flatten(0, 1) for tokens in pooled for chunk in tokens]
         newline = newline_D[None].to(rows[0].dtype)
-        return torch.cat([*rows, newline]).index_select(0, row_N)
+        tokens_ND = torch.cat([*rows, newline]).index_select(0, row_N)
+        watch.stop()
+        self._remember(request.key, events, watch)
+        return tokens_ND
 
     def recall(self, key: str) -> dict[str, Any] | None:
-        """What was decided about the video with this key, as plain lists, or None if forgotten."""
-        events = self.remembered.get(key)
-        if events is None:
+        """What was decided about the video with this key, as plain lists, or None if forgotten.
+
+        `seconds` is how long encoding it took, told once: a cached video costs nothing again.
+        """
+        if key not in self.remembered:
             return None
+        events, watch = self.remembered[key]
+        self.remembered[key] = events, None
         return {
+            "seconds": None if watch is None else watch.seconds(),
             "event_of_frame": events.event_T.tolist(),
             "relevance_of_frame": events.relevance_T.tolist(),
             "class_of_frame": events.class_T.tolist(),
@@ -105,10 +113,10 @@ class Stage1Encoder:
             renormalise(chunk_TCHW, self.pixels, self.towers.normalisation)
         )
 
-    def _remember(self, key: str, events: EventMap) -> None:
+    def _remember(self, key: str, events: EventMap, watch: Stopwatch) -> None:
         # The encoder cache may serve a video long after it was encoded; its events must still be
         # there when the answer is written. Six small tensors a video.
-        self.remembered[key] = events
+        self.remembered[key] = events, watch
         self.remembered.move_to_end(key)
         while len(self.remembered) > MAX_REMEMBERED:
             self.remembered.popitem(last=False)

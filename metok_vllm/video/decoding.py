@@ -11,10 +11,11 @@ from typing import BinaryIO
 import numpy as np
 
 from metok_vllm.errors import MediaError
+from metok_vllm.video.backends import reader_types
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.probing import VideoSource, inspect
-from metok_vllm.video.readers import Frame, VideoReader, reader_types
+from metok_vllm.video.reader import Frame, VideoReader
 from metok_vllm.video.sampling import sample_indices
 
 # More threads a video help little and multiply the decoder's memory.

@@ -14,7 +14,7 @@ import decord
 
 from metok_vllm.errors import MediaError
 from metok_vllm.video.probing import VideoSource
-from metok_vllm.video.readers import Frame
+from metok_vllm.video.reader import Frame
 
 decord.logging.set_level(decord.logging.QUIET)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import Any, BinaryIO, NoReturn
 
 import av
@@ -87,6 +87,7 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
         index = scan(container, stream)
         if index.total == 0:
             raise MediaError("the video has no frames", "zero_frames")
+        _check_complete(stream, file)
         if index.duration_s > limits.max_duration_s:
             raise MediaTooLarge(
                 f"the video lasts {index.duration_s:.0f} s; "
@@ -148,6 +149,16 @@ def video_stream(container: Any) -> Any:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     raise MediaError("the file has no video stream", "no_video_stream")
+
+
+def _check_complete(stream: Any, file: BinaryIO) -> None:
+    """MediaError(truncated) where the container's own index names bytes beyond the file's end."""
+    present = file.seek(0, SEEK_END)
+    named = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if named > present:
+        raise MediaError(
+            f"the video is cut off: {present} of at least {named} bytes are there", "truncated"
+        )
 
 
 def _declared_size(file: BinaryIO) -> tuple[int, int]:

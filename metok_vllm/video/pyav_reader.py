@@ -11,7 +11,7 @@ import numpy as np
 
 from metok_vllm.errors import MediaError
 from metok_vllm.video.probing import VideoSource, decoder_pixels, open_container, video_stream
-from metok_vllm.video.readers import Frame
+from metok_vllm.video.reader import Frame
 
 
 class SeekedTooFarError(Exception):

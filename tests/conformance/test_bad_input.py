@@ -16,6 +16,7 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
+from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.server.child_server import ChildServer, free_port
 from tests.conformance.conftest import (
     MAX_VIDEO_BYTES,
@@ -40,11 +41,21 @@ def truncated() -> bytes:
     return data[: len(data) // 2]
 
 
+def half_the_sample() -> str:
+    """Its index stands in front, so the first frames could be decoded."""
+    return as_url(SAMPLE_VIDEO.read_bytes()[:130_000])
+
+
 # What is sent as the video's URL, the status, and words of the message.
 BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
     "not a video": (lambda: as_url(b"This is no video. " * 50), 422, "video"),
     "nothing": (lambda: as_url(b""), 422, "empty"),
-    "truncated": (lambda: as_url(truncated()), 422, ""),
+    "truncated, index lost": (lambda: as_url(truncated()), 422, "cut off"),
+    "truncated behind its index": (
+        lambda: as_url(SAMPLE_VIDEO.read_bytes()[:100_000]),
+        422,
+        "cut off",
+    ),
     "audio only": (lambda: as_url(clips.audio_only()), 422, "no video"),
     "zero frames": (lambda: as_url(clips.zero_frames()), 422, "frame"),
     "16k x 16k": (lambda: as_url(clips.huge_frames(16384)), 413, "pixel"),

@@ -203,3 +203,14 @@ def test_metrics_count(client: OpenAI, server: ChildServer) -> None:
     ask(client, messages(QUESTION, video_part(SAMPLE_URL)), extra_body={"metok": {"preset": "max"}})
     assert [b - a for a, b in zip(before, read(), strict=True)] == [1, 1569, 493, 1]
     assert metric(server, "vllm:request_success_total") > 0
+
+
+def test_stage_seconds_count_what_was_encoded_not_what_was_cached(
+    client: OpenAI, server: ChildServer
+) -> None:
+    counts = []
+    for _ in range(2):
+        ask(client, messages("A question nobody asked before?", video_part()))
+        counts.append(metric(server, "metok_stage_seconds_count", stage="1"))
+    assert counts[1] == counts[0] > 0
+    assert metric(server, "metok_stage_seconds_sum", stage="1") > 0

@@ -7,6 +7,7 @@ import struct
 
 import pytest
 
+from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.errors import MediaError, MediaTooLarge
 from metok_vllm.video import MediaLimits, VideoProbe, probe, read_video
 from tests.video import clips
@@ -109,3 +110,13 @@ def test_exactly_at_the_limits(size: tuple[int, int]) -> None:
     )
     assert probe(data, limits).num_frames == 10
     assert len(read_video(data, 4, limits=limits).indices) == 4
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_file_cut_off_behind_its_index(share: float) -> None:
+    """The index in front is whole, so the first frames would decode: half a video is no video."""
+    data = SAMPLE_VIDEO.read_bytes()
+    with pytest.raises(MediaError, match="cut off") as caught:
+        probe(data[: int(len(data) * share)], MediaLimits())
+    assert caught.value.reason == "truncated"
+    assert probe(data, MediaLimits()).num_frames == 720
