@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from metok_vllm.config_checks import check_types, check_values
 from metok_vllm.errors import ConfigError
+from metok_vllm.settings import setting
 
 ENV_PREFIX = "METOK_"
-ALIGNMENT_MODES = ("shared", "separate", "none")
 
 # Stages 2 and 3 join these presets when the engine can run them.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -50,28 +51,41 @@ class METokConfig:
     `strides` are the pooling strides of the three frame classes, finest first (paper, section 3.1).
     """
 
-    enabled: bool = True
-    preset: str = "balanced"
-    stages: tuple[int, ...] = (1,)
-    num_events: int = 5
-    key_event_ratio: float = 0.6
-    key_frames_per_event: int | float = 6
-    strides: tuple[int, int, int] = (2, 4, 8)
-    pruning_layers: tuple[int, int, int] | None = None
-    keep_ratio: float = 0.76
-    decode_keep: float = 0.0
-    alignment_model: str | None = None
-    alignment_mode: str = "separate"
-    feature_cache_bytes: int = 0
-    encoder_chunk_frames: int = 32
+    enabled: bool = setting(True, "whether METok works on requests that do not say")
+    preset: str = setting("balanced", "quality, balanced, max or off; other fields override it")
+    stages: tuple[int, ...] = setting((1,), "which stages run")
+    num_events: int = setting(5, "events a video is cut into")
+    key_event_ratio: float = setting(0.6, "share of the events that are key events")
+    key_frames_per_event: int | float = setting(
+        6, "key frames in an event: a count, or a share of its frames"
+    )
+    strides: tuple[int, int, int] = setting(
+        (2, 4, 8), "pooling strides of the three frame classes, finest first"
+    )
+    pruning_layers: tuple[int, int, int] | None = setting(
+        None, "layers at which stage 2 drops visual tokens"
+    )
+    keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
+    decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
+    alignment_model: str | None = setting(
+        None, "SigLIP or CLIP (path or hub name) that ranks frames by the question"
+    )
+    alignment_mode: str = setting(
+        "separate", "separate, shared (the head on the video model's own features) or none"
+    )
+    feature_cache_bytes: int = setting(
+        0, "bytes of vision features kept for the next question about a video"
+    )
+    encoder_chunk_frames: int = setting(32, "frames that go through the vision tower at once")
 
     def __post_init__(self) -> None:
         for name in ("stages", "strides", "pruning_layers"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        _check_types(self)
-        _check_values(self)
+        check_types(self)
+        _preset(self.preset)
+        check_values(self)
 
     def updated(self, values: Mapping[str, Any]) -> METokConfig:
         """A copy with `values` on top. A preset among them comes first, explicit fields win."""
@@ -158,66 +172,6 @@ def _check_known(values: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"metok.{name} is not a known field; known: {', '.join(known)}", str(name)
             )
-
-
-def _check_types(config: Any) -> None:
-    def fail(name: str, wanted: str) -> None:
-        raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
-
-    def is_int(value: object) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    if not isinstance(config.enabled, bool):
-        fail("enabled", "true or false")
-    for name in ("num_events", "feature_cache_bytes", "encoder_chunk_frames"):
-        if not is_int(getattr(config, name)):
-            fail(name, "an integer")
-    for name in ("key_event_ratio", "keep_ratio", "decode_keep", "key_frames_per_event"):
-        if not is_int(getattr(config, name)) and not isinstance(getattr(config, name), float):
-            fail(name, "a number")
-    for name in ("stages", "strides"):
-        value = getattr(config, name)
-        if not isinstance(value, tuple) or not all(is_int(v) for v in value):
-            fail(name, "a list of integers")
-    layers = config.pruning_layers
-    if layers is not None and (not isinstance(layers, tuple) or not all(map(is_int, layers))):
-        fail("pruning_layers", "a list of three layer numbers")
-    if config.alignment_model is not None and not isinstance(config.alignment_model, str):
-        fail("alignment_model", "a path or a model name")
-
-
-def _check_values(config: METokConfig) -> None:
-    def require(ok: bool, name: str, wanted: str) -> None:
-        if not ok:
-            raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
-
-    _preset(config.preset)
-    require(set(config.stages) <= {1, 2, 3}, "stages", "a subset of [1, 2, 3]")
-    require(1 <= config.num_events <= 1024, "num_events", "between 1 and 1024")
-    require(0 < config.key_event_ratio <= 1, "key_event_ratio", "in (0, 1]")
-    frames = config.key_frames_per_event
-    ok = frames >= 1 if isinstance(frames, int) else 0 < frames <= 1
-    require(ok, "key_frames_per_event", "a count of at least 1 or a share in (0, 1]")
-    fine_to_coarse = len(config.strides) == 3 and list(config.strides) == sorted(config.strides)
-    require(
-        fine_to_coarse and config.strides[0] >= 1 and config.strides[-1] <= 64,
-        "strides",
-        "three strides from 1 to 64, finest first",
-    )
-    if config.pruning_layers is not None:
-        p = config.pruning_layers
-        require(
-            len(p) == 3 and 0 < p[0] < p[1] < p[2], "pruning_layers", "three rising layer numbers"
-        )
-    require(0 < config.keep_ratio <= 1, "keep_ratio", "in (0, 1]")
-    require(0 <= config.decode_keep <= 1, "decode_keep", "in [0, 1]")
-    require(
-        config.alignment_mode in ALIGNMENT_MODES,
-        "alignment_mode",
-        f"one of {', '.join(ALIGNMENT_MODES)}",
-    )
-    require(config.feature_cache_bytes >= 0, "feature_cache_bytes", "0 or more")
-    require(config.encoder_chunk_frames >= 1, "encoder_chunk_frames", "at least 1")
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

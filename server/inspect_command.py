@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from metok_vllm.config import ALIGNMENT_MODES, PRESETS, METokConfig
+from metok_vllm.config import PRESETS, METokConfig
+from metok_vllm.config_checks import ALIGNMENT_MODES
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.console import CommandError, err, out, write_json
 from metok_vllm.server.savings import share_saved

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +20,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
 from metok_vllm.server.settings import ServerSettings
+from metok_vllm.settings import help_of
 from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
 from metok_vllm.video.limits import MediaLimits
 
@@ -68,18 +69,26 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
     if demo:
         parser.set_defaults(**DEMO_DEFAULTS)
     group = parser.add_argument_group("METok", "What METok does, and what clients may send.")
-    group.add_argument("--demo", action="store_true", help="Serve the embedded demo model.")
-    group.add_argument("--metok-config", metavar="FILE", help="YAML file with METok settings.")
+    group.add_argument(
+        "--demo", action="store_true", default=SUPPRESS, help="serve the embedded demo model"
+    )
+    group.add_argument(
+        "--metok-config", metavar="FILE", default=SUPPRESS, help="YAML file with METok settings"
+    )
     for field in dataclasses.fields(METokConfig):
         flag = f"--metok-{field.name.replace('_', '-')}"
-        shown = json.dumps(field.default)
-        group.add_argument(flag, type=_json_or_text, help=f"METok setting; preset or {shown}.")
+        shown = f"{help_of(field)} [{json.dumps(field.default)}]"
+        group.add_argument(flag, type=_json_or_text, metavar="VALUE", default=SUPPRESS, help=shown)
     for field in dataclasses.fields(MediaLimits):
         flag = f"--metok-media-{field.name.replace('_', '-')}"
-        group.add_argument(flag, help=f"Limit on media; default {field.default}.")
+        group.add_argument(
+            flag, metavar="VALUE", default=SUPPRESS, help=f"{help_of(field)} [{field.default}]"
+        )
     for field in dataclasses.fields(ServerSettings):
         flag = f"--metok-{field.name.removesuffix('_s').replace('_', '-')}"
-        group.add_argument(flag, help=f"Limit of the server; default {field.default}, 0 is off.")
+        group.add_argument(
+            flag, metavar="VALUE", default=SUPPRESS, help=f"{help_of(field)} [{field.default}]"
+        )
     return top, parser
 
 
@@ -108,9 +117,7 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
 
 
 def _take(args: Namespace, name: str) -> Any:
-    value = getattr(args, name)
-    delattr(args, name)
-    return value
+    return vars(args).pop(name, None)
 
 
 def _export(name: str, value: str | None) -> None:

@@ -5,11 +5,11 @@ The environment carries it so that every API server process sees the same values
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from metok_vllm.errors import ConfigError
+from metok_vllm.settings import from_environ, setting
 from metok_vllm.video.limits import MediaLimits
 
 ENV_PREFIX = "METOK_SERVER_"
@@ -23,9 +23,13 @@ class ServerSettings:
     Raises ConfigError for a value out of range.
     """
 
-    max_inflight: int = 256
-    request_timeout_s: float = 600.0
-    max_body_bytes: int = -1
+    max_inflight: int = setting(256, "requests worked on at once; more get 429 (0: no limit)")
+    request_timeout_s: float = setting(
+        600.0, "seconds until a request is ended with 504 (0: no limit)"
+    )
+    max_body_bytes: int = setting(
+        -1, "bytes of a request body; more get 413 (0: no limit, -1: what the media limits need)"
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -45,20 +49,7 @@ class ServerSettings:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> ServerSettings:
         """Settings from the environment; unset names keep their defaults."""
-        environ = os.environ if environ is None else environ
-        values: dict[str, float] = {}
-        for field in fields(cls):
-            raw = environ.get(ENV_PREFIX + field.name.upper())
-            if raw is None or raw == "":
-                continue
-            try:
-                is_float = isinstance(field.default, float)
-                values[field.name] = float(raw) if is_float else int(raw)
-            except ValueError:
-                raise ConfigError(
-                    f"{ENV_PREFIX}{field.name.upper()} must be a number, got {raw!r}", field.name
-                ) from None
-        return cls(**values)  # type: ignore[arg-type]
+        return from_environ(cls, ENV_PREFIX, environ)
 
 
 def base64_size(size: int) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from metok_vllm.errors import ConfigError
+from metok_vllm.settings import from_environ, setting
 
 ENV_PREFIX = "METOK_MEDIA_"
 
@@ -18,20 +18,26 @@ class MediaLimits:
     Sizes are bytes, times are seconds. Raises ConfigError for a value out of range.
     """
 
-    max_bytes: int = 64 << 20
-    max_duration_s: float = 600.0
-    max_videos: int = 8
-    max_frames: int = 128
-    default_frames: int = 32
-    max_frame_pixels: int = 16_000_000
-    max_decoded_bytes: int = 1 << 30
-    fetch_timeout_s: float = 30.0
-    decode_deadline_s: float = 30.0
-    decode_workers: int = 2
-    worker_memory_bytes: int = 4 << 30
-    max_redirects: int = 3
-    allow_private_hosts: bool = False
-    backend: str = "auto"
+    max_bytes: int = setting(64 << 20, "bytes of one video")
+    max_duration_s: float = setting(600.0, "seconds a video may last")
+    max_videos: int = setting(8, "videos in one request")
+    max_frames: int = setting(128, "frames sampled from a video at most")
+    default_frames: int = setting(32, "frames sampled where the request does not say")
+    max_frame_pixels: int = setting(16_000_000, "pixels of one frame or image")
+    max_decoded_bytes: int = setting(
+        1 << 30, "bytes of a decoded sample; larger frames are scaled down"
+    )
+    fetch_timeout_s: float = setting(30.0, "seconds to fetch a video or image")
+    decode_deadline_s: float = setting(
+        30.0, "seconds to decode a video; then its process is killed"
+    )
+    decode_workers: int = setting(2, "decoding processes")
+    worker_memory_bytes: int = setting(4 << 30, "bytes of memory a decoding process may use")
+    max_redirects: int = setting(3, "redirects followed, each checked like the first address")
+    allow_private_hosts: bool = setting(
+        False, "whether private, loopback and link-local addresses may be fetched"
+    )
+    backend: str = setting("auto", "auto (decord, PyAV where it cannot), decord or pyav")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -56,24 +62,4 @@ class MediaLimits:
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> MediaLimits:
         """Limits from the environment; unset names keep their defaults."""
-        environ = os.environ if environ is None else environ
-        values: dict[str, object] = {}
-        for field in fields(cls):
-            raw = environ.get(ENV_PREFIX + field.name.upper())
-            if raw is None or raw == "":
-                continue
-            default = field.default
-            try:
-                if isinstance(default, bool):
-                    values[field.name] = raw.strip().lower() in ("1", "true", "yes", "on")
-                elif isinstance(default, int):
-                    values[field.name] = int(raw)
-                elif isinstance(default, float):
-                    values[field.name] = float(raw)
-                else:
-                    values[field.name] = raw
-            except ValueError:
-                raise ConfigError(
-                    f"{ENV_PREFIX}{field.name.upper()} must be a number, got {raw!r}", field.name
-                ) from None
-        return cls(**values)  # type: ignore[arg-type]
+        return from_environ(cls, ENV_PREFIX, environ)

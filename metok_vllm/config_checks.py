@@ -1,0 +1,72 @@
+"""What the fields of a METokConfig may hold. A refusal names field, rule and value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metok_vllm.errors import ConfigError
+
+ALIGNMENT_MODES = ("shared", "separate", "none")
+
+
+def check_types(config: Any) -> None:
+    """Raise ConfigError for the first field of a METokConfig that has the wrong type."""
+
+    def fail(name: str, wanted: str) -> None:
+        raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
+
+    def is_int(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    if not isinstance(config.enabled, bool):
+        fail("enabled", "true or false")
+    for name in ("num_events", "feature_cache_bytes", "encoder_chunk_frames"):
+        if not is_int(getattr(config, name)):
+            fail(name, "an integer")
+    for name in ("key_event_ratio", "keep_ratio", "decode_keep", "key_frames_per_event"):
+        if not is_int(getattr(config, name)) and not isinstance(getattr(config, name), float):
+            fail(name, "a number")
+    for name in ("stages", "strides"):
+        value = getattr(config, name)
+        if not isinstance(value, tuple) or not all(is_int(v) for v in value):
+            fail(name, "a list of integers")
+    layers = config.pruning_layers
+    if layers is not None and (not isinstance(layers, tuple) or not all(map(is_int, layers))):
+        fail("pruning_layers", "a list of three layer numbers")
+    if config.alignment_model is not None and not isinstance(config.alignment_model, str):
+        fail("alignment_model", "a path or a model name")
+
+
+def check_values(config: Any) -> None:
+    """Raise ConfigError for the first field whose value is out of range."""
+
+    def require(ok: bool, name: str, wanted: str) -> None:
+        if not ok:
+            raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
+
+    require(set(config.stages) <= {1, 2, 3}, "stages", "a subset of [1, 2, 3]")
+    require(1 <= config.num_events <= 1024, "num_events", "between 1 and 1024")
+    require(0 < config.key_event_ratio <= 1, "key_event_ratio", "in (0, 1]")
+    frames = config.key_frames_per_event
+    ok = frames >= 1 if isinstance(frames, int) else 0 < frames <= 1
+    require(ok, "key_frames_per_event", "a count of at least 1 or a share in (0, 1]")
+    fine_to_coarse = len(config.strides) == 3 and list(config.strides) == sorted(config.strides)
+    require(
+        fine_to_coarse and config.strides[0] >= 1 and config.strides[-1] <= 64,
+        "strides",
+        "three strides from 1 to 64, finest first",
+    )
+    if config.pruning_layers is not None:
+        p = config.pruning_layers
+        require(
+            len(p) == 3 and 0 < p[0] < p[1] < p[2], "pruning_layers", "three rising layer numbers"
+        )
+    require(0 < config.keep_ratio <= 1, "keep_ratio", "in (0, 1]")
+    require(0 <= config.decode_keep <= 1, "decode_keep", "in [0, 1]")
+    require(
+        config.alignment_mode in ALIGNMENT_MODES,
+        "alignment_mode",
+        f"one of {', '.join(ALIGNMENT_MODES)}",
+    )
+    require(config.feature_cache_bytes >= 0, "feature_cache_bytes", "0 or more")
+    require(config.encoder_chunk_frames >= 1, "encoder_chunk_frames", "at least 1")
