@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from metok_vllm.config_checks import check_types, check_values
+from metok_vllm.config_checks import check_types, check_values, shown
 from metok_vllm.errors import ConfigError
 from metok_vllm.settings import setting
 
@@ -38,9 +38,12 @@ REQUEST_FIELDS = frozenset(
         "key_event_ratio",
         "key_frames_per_event",
         "strides",
+        "keep_ratio",
         "decode_keep",
     }
 )
+# What a request may set only where the stage that reads it runs.
+STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
 
 
 @dataclass(frozen=True)
@@ -109,19 +112,26 @@ class METokConfig:
                     f"starts; a request may set {', '.join(sorted(REQUEST_FIELDS))}",
                     name,
                 )
-        if values.get("decode_keep") and 3 not in self.stages:
-            raise ConfigError(
-                f"metok.decode_keep {values['decode_keep']!r} needs stage 3, which this server "
-                f"does not run (stages {list(self.stages)})",
-                "decode_keep",
-            )
+        for name, stage in STAGE_OF_FIELD.items():
+            if name in values and stage not in self.stages:
+                raise ConfigError(
+                    f"metok.{name} needs stage {stage}, which this server does not run "
+                    f"(stages {list(self.stages)})",
+                    name,
+                )
         base = self
         preset = values.get("preset")
+        if preset == "off" and values.get("enabled"):
+            raise ConfigError("metok.preset 'off' contradicts metok.enabled true", "preset")
         if preset is not None:
             defaults = METokConfig()
             reset = {name: getattr(defaults, name) for name in REQUEST_FIELDS}
             base = _replace(self, {**reset, **_preset(preset), "preset": preset})
-        return _replace(base, dict(values))
+        config = _replace(base, dict(values))
+        if config.enabled and config.preset == "off":
+            # Switched on where the server's preset is off: its values are the default preset's.
+            config = replace(config, preset=METokConfig().preset)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values, as carried in vLLM's `additional_config["metok"]`."""
@@ -155,7 +165,7 @@ class METokConfig:
 def _preset(name: object) -> dict[str, Any]:
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(
-            f"metok.preset must be one of {', '.join(PRESETS)}; got {name!r}", "preset"
+            f"metok.preset must be one of {', '.join(PRESETS)}; got {shown(name)}", "preset"
         )
     return PRESETS[name]
 
@@ -169,9 +179,8 @@ def _check_known(values: Mapping[str, Any]) -> None:
     known = [f.name for f in fields(METokConfig)]
     for name in values:
         if name not in known:
-            raise ConfigError(
-                f"metok.{name} is not a known field; known: {', '.join(known)}", str(name)
-            )
+            name = shown(name).strip("'")
+            raise ConfigError(f"metok.{name} is not a known field; known: {', '.join(known)}", name)
 
 
 def _read_yaml(path: str | Path) -> dict[str, Any]:

@@ -7,13 +7,29 @@ from typing import Any
 from metok_vllm.errors import ConfigError
 
 ALIGNMENT_MODES = ("shared", "separate", "none")
+MOST = (
+    1024  # events, key frames in an event, frames in a chunk: beyond any video, far from overflow
+)
+
+
+def shown(value: object) -> str:
+    """A value in a message: as written, cut where a client sent something endless."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def refusal(config: Any, name: str, wanted: str) -> ConfigError:
+    """The error for a field that is not what it must be."""
+    return ConfigError(f"metok.{name} must be {wanted}, got {shown(getattr(config, name))}", name)
 
 
 def check_types(config: Any) -> None:
     """Raise ConfigError for the first field of a METokConfig that has the wrong type."""
 
     def fail(name: str, wanted: str) -> None:
-        raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
+        raise ConfigError(
+            f"metok.{name} must be {wanted}, got {shown(getattr(config, name))}", name
+        )
 
     def is_int(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -42,19 +58,22 @@ def check_values(config: Any) -> None:
 
     def require(ok: bool, name: str, wanted: str) -> None:
         if not ok:
-            raise ConfigError(f"metok.{name} must be {wanted}, got {getattr(config, name)!r}", name)
+            raise ConfigError(
+                f"metok.{name} must be {wanted}, got {shown(getattr(config, name))}", name
+            )
 
     require(set(config.stages) <= {1, 2, 3}, "stages", "a subset of [1, 2, 3]")
-    require(1 <= config.num_events <= 1024, "num_events", "between 1 and 1024")
+    require(1 <= config.num_events <= MOST, "num_events", f"between 1 and {MOST}")
     require(0 < config.key_event_ratio <= 1, "key_event_ratio", "in (0, 1]")
     frames = config.key_frames_per_event
-    ok = frames >= 1 if isinstance(frames, int) else 0 < frames <= 1
-    require(ok, "key_frames_per_event", "a count of at least 1 or a share in (0, 1]")
+    ok = 1 <= frames <= MOST if isinstance(frames, int) else 0 < frames <= 1
+    require(ok, "key_frames_per_event", f"a count from 1 to {MOST} or a share in (0, 1]")
     fine_to_coarse = len(config.strides) == 3 and list(config.strides) == sorted(config.strides)
     require(
-        fine_to_coarse and config.strides[0] >= 1 and config.strides[-1] <= 64,
+        # Dense is stride 2: a finer one could need more memory than vLLM was told of.
+        fine_to_coarse and config.strides[0] >= 2 and config.strides[-1] <= 64,
         "strides",
-        "three strides from 1 to 64, finest first",
+        "three strides from 2 to 64, finest first",
     )
     if config.pruning_layers is not None:
         p = config.pruning_layers
@@ -69,4 +88,5 @@ def check_values(config: Any) -> None:
         f"one of {', '.join(ALIGNMENT_MODES)}",
     )
     require(config.feature_cache_bytes >= 0, "feature_cache_bytes", "0 or more")
-    require(config.encoder_chunk_frames >= 1, "encoder_chunk_frames", "at least 1")
+    chunk = config.encoder_chunk_frames
+    require(1 <= chunk <= MOST, "encoder_chunk_frames", f"between 1 and {MOST}")

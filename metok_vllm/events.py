@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metok_vllm.budget import FrameBudget, frame_budget, key_event_count, key_frame_count
 from metok_vllm.config import METokConfig
+from metok_vllm.devices import tensor_on
 
 FINE, MEDIUM, COARSE = 0, 1, 2
 
@@ -129,7 +130,7 @@ def _classes(
 
 def _key_frames(length_E: Tensor, key_frames_per_event: int | float, num_frames: int) -> Tensor:
     if isinstance(key_frames_per_event, int):
-        return torch.full_like(length_E, key_frames_per_event)
+        return torch.full_like(length_E, min(key_frames_per_event, num_frames))
     # Exact ceilings come from a table over all possible lengths; float products would round.
     table = [key_frame_count(n, key_frames_per_event) for n in range(num_frames + 1)]
-    return torch.tensor(table, device=length_E.device)[length_E]
+    return tensor_on(table, length_E.device)[length_E]

@@ -93,7 +93,7 @@ class FrameEncoder:
         self.towers = AlignmentTowers.load(path)
         self.shared = shared
         if shared:
-            self.towers.check_shared(self.model.config.vision_config.hidden_size)
+            self.towers.share_vision(self.model.config)
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         self._window = text_window(path)
 

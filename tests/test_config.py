@@ -13,12 +13,12 @@ from metok_vllm.errors import ConfigError
 
 def test_layers_rise_from_file_to_environment_to_flags(tmp_path: Path) -> None:
     file = tmp_path / "metok.yaml"
-    file.write_text("num_events: 7\nkey_event_ratio: 0.5\nstrides: [1, 2, 4]\n")
+    file.write_text("num_events: 7\nkey_event_ratio: 0.5\nstrides: [2, 3, 4]\n")
     environ = {"METOK_KEY_EVENT_RATIO": "0.25", "METOK_ALIGNMENT_MODEL": "a/b", "METOK_OTHER": "x"}
     config = METokConfig.load({"alignment_mode": "none"}, file, environ)
     assert config.num_events == 7
     assert config.key_event_ratio == 0.25
-    assert config.strides == (1, 2, 4)
+    assert config.strides == (2, 3, 4)
     assert config.alignment_model == "a/b"
     assert config.alignment_mode == "none"
 
@@ -66,7 +66,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"key_frames_per_event": 0}, "key_frames_per_event"),
     ({"key_frames_per_event": 1.5}, "key_frames_per_event"),
     ({"strides": [4, 2, 8]}, "strides"),
-    ({"strides": [0, 2, 4]}, "strides"),
+    ({"strides": [1, 2, 4]}, "strides"),
+    ({"strides": [2, 4, 65]}, "strides"),
+    ({"num_events": 10**30}, "num_events"),
+    ({"key_frames_per_event": 10**30}, "key_frames_per_event"),
+    ({"encoder_chunk_frames": 10**30}, "encoder_chunk_frames"),
+    ({"key_event_ratio": float("inf")}, "key_event_ratio"),
     ({"strides": [2, 4]}, "strides"),
     ({"pruning_layers": [3, 3, 5]}, "pruning_layers"),
     ({"pruning_layers": "3"}, "pruning_layers"),
@@ -99,7 +104,26 @@ def test_what_a_request_may_not_change(field: str) -> None:
 def test_a_request_cannot_ask_for_what_the_server_does_not_run() -> None:
     with pytest.raises(ConfigError, match="needs stage 3"):
         METokConfig().for_request({"decode_keep": 0.5})
+    with pytest.raises(ConfigError, match="needs stage 2"):
+        METokConfig().for_request({"keep_ratio": 0.5})
     assert METokConfig(stages=(1, 2, 3)).for_request({"decode_keep": 0.5}).decode_keep == 0.5
+
+
+def test_off_and_on_at_once_is_refused_and_names_are_never_mixed_up() -> None:
+    with pytest.raises(ConfigError, match="contradicts"):
+        METokConfig().for_request({"preset": "off", "enabled": True})
+    on = METokConfig.from_dict({"preset": "off"}).for_request({"enabled": True})
+    assert on == METokConfig()
+
+
+@pytest.mark.parametrize(
+    "values", [{"preset": "x" * 10**6}, {"x" * 10**6: 1}, {"stages": "y" * 10**6}]
+)
+def test_messages_do_not_echo_the_payload(values: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        METokConfig().updated(values)
+    assert len(str(caught.value)) < 500
+    assert len(str(caught.value.field)) < 100
 
 
 @pytest.mark.parametrize("content", ["- 1", "a: [", "text"])

@@ -47,20 +47,21 @@ def pack_index(
     """
     T = class_T.shape[0]
     device = class_T.device
-    size_C = torch.tensor(tokens_per_class, device=device)
-    first_C = torch.tensor(
-        [0, T * tokens_per_class[0], T * (tokens_per_class[0] + tokens_per_class[1])],
-        device=device,
-    )
-    newline = T * sum(tokens_per_class)
+    fine, medium, coarse = tokens_per_class
+    newline = T * (fine + medium + coarse)
     closes_T = torch.ones_like(event_T)
     closes_T[:-1] = event_T[1:] - event_T[:-1]
-    pooled_T = size_C[class_T]
+    # Python numbers become kernel arguments; a table would have to be copied to the device.
+    is_fine, is_medium = class_T == 0, class_T == 1
+    pooled_T = torch.where(is_fine, fine, torch.where(is_medium, medium, coarse))
+    first_of_class_T = torch.where(
+        is_fine, 0, torch.where(is_medium, T * fine, T * (fine + medium))
+    )
     end_T = (pooled_T + closes_T).cumsum(0)
     position_N = torch.arange(total, device=device)
     frame_N = torch.searchsorted(end_T, position_N, right=True).clamp_(max=T - 1)
     within_N = position_N - (end_T - pooled_T - closes_T)[frame_N]
-    first_T = first_C[class_T] + torch.arange(T, device=device) * pooled_T
+    first_T = first_of_class_T + torch.arange(T, device=device) * pooled_T
     row_N = torch.where(within_N < pooled_T[frame_N], first_T[frame_N] + within_N, newline)
     return row_N, event_T[frame_N]
 

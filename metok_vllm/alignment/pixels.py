@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -43,4 +44,10 @@ def renormalise(pixels_TCHW: Tensor, source: Normalisation, target: Normalisatio
 
 
 def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, 1, 1)
+    return _channels_on(values, like.device).to(like.dtype)
+
+
+@lru_cache(maxsize=64)
+def _channels_on(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # kept for good, so it must be usable anywhere
+        return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -26,6 +26,11 @@ class AlignmentTowers:
     def __init__(self, model: Any, normalisation: Normalisation) -> None:
         self.model = model.eval().requires_grad_(False)
         self.normalisation = normalisation
+        self.missing_layers: list[torch.nn.Module] = []
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
 
     @classmethod
     def load(
@@ -54,22 +59,41 @@ class AlignmentTowers:
 
     @torch.inference_mode()
     def embed_features(self, features_TPD: Tensor) -> Tensor:
-        """Image embeddings [T, D] from the video model's own patch features (mode `shared`)."""
+        """Image embeddings [T, D] from the video model's patch features, after `share_vision`."""
         vision = self.model.vision_model
-        normed = vision.post_layernorm(features_TPD.to(self.model.dtype))
-        return vision.head(normed)  # type: ignore[no-any-return]
+        x_TPD = features_TPD.to(self.model.dtype)
+        for layer in self.missing_layers:
+            x_TPD = layer(x_TPD, attention_mask=None)
+            x_TPD = x_TPD[0] if isinstance(x_TPD, tuple) else x_TPD
+        return vision.head(vision.post_layernorm(x_TPD))  # type: ignore[no-any-return]
 
-    def check_shared(self, vision_width: int) -> None:
-        """Raise ConfigError unless patch features of `vision_width` fit the alignment head."""
-        vision = self.model.vision_model
-        own = self.model.config.vision_config.hidden_size
-        if getattr(vision, "head", None) is None or own != vision_width:
+    def share_vision(self, video_config: Any) -> None:
+        """Let a video model's vision tower stand in for the image tower (mode `shared`).
+
+        LLaVA-OneVision keeps all of SigLIP's layers but the last; the alignment model's own are
+        run on top, and the rest of its image tower is let go. `video_config` is the video model's
+        configuration. Raises ConfigError where the two do not fit.
+        """
+        vision, own = self.model.vision_model, self.model.config.vision_config
+        theirs, layer = video_config.vision_config, video_config.vision_feature_layer
+        depth = _depth(layer, theirs.num_hidden_layers) if isinstance(layer, int) else None
+        if (
+            getattr(vision, "head", None) is None
+            or (own.model_type, own.hidden_size) != (theirs.model_type, theirs.hidden_size)
+            or video_config.vision_feature_select_strategy != "full"
+            or depth is None
+            or depth > own.num_hidden_layers
+        ):
             raise ConfigError(
                 "metok.alignment_mode 'shared' needs a SigLIP alignment model as wide as the video "
-                f"model's vision tower ({vision_width}); this one is a "
-                f"{self.model.config.model_type} of width {own}. Use 'separate'.",
+                "model's vision tower and at least as deep; this is "
+                f"{own.model_type} {own.hidden_size} wide with {own.num_hidden_layers} layers, the "
+                f"video model has {theirs.model_type} {theirs.hidden_size} wide with {depth}. "
+                "Use 'separate'.",
                 "alignment_mode",
             )
+        self.missing_layers = list(vision.encoder.layers[depth:])
+        del vision.embeddings, vision.encoder
 
     @staticmethod
     def relevance(image_TD: Tensor, text_D: Tensor) -> Tensor:
@@ -105,3 +129,8 @@ def text_window(path: str) -> int:
 def _pooled(output: Any) -> Tensor:
     # transformers 5 returns the whole output where 4 returned the embedding.
     return output if isinstance(output, Tensor) else output.pooler_output
+
+
+def _depth(feature_layer: int, num_layers: int) -> int:
+    """Layers that were run when `hidden_states[feature_layer]` is read."""
+    return feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer

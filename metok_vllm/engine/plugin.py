@@ -6,25 +6,34 @@ configuration. Nothing changes for a server that does not set `additional_config
 
 from __future__ import annotations
 
+import logging
+
 from metok_vllm.compat import ensure_torchvision_ops
+
+logger = logging.getLogger("vllm.metok")
 
 _registered = False
 
 
 def register() -> None:
-    """Register METok with vLLM. Raises RuntimeError naming what does not fit this vLLM."""
+    """Register METok with vLLM.
+
+    On a vLLM that does not fit, a server that asks for METok ends with a RuntimeError that names
+    what changed; every other server starts as if METok were not installed.
+    """
     global _registered
     if _registered:
         return
+    _registered = True
     ensure_torchvision_ops()
     from metok_vllm.engine import compat
 
     problems = compat.check()
     if problems:
-        raise RuntimeError("METok cannot run with this vLLM:\n  " + "\n  ".join(problems))
+        logger.error("METok is installed but cannot run here: %s", "; ".join(problems))
 
     from metok_vllm.engine import config_hook, video_loader
 
-    config_hook.register()
-    video_loader.register()
-    _registered = True
+    config_hook.register(problems)
+    if not problems:
+        video_loader.register()

@@ -83,6 +83,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         """As vLLM's; videos whose request asks for it come compressed, each [N1, D]."""
+        stage1 = self.stage1  # vLLM's profiling run comes through here, however weights came
         fields: Any = kwargs.pop(wire.FIELD, None)
         requests = wire.unpack(fields, self.metok) if fields is not None else []
         if not any(requests):
@@ -99,7 +100,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         for i, request in enumerate(requests):
             if request is not None:
                 pixels_TCHW = videos[i].to(self.image_newline.dtype)
-                outputs[i] = self.stage1.encode(pixels_TCHW, self.image_newline, request)
+                outputs[i] = stage1.encode(pixels_TCHW, self.image_newline, request)
         return tuple(outputs[i] for i in range(len(requests)))
 
     def _process_video_pixels(self, inputs: Any) -> Any:
@@ -125,10 +126,10 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             self.multi_modal_projector,
             vision.image_size // vision.patch_size,
             pixels,
-            self._load_towers(vision.hidden_size),
+            self._load_towers(),
         )
 
-    def _load_towers(self, vision_width: int) -> AlignmentTowers | None:
+    def _load_towers(self) -> AlignmentTowers | None:
         path = self.metok.alignment_model
         if path is None or self.metok.alignment_mode == "none":
             logger.info(
@@ -139,5 +140,5 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         parameter: torch.nn.Parameter = self.image_newline
         towers = AlignmentTowers.load(path, parameter.device, parameter.dtype)
         if self.metok.alignment_mode == "shared":
-            towers.check_shared(vision_width)
+            towers.share_vision(self.config)
         return towers

@@ -27,12 +27,13 @@ from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
-from metok_vllm.models.query import QueryFinder
+from metok_vllm.models.query import USER_TURN, QueryFinder
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
 
 logger = init_logger("vllm.metok")
 
 OPTION = "metok"  # key of a request's wishes in mm_processor_kwargs
+LAST_USER_TEXT = "last_user_text"  # put among them by our server, which has the messages
 SCOPE = "videos_kwargs"  # vLLM hashes what stands in here with videos only
 PAYLOAD, KEYS = "metok_payload", "metok_keys"
 
@@ -79,7 +80,7 @@ class MetokProcessorMixin:
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """As the base class, with stage 1 decided and the plan left under `metok`."""
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        config = _wanted(self.info.metok, kwargs.pop(OPTION, None))
+        config, asked = _wanted(self.info.metok, kwargs.pop(OPTION, None))
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
@@ -87,7 +88,7 @@ class MetokProcessorMixin:
 
         source = "none"
         if config.enabled and 1 in config.stages:
-            query, source = self.query_finder.find(inputs.prompt)
+            query, source = (asked, USER_TURN) if asked else self.query_finder.find(inputs.prompt)
             payload = wire.stage1_payload(config, self._query_ids(query))
             kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload}
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
@@ -163,13 +164,16 @@ class MetokProcessorMixin:
         return [*(u for u in updates if u.modality != "video"), video]
 
 
-def _wanted(base: METokConfig, option: object) -> METokConfig:
+def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, str]:
+    """The request's configuration, and the user's last words where our server knows them."""
     if option is None:
-        return base
+        return base, ""
     if not isinstance(option, Mapping):
         raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
+    settings = dict(option)
+    asked = settings.pop(LAST_USER_TEXT, "")
     try:
-        return base.for_request(dict(option))
+        return base.for_request(settings), asked
     except ConfigError as error:
         raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from metok_vllm.alignment import AlignmentTowers, Normalisation, renormalise
 from metok_vllm.budget import encoded_tokens
 from metok_vllm.config import METokConfig
+from metok_vllm.devices import tensor_on
 from metok_vllm.events import EventMap, analyse
 from metok_vllm.kernels.adaptive_pool import pack_index, pool_frames
 from metok_vllm.models.request import EncodeRequest
@@ -89,6 +90,7 @@ class Stage1Encoder:
             return None
         events, watch = self.remembered[key]
         self.remembered[key] = events, None
+        self.remembered.move_to_end(key)  # what is still asked about is forgotten last
         return {
             "seconds": None if watch is None else watch.seconds(),
             "event_of_frame": events.event_T.tolist(),
@@ -101,9 +103,7 @@ class Stage1Encoder:
     def _embed_query(self, request: EncodeRequest) -> Tensor | None:
         if self.towers is None or not request.query_ids:
             return None
-        return self.towers.embed_text(
-            torch.tensor(request.query_ids, device=self.towers.model.device)
-        )
+        return self.towers.embed_text(tensor_on(request.query_ids, self.towers.device))
 
     def _embed_images(self, chunk_TCHW: Tensor, seen_TPD: Tensor) -> Tensor:
         assert self.towers is not None

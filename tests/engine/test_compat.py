@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from metok_vllm.engine import compat, config_hook, plugin
 from metok_vllm.errors import ConfigError
@@ -30,11 +31,20 @@ def test_other_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0.0"])
-def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_another_version_is_refused_when_asked_for_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
     monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", version))
     monkeypatch.setattr(plugin, "_registered", False)
+    for stock in config_hook.ARCHITECTURES:
+        monkeypatch.setitem(MODELS_CONFIG_MAP, stock, VerifyAndUpdateConfig)
+    plugin.register()
+    (hook,) = (MODELS_CONFIG_MAP[stock] for stock in config_hook.ARCHITECTURES)
+    hook.verify_and_update_config(SimpleNamespace(additional_config={}))
     with pytest.raises(RuntimeError, match=version):
-        plugin.register()
+        hook.verify_and_update_config(SimpleNamespace(additional_config={"metok": {}}))
 
 
 def test_a_release_with_a_local_tag_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, renormalise
+from metok_vllm.budget import encoded_tokens
 from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
 from metok_vllm.models.request import EncodeRequest, pack, stage1_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
 from tests.reference import checkpoints, features, stage1
@@ -182,3 +187,96 @@ def test_encoded_video_equals_the_reference(
         rtol=0,
     )
     torch.testing.assert_close(tokens, expected.tokens_ND, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 1])
+def test_shared_runs_the_layers_that_the_video_model_left_out(root: Path, layer: int) -> None:
+    """Features taken before the last layers give the image tower's own embedding all the same."""
+    whole, shared = (AlignmentTowers.load(str(root / "siglip")) for _ in range(2))
+    pixels_TCHW = random_pixels(4)
+    own = whole.model.config.vision_config
+    with torch.no_grad():
+        states = whole.model.vision_model(pixels_TCHW, output_hidden_states=True).hidden_states
+    video_config = SimpleNamespace(
+        vision_config=own, vision_feature_layer=layer, vision_feature_select_strategy="full"
+    )
+    shared.share_vision(video_config)
+    embedded_TD = shared.embed_features(states[layer])
+    assert torch.allclose(embedded_TD, whole.embed_frames(pixels_TCHW), atol=1e-5)
+    weights = sum(p.numel() for p in shared.model.vision_model.parameters())
+    assert weights < sum(p.numel() for p in whole.model.vision_model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("siglip", {"hidden_size": 7}),
+        ("siglip", {"num_hidden_layers": 99}),
+        ("siglip", {"model_type": "clip_vision_model"}),
+        ("siglip", {"vision_feature_layer": [0, 1]}),
+        ("siglip", {"vision_feature_select_strategy": "default"}),
+        ("clip", {}),
+    ],
+)
+def test_shared_is_refused_where_it_does_not_fit(
+    root: Path, family: str, changes: dict[str, Any]
+) -> None:
+    towers = AlignmentTowers.load(str(root / family))
+    own = towers.model.config.vision_config
+    names = ("model_type", "hidden_size", "num_hidden_layers")
+    vision = {name: changes.get(name, getattr(own, name)) for name in names}
+    video_config = SimpleNamespace(
+        vision_config=SimpleNamespace(**vision),
+        vision_feature_layer=changes.get("vision_feature_layer", -1),
+        vision_feature_select_strategy=changes.get("vision_feature_select_strategy", "full"),
+    )
+    with pytest.raises(ConfigError, match="Use 'separate'"):
+        towers.share_vision(video_config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_the_contract(
+    root: Path, video_model: Any, tokenizers: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """Counts and dtype hold in the dtypes that GPUs serve, and what is decided is finite."""
+    half = copy.deepcopy(video_model.model).to(dtype)
+    config = METokConfig(num_events=3, key_frames_per_event=2)
+    encoder = Stage1Encoder(
+        config,
+        lambda pixels: half.vision_tower(pixels).last_hidden_state,
+        half.multi_modal_projector,
+        5,
+        PIXELS,
+        AlignmentTowers.load(str(root / "siglip"), dtype=dtype),
+    )
+    payload = stage1_payload(config, encode_query(tokenizers["siglip"], QUERY))
+    (request,) = unpack([pack("a-video", payload)], config)
+    assert request is not None
+    tokens_ND = encoder.encode(random_pixels(13).to(dtype), half.image_newline, request)
+    assert tokens_ND.dtype == dtype
+    assert len(tokens_ND) == encoded_tokens(13, 5, config)
+    decided = encoder.recall("a-video")
+    assert decided is not None
+    assert all(map(math.isfinite, decided["relevance_of_frame"]))
+    assert torch.isfinite(tokens_ND).all()
+
+
+def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metok_vllm.models.stage1.MAX_REMEMBERED", 2)
+    encoder = Stage1Encoder(METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, 5, PIXELS, None)
+
+    def encode(key: str) -> None:
+        request = EncodeRequest(key, METokConfig(), ())
+        encoder.encode(torch.randn(4, 3, 5, 5), torch.zeros(3), request)
+
+    encode("a")
+    encode("b")
+    first = encoder.recall("a")
+    assert first is not None
+    assert first["seconds"] > 0
+    encode("c")
+    again = encoder.recall("a")
+    assert again is not None
+    assert again["seconds"] is None
+    assert encoder.recall("b") is None

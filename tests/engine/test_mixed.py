@@ -1,0 +1,65 @@
+"""METok on: several videos a prompt, videos beside pictures, all in one batch, as each alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.engine.conftest import (
+    answer,
+    ask,
+    forget_caches,
+    logprobs,
+    scenes,
+    token_ids,
+    video,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def prompts() -> list[dict[str, Any]]:
+    picture = Image.fromarray(scenes(3, (1,), (90, 120))[0])
+    clips = [video(21, (5, 9, 4)), video(22, (3, 2)), video(23, (1,))]
+    return [
+        ask("Which one is longest?", videos=clips),
+        ask("Do they match?", videos=clips[:1], images=[picture]),
+        ask("Do they match?", videos=clips[:2], images=[picture, picture]),
+        ask("What comes last?", videos=clips[:1], options={"preset": "max"}),
+        ask("What comes last?", videos=clips[1:2], options={"enabled": False}),
+        ask("What is it?", images=[picture]),
+        ask("Say something."),
+        ask("Where?", videos=clips[:1], options={"key_frames_per_event": 1024}),
+        ask("Where?", videos=clips[:1], options={"strides": [64, 64, 64], "num_events": 1024}),
+    ]
+
+
+def test_a_mixed_batch_answers_as_each_alone(metok: Any) -> None:
+    alone = []
+    for prompt in prompts():
+        forget_caches(metok)
+        alone.append(answer(metok, [prompt])[0])
+    forget_caches(metok)
+    for got, expected in zip(answer(metok, prompts()), alone, strict=True):
+        assert got.prompt_token_ids == expected.prompt_token_ids
+        assert token_ids(got) == token_ids(expected)
+        assert logprobs(got) == pytest.approx(logprobs(expected), abs=1e-3)
+
+
+def test_each_video_of_a_prompt_is_selected_by_itself(metok: Any) -> None:
+    """A video's events do not depend on what stands beside it."""
+    renderer = metok.llm_engine.renderer
+    core = metok.llm_engine.engine_core.engine_core
+    stage1 = core.model_executor.driver_worker.worker.model_runner.get_model().stage1
+    clips = [video(21, (5, 9, 4)), video(22, (3, 2, 6))]
+    told = []
+    for chosen in (clips, clips[:1], clips[1:]):
+        forget_caches(metok)
+        prompt = ask("What sails on the sea?", videos=chosen)
+        answer(metok, [prompt], tokens=1)
+        plan = renderer.render_cmpl([prompt], skip_mm_cache=True)[0]["metok"]
+        told.append([{**stage1.recall(v.key), "seconds": None} for v in plan.videos])
+    both, first, second = told
+    assert both == [*first, *second]
