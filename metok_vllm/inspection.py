@@ -1,6 +1,6 @@
 """What stage 1 decided about one video, as plain values that print, serialise and draw.
 
-Built by `metok_vllm.inspection_model`, which does the work without vLLM; drawn by the CLI.
+Features come from `metok_vllm.frame_features`, without vLLM; `metok inspect` prints and draws it.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from tests.engine.conftest import answer, ask, forget_caches, logprobs, token_ids, video
+from tests.engine.conftest import answer, ask, forget_caches, logprobs, scenes, token_ids, video
 
 pytestmark = pytest.mark.slow
 
@@ -68,13 +69,8 @@ def test_settings_matter(metok: Any) -> None:
 
 def test_images_are_not_keyed_by_the_question(metok: Any) -> None:
     """A picture beside a video keeps its own identity, whatever is asked about the video."""
-    from PIL import Image
-
-    from tests.engine.conftest import scenes
-
     picture = Image.fromarray(scenes(3, (1,), (90, 120))[0])
-    processor = metok.renderer.get_mm_processor() if hasattr(metok, "renderer") else None
-    renderer = metok.llm_engine.renderer if processor is None else metok.renderer
+    renderer = metok.llm_engine.renderer
     keys = []
     for question in QUESTIONS:
         prompt = ask(question, videos=[CLIP], images=[picture])
