@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -44,4 +45,7 @@ def from_environ(cls: type[T], prefix: str, environ: Mapping[str, str] | None = 
 def _parse(raw: str, kind: type) -> Any:
     if kind is bool:
         return raw.strip().lower() in ("1", "true", "yes", "on")
-    return kind(raw)
+    value = kind(raw)
+    if kind is float and not math.isfinite(value):
+        raise ValueError(raw)
+    return value

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
 
-from metok_vllm.errors import MediaError
+from metok_vllm.errors import MediaError, MediaTooLarge
 from metok_vllm.video.backends import reader_types
 from metok_vllm.video.channel import write_all
+from metok_vllm.video.frames import Decoded
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.probing import VideoSource, inspect
 from metok_vllm.video.reader import Frame, VideoReader
@@ -20,21 +20,6 @@ from metok_vllm.video.sampling import sample_indices
 
 # More threads a video help little and multiply the decoder's memory.
 MAX_THREADS = 4
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """What a worker reports of the frames it wrote; fields as in VideoFrames."""
-
-    shape: tuple[int, int, int, int]
-    indices: list[int]
-    timestamps_s: list[float]
-    fps: float
-    duration_s: float
-    total_frames: int
-    backend: str
-    downscale: int
-    decode_s: float
 
 
 def decode(
@@ -89,6 +74,12 @@ def _write_frames(
             height, width = frame_HWC.shape[:2]
             factor = downscale_factor(len(indices), height, width, limits.max_decoded_bytes)
             height, width = height // factor, width // factor
+            if len(indices) * height * width * 3 > limits.max_decoded_bytes:
+                raise MediaTooLarge(
+                    f"{len(indices)} frames of {frame_HWC.shape[1]} x {frame_HWC.shape[0]} pixels "
+                    f"cannot be scaled down to {limits.max_decoded_bytes} bytes",
+                    "too_many_pixels",
+                )
         write_all(output, shrink(frame_HWC, factor).data)
         written.append(index)
     if not written:
@@ -112,8 +103,17 @@ def shrink(frame_HWC: Frame, factor: int) -> Frame:
     if factor == 1:
         return np.ascontiguousarray(frame_HWC)
     height, width = frame_HWC.shape[0] // factor, frame_HWC.shape[1] // factor
+    area = factor * factor
+    # Adding whole slices is many times faster than numpy's sum over short axes.
+    wide = np.uint16 if area * 255 + area // 2 < 1 << 16 else np.uint32
     blocks = frame_HWC[: height * factor, : width * factor]
-    blocks = blocks.reshape(height, factor, width, factor, 3)
-    total = blocks.sum(axis=(1, 3), dtype=np.uint32)
-    mean: Frame = ((total + factor * factor // 2) // (factor * factor)).astype(np.uint8)
+    lines = blocks.reshape(height, factor, width * factor * 3)
+    line_sums = np.zeros((height, width * factor * 3), wide)
+    for row in range(factor):
+        line_sums += lines[:, row]
+    columns = line_sums.reshape(height, width, factor, 3)
+    total = np.full((height, width, 3), area // 2, wide)
+    for column in range(factor):
+        total += columns[:, :, column]
+    mean: Frame = (total // wide(area)).astype(np.uint8)
     return mean

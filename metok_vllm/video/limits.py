@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -15,7 +16,8 @@ ENV_PREFIX = "METOK_MEDIA_"
 class MediaLimits:
     """Limits for media that clients send. Every field is `METOK_MEDIA_<FIELD>` in the environment.
 
-    Sizes are bytes, times are seconds. Raises ConfigError for a value out of range.
+    Sizes are bytes, times are seconds. `default_frames` over `max_frames` becomes that.
+    Raises ConfigError for a value out of range.
     """
 
     max_bytes: int = setting(64 << 20, "bytes of one video")
@@ -25,7 +27,10 @@ class MediaLimits:
     default_frames: int = setting(32, "frames sampled where the request does not say")
     max_frame_pixels: int = setting(16_000_000, "pixels of one frame or image")
     max_decoded_bytes: int = setting(
-        1 << 30, "bytes of a decoded sample; larger frames are scaled down"
+        256 << 20, "bytes of a decoded sample; larger frames are scaled down"
+    )
+    max_pending_bytes: int = setting(
+        2 << 30, "bytes of all samples that the server holds; more videos wait"
     )
     fetch_timeout_s: float = setting(30.0, "seconds to fetch a video or image")
     decode_deadline_s: float = setting(
@@ -45,15 +50,13 @@ class MediaLimits:
             if isinstance(value, bool | str):
                 continue
             minimum = 0 if field.name == "max_redirects" else 1e-3
-            if value < minimum:
+            if not minimum <= value < math.inf:
                 raise ConfigError(
-                    f"media limit {field.name} must be positive, got {value}", field.name
+                    f"media limit {field.name} must be positive and finite, got {value}",
+                    field.name,
                 )
-        if self.default_frames > self.max_frames:
-            raise ConfigError(
-                f"default_frames {self.default_frames} is over max_frames {self.max_frames}",
-                "default_frames",
-            )
+        # Whoever lowers max_frames need not know of the other.
+        object.__setattr__(self, "default_frames", min(self.default_frames, self.max_frames))
         if self.backend not in ("auto", "decord", "pyav"):
             raise ConfigError(
                 f"media backend must be auto, decord or pyav, got {self.backend!r}", "backend"

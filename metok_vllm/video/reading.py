@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from metok_vllm import errors
 from metok_vllm.errors import MediaError, MediaTooLarge
-from metok_vllm.video.channel import ChannelClosedError, anonymous_file, read_into, write_all
+from metok_vllm.video.channel import ChannelClosedError, anonymous_file, contents, write_all
+from metok_vllm.video.frames import VideoFrames
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.memory import MEMORY, Reservation
 from metok_vllm.video.pool import POOL
 from metok_vllm.video.probing import check_size
-
-
-@dataclass(frozen=True)
-class VideoFrames:
-    """Sampled frames of a video, uint8 RGB [T, H, W, 3], upright.
-
-    `indices` and `timestamps_s` (seconds from the first frame) name the T frames; damaged ones
-    are left out. `fps`, `duration_s` and `total_frames` are those of the whole video. `downscale`
-    is the whole factor by which the frames were shrunk to fit `MediaLimits.max_decoded_bytes`.
-    `decode_s` is the time the worker took.
-    """
-
-    frames_THWC: npt.NDArray[np.uint8]
-    indices: list[int]
-    timestamps_s: list[float]
-    fps: float
-    duration_s: float
-    total_frames: int
-    backend: str
-    downscale: int
-    decode_s: float
 
 
 def read_video(
@@ -42,9 +23,10 @@ def read_video(
     """Sample `num_frames` frames of a video in memory, as `sample_indices` does.
 
     `num_frames` <= 0 means as many as `limits.max_frames` allows; `limits` default to those of
-    the environment. The video is opened in another process only. Thread-safe. Raises MediaError
-    (with `reason`) for what cannot be read, MediaTooLarge for what is over a limit,
-    MediaDeadline after `limits.decode_deadline_s`.
+    the environment. The video is opened in another process only. Thread-safe. The frames count
+    against `limits.max_pending_bytes` until they and all views of them are gone. Raises
+    MediaError (with `reason`) for what cannot be read, MediaTooLarge for what is over a limit,
+    MediaDeadline after `limits.decode_deadline_s` of decoding, or of waiting for memory.
     """
     limits = MediaLimits.from_env() if limits is None else limits
     if num_frames > limits.max_frames:
@@ -54,11 +36,21 @@ def read_video(
             "too_many_frames",
         )
     check_size(len(data), limits)
-    request = {
-        "num_frames": num_frames if num_frames > 0 else limits.max_frames,
-        "fps": fps,
-        "limits": asdict(limits),
-    }
+    num_frames = num_frames if num_frames > 0 else limits.max_frames
+    most_bytes = min(
+        num_frames * limits.max_frame_pixels * 3,
+        limits.max_decoded_bytes,
+        limits.max_pending_bytes,
+    )
+    limits = replace(limits, max_decoded_bytes=most_bytes)
+    with MEMORY.reserve(most_bytes, limits.max_pending_bytes, limits.decode_deadline_s) as memory:
+        return _read(data, num_frames, fps, limits, memory)
+
+
+def _read(
+    data: bytes, num_frames: int, fps: float, limits: MediaLimits, memory: Reservation
+) -> VideoFrames:
+    request = {"num_frames": num_frames, "fps": fps, "limits": asdict(limits)}
     with anonymous_file() as video:
         write_all(video, data)
         reply, output = POOL.call(request, video, limits.decode_workers, limits.decode_deadline_s)
@@ -66,12 +58,16 @@ def read_video(
         raise _error(reply["error"])
     decoded = reply["decoded"]
     with output:
-        frames = np.empty(decoded.pop("shape"), dtype=np.uint8)
+        num_bytes = math.prod(decoded["shape"])
         try:
-            read_into(output, frames.data)
+            if not 0 < num_bytes <= memory.num_bytes:
+                raise ChannelClosedError
+            owner = contents(output, num_bytes)
         except ChannelClosedError:
             raise MediaError("the decoder crashed on the video", "decode_failed") from None
-    return VideoFrames(frames_THWC=frames, **decoded)
+    memory.hand_over(owner, num_bytes)
+    frames_THWC = np.frombuffer(owner, np.uint8).reshape(decoded["shape"])
+    return VideoFrames(frames_THWC=frames_THWC, **decoded)
 
 
 def _error(described: dict[str, str]) -> MediaError:

@@ -29,6 +29,12 @@ def test_shrink_is_the_mean_of_blocks(height: int, width: int, factor: int) -> N
             np.testing.assert_array_equal(small[y, x], mean)
 
 
+@pytest.mark.parametrize("factor", [15, 16, 17])
+def test_shrink_keeps_white(factor: int) -> None:
+    white = np.full((factor * 2, factor * 3, 3), 255, np.uint8)
+    np.testing.assert_array_equal(shrink(white, factor), white[:2, :3])
+
+
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_frames_fit_the_limit(backend: str) -> None:
     data = clips.encode(options={"g": "12"})
