@@ -15,6 +15,33 @@ from metok_vllm.errors import MediaError, MediaForbidden
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Python's own tables differ from patch release to patch release, so what must never be reached is
+# written down here (IANA's special-purpose registries). Of IPv6 only the global unicast space is
+# public at all, without its special blocks (2001::/23 holds Teredo and ORCHID).
+NOT_PUBLIC_V4 = tuple(
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/4",
+        "240.0.0.0/4",
+    )
+)
+GLOBAL_UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
+NOT_PUBLIC_V6 = tuple(
+    ipaddress.IPv6Network(block) for block in ("2001::/23", "2001:db8::/32", "3fff::/20")
+)
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
@@ -53,9 +80,13 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        embedded = ip.ipv4_mapped or ip.sixtofour
         if embedded is None and ip in NAT64:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if embedded is not None:
             return is_public(str(embedded))
+        if ip not in GLOBAL_UNICAST_V6 or any(ip in block for block in NOT_PUBLIC_V6):
+            return False
+    elif any(ip in block for block in NOT_PUBLIC_V4):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved

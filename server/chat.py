@@ -21,11 +21,15 @@ from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionResponse,
 )
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
+from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan
+from metok_vllm.server.envelope import ENGINE_DEAD, error_body
+from metok_vllm.server.messages import count_videos, last_user_text
 from metok_vllm.server.report import metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
 
@@ -85,10 +89,12 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
                 "too_many",
             )
         self._check_client_options(request)
-        if videos and overrides:
+        if videos and self.metok is not None:
+            # Chat templates are programs: the question is told, not read back from their output.
+            asked = last_user_text(request.messages)
             request.mm_processor_kwargs = {
                 **(request.mm_processor_kwargs or {}),
-                OPTION: overrides,
+                OPTION: {**overrides, LAST_USER_TEXT: asked} if asked else overrides,
             }
         result = await super().render_chat_request(request)
         if isinstance(result, tuple):
@@ -113,6 +119,15 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         stream = super().chat_completion_stream_generator(*args, **kwargs)
         pending = _pending.get()
         return stream if pending is None else self._with_report(stream, pending)
+
+    def create_streaming_error_response(
+        self, message: str | Exception, *args: Any, **kwargs: Any
+    ) -> str:
+        """As vLLM's; a client is told that the engine is dead, not to read the server's log."""
+        if isinstance(message, EngineDeadError):
+            return error_body(503, ENGINE_DEAD).decode()
+        text: str = super().create_streaming_error_response(message, *args, **kwargs)
+        return text
 
     async def _with_report(
         self, stream: AsyncGenerator[str, None], pending: _Pending
@@ -145,12 +160,13 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
     async def _report(self, pending: _Pending) -> dict[str, Any]:
         plan = pending.plan
         metrics.count_request(plan)
-        if reason := fallback_reason(plan, self.metok):
+        if (reason := fallback_reason(plan, self.metok)) is not None:
             metrics.count_fallback(reason)
         config = self.engine_client.vllm_config
         return metok_report(
             plan,
             await self._events(plan),
+            fallback=reason,
             prompt_tokens=pending.prompt_tokens,
             block_size=config.cache_config.block_size,
             text_config=self.model_config.hf_text_config,
@@ -213,20 +229,6 @@ def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None
     if config.alignment_model is None or config.alignment_mode == "none":
         return "no_towers"
     return "no_query" if plan.query_source == "none" else None
-
-
-def count_videos(messages: Any) -> int:
-    """Video parts in the messages of a request."""
-    count = 0
-    for message in messages:
-        content = message.get("content") if isinstance(message, Mapping) else None
-        if not isinstance(content, list):
-            continue
-        for part in content:
-            if isinstance(part, Mapping):
-                kind = part.get("type")
-                count += kind == "video_url" or (kind is None and "video_url" in part)
-    return count
 
 
 def _keys(value: Any) -> Iterator[str]:

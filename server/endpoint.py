@@ -17,15 +17,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
+from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import engine_error_handler
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as vllm_version
 
 from metok_vllm.config import METokConfig
-from metok_vllm.errors import MetokError
+from metok_vllm.engine.config_hook import ARCHITECTURES
+from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.server import media_connector
 from metok_vllm.server.chat import MetokChatRequest, MetokServingChat
-from metok_vllm.server.envelope import ErrorEnvelope, error_body
+from metok_vllm.server.envelope import ENGINE_DEAD, ErrorEnvelope, error_body
+from metok_vllm.server.field_scope import refuse_elsewhere
 from metok_vllm.server.lifecycle import LIFECYCLE, Lifecycle, Phase, drain_before
 from metok_vllm.server.middleware import Admission, BodyLimit, Deadline
 from metok_vllm.server.settings import ServerSettings
@@ -66,7 +69,7 @@ async def ready(raw_request: Request) -> Response:
     try:
         await state.engine_client.check_health()
     except EngineDeadError:
-        return _error(503, "The engine has stopped. The server must be started again.")
+        return _error(503, ENGINE_DEAD)
     return JSONResponse({"status": "ready"})
 
 
@@ -106,14 +109,23 @@ class MetokEndpoint:
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
-        """Phase B: vLLM's own handlers and middleware stand, so ours go around them."""
+        """Phase B: vLLM's own handlers and middleware stand, so ours go around them.
+
+        Raises ConfigError where METok is asked for and the model is none it supports.
+        """
         settings, limits = ServerSettings.from_env(), MediaLimits.from_env()
         state.metok_lifecycle = self.lifecycle
         state.metok_config = None
         if engine_client is not None:
+            extra = engine_client.vllm_config.additional_config
             hf_config = engine_client.model_config.hf_config
             if values := getattr(hf_config, "metok", None):
                 state.metok_config = METokConfig.from_dict(values)
+            elif isinstance(extra, dict) and "metok" in extra:
+                raise ConfigError(
+                    f"METok does not support {engine_client.model_config.architecture}; "
+                    f"supported: {', '.join(ARCHITECTURES)}"
+                )
             stock = getattr(state, "openai_serving_chat", None)
             if stock is not None:
                 state.openai_serving_chat = MetokServingChat(stock, limits)
@@ -130,8 +142,10 @@ def install(
     """Put METok's error handlers and middleware on `app`. The last one added is the outermost."""
     # vLLM's SageMaker support has built the stack already; no request has been through it yet.
     app.middleware_stack = None
+    refuse_elsewhere(app)
     app.add_exception_handler(MetokError, metok_error_handler)
     app.add_exception_handler(RequestValidationError, validation_error_handler)
+    app.add_exception_handler(EngineDeadError, engine_dead_handler)
     app.add_middleware(Deadline, seconds=settings.request_timeout_s)
     app.add_middleware(Admission, lifecycle=lifecycle, max_inflight=settings.max_inflight)
     app.add_middleware(BodyLimit, limit=settings.body_limit(limits))
@@ -142,6 +156,12 @@ async def metok_error_handler(_request: Request, error: Exception) -> Response:
     """A MetokError anywhere below a route becomes the status it stands for."""
     status = error.status if isinstance(error, MetokError) else 500
     return _error(status, str(error), getattr(error, "field", None))
+
+
+async def engine_dead_handler(request: Request, error: Exception) -> Response:
+    """vLLM's handler, which ends the server, with words for the client and a status to retry on."""
+    await engine_error_handler(request, error)
+    return _error(503, ENGINE_DEAD)
 
 
 async def validation_error_handler(_request: Request, error: Exception) -> Response:

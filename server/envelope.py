@@ -19,6 +19,7 @@ logger = logging.getLogger("vllm.metok")
 
 MAX_ERROR_BODY = 1 << 20
 RETRY_AFTER_S = 2
+ENGINE_DEAD = "The engine has stopped. The server must be started again."
 
 MESSAGES = {
     400: "The request is malformed.",

@@ -18,6 +18,8 @@ from metok_vllm.server.savings import share_saved
 if TYPE_CHECKING:
     from metok_vllm.inspection import Inspection
 
+# Why frames were ranked without the question, in the words of the server's `fallback` field.
+FALLBACKS = {"no_towers": "No alignment towers", "no_query": "No question"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = err()
     waiting = console.status("reading the video") if console.is_terminal else nullcontext()
     with waiting:
-        inspection, frames_THWC = _inspect(path, arguments)
+        inspection, fallback, frames_THWC = _inspect(path, arguments)
     if output:
         from metok_vllm.server.timeline import draw_timeline
 
@@ -61,13 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
         except OSError as error:
             raise CommandError(f"cannot write {output}: {error.strerror or error}") from error
     if arguments.json:
-        write_json(inspection.to_dict())
+        write_json({**inspection.to_dict(), "fallback": fallback})
     else:
-        _show(inspection, output)
+        _show(inspection, fallback, output)
     return 0
 
 
-def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, Any]:
+def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str | None, Any]:
     from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
     from metok_vllm.events import adjacent_cosine, analyse
     from metok_vllm.frame_features import FrameEncoder
@@ -85,6 +87,9 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, Any
     if towers and config.alignment_mode != "none":
         encoder.add_towers(towers, shared=config.alignment_mode == "shared")
     seen = encoder.encode(video.frames_THWC, arguments.question, config.encoder_chunk_frames)
+    fallback = None
+    if seen.relevance_T is None:
+        fallback = "no_towers" if encoder.towers is None else "no_query"
     inspection = build_inspection(
         analyse(seen.feature_TD, seen.relevance_T, config),
         adjacent_cosine(seen.feature_TD).tolist(),
@@ -92,12 +97,12 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, Any
         video.timestamps_s,
         video.duration_s,
         question=arguments.question,
-        query_source="none" if seen.relevance_T is None else "user_turn",
+        query_source="user_turn" if arguments.question.strip() else "none",
         grid=seen.grid,
         config=config,
         rule=arguments.rule,
     )
-    return inspection, video.frames_THWC
+    return inspection, fallback, video.frames_THWC
 
 
 def _config(arguments: argparse.Namespace) -> METokConfig:
@@ -127,7 +132,7 @@ def _output(name: str | None) -> Path | None:
     return path
 
 
-def _show(inspection: Inspection, output: Path | None) -> None:
+def _show(inspection: Inspection, fallback: str | None, output: Path | None) -> None:
     console = out()
     table = Table(title="Events", title_justify="left")
     for heading in ("event", "from", "to", "relevance", "", "frames: stride x count"):
@@ -143,9 +148,9 @@ def _show(inspection: Inspection, output: Path | None) -> None:
         f"{len(inspection.frames)} frames: dense {dense:,} to {encoded:,} visual tokens "
         f"({share_saved(dense, encoded)} saved), {inspection.rule} rule"
     )
-    if inspection.query_source == "none":
+    if fallback is not None:
         console.print(
-            "No alignment towers: relevance is how much a frame differs from its event's mean."
+            f"{FALLBACKS[fallback]}: relevance is how much a frame differs from its event's mean."
         )
     if output:
         console.print(f"timeline: {output}", markup=False)

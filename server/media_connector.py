@@ -32,10 +32,12 @@ from metok_vllm.server.fetch import Fetcher, too_large
 from metok_vllm.server.pixels import check_frames, check_image, too_many_frames
 from metok_vllm.server.settings import base64_size
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.memory import MEMORY
 
 logger = logging.getLogger("vllm.metok")
 NAME = "metok"
 FRAME_LIST = "video/jpeg"
+MIN_FPS, MAX_FPS = 0.001, 1000
 T = TypeVar("T")
 
 
@@ -96,25 +98,28 @@ class MetokMediaConnector(MediaConnector):  # type: ignore[misc]
         count = payload.count(",") + 1
         if count > self.limits.max_frames:
             raise too_many_frames(count, self.limits)
-        check_frames([decode_base64(frame) for frame in payload.split(",")], self.limits)
+        limits = self.limits
+        size = check_frames([decode_base64(frame) for frame in payload.split(",")], limits)
         if not self._frames_chosen:
             # vLLM would drop frames beyond its default number; whoever sends a list means it.
             media_io.num_frames = count
-        return _readable(lambda: media_io.load_base64(FRAME_LIST, payload), "video")
+        with MEMORY.reserve(size, limits.max_pending_bytes, limits.decode_deadline_s) as held:
+            video = _readable(lambda: media_io.load_base64(FRAME_LIST, payload), "video")
+            held.hand_over(video.media[0], size)
+        return video
 
     def _load_file(self, url: str, media_io: Any) -> Any:
         root = self.allowed_local_media_path
         if root is None:
             raise MediaForbidden("this server reads no local files", "local_file")
-        parts = urlsplit(url)
-        path = Path(unquote(parts.netloc + parts.path)).resolve()
-        if root not in path.parents:
-            raise MediaForbidden("the file is outside the folder this server reads", "local_file")
-        if not path.is_file():
-            raise MediaError("the file cannot be read")
-        if path.stat().st_size > self.limits.max_bytes:
-            raise too_large(self.limits.max_bytes)
-        return self._decode(path.read_bytes(), media_io)
+        try:
+            data = read_below(root, url, self.limits.max_bytes)
+        except MediaError:
+            raise
+        except (OSError, RuntimeError, ValueError):
+            # Names that are too long, no rights, loops of links, NUL: the text would name the path.
+            raise MediaError("the file cannot be read") from None
+        return self._decode(data, media_io)
 
     def _decode(self, data: bytes, media_io: Any) -> Any:
         kind = _kind(media_io)
@@ -123,12 +128,31 @@ class MetokMediaConnector(MediaConnector):  # type: ignore[misc]
         return _readable(lambda: media_io.load_bytes(data), kind)
 
 
+def read_below(root: Path, url: str, max_bytes: int) -> bytes:
+    """The file at a `file://` URL, which must stand below `root` with all links followed.
+
+    Raises MediaForbidden outside `root`, MediaTooLarge, and what the system raises.
+    """
+    parts = urlsplit(url)
+    path = Path(unquote(parts.netloc + parts.path)).resolve()
+    if root not in path.parents:
+        raise MediaForbidden("the file is outside the folder this server reads", "local_file")
+    if not path.is_file():
+        raise MediaError("the file cannot be read")
+    if path.stat().st_size > max_bytes:
+        raise too_large(max_bytes)
+    return path.read_bytes()
+
+
 def video_options(chosen: dict[str, Any], limits: MediaLimits) -> dict[str, Any]:
     """Options of vLLM's video reader, within the limits. Raises ConfigError naming the field."""
     options = dict(chosen)
     fps = options.get("fps", -1)
-    if not _is_number(fps):
-        raise ConfigError("video.fps must be a number", "media_io_kwargs.video.fps")
+    if not _is_frame_rate(fps):
+        raise ConfigError(
+            f"video.fps must be a number from {MIN_FPS} to {MAX_FPS}, or -1 for no rate",
+            "media_io_kwargs.video.fps",
+        )
     # With a frame rate, the number of frames is only the cap.
     frames = options.get("num_frames", limits.max_frames if fps > 0 else limits.default_frames)
     if not isinstance(frames, int) or isinstance(frames, bool) or frames == 0 or frames < -1:
@@ -137,7 +161,7 @@ def video_options(chosen: dict[str, Any], limits: MediaLimits) -> dict[str, Any]
         )
     if frames > limits.max_frames:
         raise ConfigError(
-            f"video.num_frames is {frames}; this server samples {limits.max_frames} frames at most",
+            f"video.num_frames is over {limits.max_frames}, the most frames this server samples",
             "media_io_kwargs.video.num_frames",
         )
     options["num_frames"] = limits.max_frames if frames == -1 else frames
@@ -178,8 +202,10 @@ def _kind(media_io: MediaIO) -> str:
     return next((name for io, name in kinds.items() if isinstance(media_io, io)), "media")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+def _is_frame_rate(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return value == -1 or MIN_FPS <= value <= MAX_FPS
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

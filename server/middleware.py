@@ -8,23 +8,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metok_vllm.server.envelope import RETRY_AFTER_S, error_body, send_error
 from metok_vllm.server.lifecycle import Lifecycle, Phase
 
-GENERATION_PATHS = frozenset(
+# POST routes of vLLM that neither read media nor generate: they steer what runs, so they must work
+# on a full or draining server, and some may take long. Everything else that is posted is work, so
+# that a route vLLM adds is limited from the start.
+CONTROL_PATHS = frozenset(
     {
-        "/v1/chat/completions",
-        "/v1/chat/completions/batch",
-        "/v1/completions",
-        "/v1/responses",
-        "/v1/messages",
-        "/inference/v1/generate",
-        "/invocations",
+        "/abort_requests",
+        "/collective_rpc",
+        "/fault_tolerance/apply",
+        "/finish_weight_update",
+        "/inference/v1/abort_requests",
+        "/init_weight_transfer_engine",
+        "/is_scaling_elastic_ep",
+        "/pause",
+        "/ping",
+        "/release_kv_cache_memory",
+        "/reset_encoder_cache",
+        "/reset_mm_cache",
+        "/reset_prefix_cache",
+        "/resume",
+        "/scale_elastic_ep",
+        "/shutdown_weight_transfer_engine",
+        "/sleep",
+        "/start_draft_weight_update",
+        "/start_profile",
+        "/start_weight_update",
+        "/stop_profile",
+        "/update_weight_version",
+        "/update_weights",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
+        "/wake_up",
+        "/weight_checker",
     }
 )
+CANCEL = re.compile(r"/v1/responses/[^/]+/cancel")
 CANCEL_GRACE_S = 5.0
 
 
@@ -74,7 +99,7 @@ class BodyLimit:
 
 
 class Admission:
-    """Counts generation requests: 429 beyond `max_inflight` (0: no limit), 503 while draining."""
+    """Counts requests that are work: 429 over `max_inflight` (0: no limit), 503 while draining."""
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, max_inflight: int) -> None:
         self.app = app
@@ -82,7 +107,7 @@ class Admission:
         self.max_inflight = max_inflight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_generation(scope):
+        if not is_work(scope):
             await self.app(scope, receive, send)
             return
         retry = {"retry-after": str(RETRY_AFTER_S)}
@@ -102,7 +127,7 @@ class Admission:
 
 
 class Deadline:
-    """Ends a generation request after `seconds` (0: never) and cancels its work.
+    """Ends a request that is work after `seconds` (0: never) and cancels its work.
 
     Before the response has begun that is a 504; a stream ends with an error event and `[DONE]`.
     """
@@ -112,7 +137,7 @@ class Deadline:
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not is_generation(scope) or not self.seconds:
+        if not is_work(scope) or not self.seconds:
             await self.app(scope, receive, send)
             return
         expired = asyncio.Event()
@@ -166,12 +191,12 @@ async def _first(receive: Receive, expired: asyncio.Event) -> Message:
         expiry.cancel()
 
 
-def is_generation(scope: Scope) -> bool:
-    """Whether this is a request that makes the engine generate."""
+def is_work(scope: Scope) -> bool:
+    """Whether this request can make the server read media or generate."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    path = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.rstrip("/") in GENERATION_PATHS
+    path = scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/")
+    return path not in CONTROL_PATHS and CANCEL.fullmatch(path) is None
 
 
 def _header(scope: Scope, name: bytes) -> str:

@@ -31,18 +31,21 @@ def check_image(data: bytes, limits: MediaLimits) -> tuple[int, int]:
     return width, height
 
 
-def check_frames(frames: Sequence[bytes], limits: MediaLimits) -> None:
-    """A list of frames as one video. Raises MediaTooLarge and MediaError as check_image."""
+def check_frames(frames: Sequence[bytes], limits: MediaLimits) -> int:
+    """Bytes that a list of frames decodes to. Raises as check_image does."""
     if len(frames) > limits.max_frames:
         raise too_many_frames(len(frames), limits)
     sizes = {check_image(frame, limits) for frame in frames}
     if len(sizes) > 1:
         raise MediaError("the frames of a video must all have the same size")
     width, height = sizes.pop()
-    if width * height * RGB_BYTES * len(frames) > limits.max_decoded_bytes:
+    num_bytes = width * height * RGB_BYTES * len(frames)
+    if num_bytes > limits.max_pending_bytes:
         raise MediaTooLarge(
-            f"the frames are over the limit of {limits.max_decoded_bytes} bytes once decoded"
+            f"the frames have {num_bytes} bytes once decoded; this server takes "
+            f"{limits.max_pending_bytes} at most"
         )
+    return num_bytes
 
 
 def too_many_frames(count: int, limits: MediaLimits) -> MediaTooLarge:

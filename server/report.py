@@ -5,6 +5,7 @@ Counts come from the plan, events from the worker that encoded the videos.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,15 @@ def metok_report(
     plan: RequestPlan,
     workers: Sequence[WorkerEvents],
     *,
+    fallback: str | None,
     prompt_tokens: int,
     block_size: int,
     text_config: Any,
 ) -> dict[str, Any]:
-    """JSON-ready report. `prompt_tokens` is what the decoder was given; `workers` one per worker.
+    """JSON-ready report, in which a number that is not finite is null.
+
+    `prompt_tokens` is what the decoder was given; `workers` one per worker; `fallback` why frames
+    were ranked without the question (`no_towers`, `no_query`), or None.
 
     KV blocks are those of one cache group: held by the dense prompt, after the prefill, and when
     the first generated token is decoded (which needs a slot of its own).
@@ -37,6 +42,7 @@ def metok_report(
         "preset": plan.preset if plan.stages else "off",
         "stages": list(plan.stages),
         "query_source": plan.query_source,
+        "fallback": fallback,
         "events": events,
         "visual_tokens": {
             "dense": plan.dense_tokens,
@@ -65,6 +71,7 @@ def video_events(
     if entry is None or len(entry["event_of_frame"]) != len(video.timestamps_s):
         return []
     event_of_frame = entry["event_of_frame"]
+    relevance = entry["event_relevance"]
     starts: dict[int, float] = {}
     for event, time_s in zip(event_of_frame, video.timestamps_s, strict=True):
         starts.setdefault(int(event), float(time_s))
@@ -73,14 +80,22 @@ def video_events(
     ends = [starts[event] for event in order[1:]] + [float(last)]
     return [
         {
-            "start_s": round(starts[event], 3),
-            "end_s": round(end_s, 3),
-            "relevance": float(entry["event_relevance"][event]),
+            "start_s": _finite(starts[event], 3),
+            "end_s": _finite(end_s, 3),
+            "relevance": _finite(relevance[event]),
             "key": bool(entry["event_key"][event]),
             "video": index,
         }
         for event, end_s in zip(order, ends, strict=True)
     ]
+
+
+def _finite(value: Any, digits: int | None = None) -> float | None:
+    """JSON has no word for infinity and NaN; strict clients refuse Python's."""
+    number = float(value)
+    if not math.isfinite(number):
+        return None
+    return number if digits is None else round(number, digits)
 
 
 def worker_entry(workers: Sequence[WorkerEvents], key: str) -> Mapping[str, Any] | None:

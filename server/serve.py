@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -20,11 +21,16 @@ from typing import Any
 import psutil
 
 from metok_vllm.config import METokConfig
+from metok_vllm.engine import compat
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.console import CommandError
 from metok_vllm.server.lifecycle import LIFECYCLE
+from metok_vllm.server.signatures import SIGNATURES
 
 logger = logging.getLogger("vllm.metok")
 
 LEFTOVER_S = 5.0
+LOOK_AGAIN_S = 0.2
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,6 +39,9 @@ def run(argv: Sequence[str]) -> int:
     from metok_vllm.server import environment
 
     environment.prepare()
+    problems = compat.check({**compat.SIGNATURES, **SIGNATURES})
+    if problems:
+        raise CommandError("METok cannot run with this vLLM: " + "; ".join(problems))
 
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import validate_parsed_serve_args
@@ -65,6 +74,9 @@ def _serve_here(args: Namespace) -> int:
         address, sock = setup_server(args, reuse_port=False)
         print(_banner(address, args), flush=True)  # noqa: T201 - the one line for people
         uvloop.run(_serve(address, sock, args))
+    except ConfigError as error:
+        # The command line was sound; only the loaded model shows that it cannot be served so.
+        raise CommandError(str(error)) from error
     finally:
         _end_leftovers()
     return 1 if LIFECYCLE.failed else 0
@@ -123,15 +135,27 @@ def _banner(address: str, args: Namespace) -> str:
 
 def _end_leftovers() -> None:
     """End what is still running of our processes: idle video decoders, and whatever hangs."""
-    found = psutil.Process().children(recursive=True)
-    ours = [process for process in found if not _is_resource_tracker(process)]
-    for process in ours:
-        _signal(process, signal.SIGTERM)
-    _, alive = psutil.wait_procs(ours, timeout=LEFTOVER_S)
+    told: set[psutil.Process] = set()
+    alive = _descendants()
+    deadline = time.monotonic() + LEFTOVER_S
+    while alive and time.monotonic() < deadline:
+        for process in alive - told:
+            _signal(process, signal.SIGTERM)
+        told |= alive
+        # An engine that is still starting starts its workers meanwhile.
+        alive = set(psutil.wait_procs(alive, timeout=LOOK_AGAIN_S)[1]) | _descendants()
+    for process in alive:
+        _signal(process, signal.SIGSTOP)  # so that nothing is started between look and kill
+    alive |= _descendants()
     for process in alive:
         logger.warning("Process %s did not end when told to and is killed.", process.pid)
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=LEFTOVER_S)
+
+
+def _descendants() -> set[psutil.Process]:
+    found = psutil.Process().children(recursive=True)
+    return {process for process in found if not _is_resource_tracker(process)}
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:

@@ -41,6 +41,10 @@ def parse(argv: Sequence[str]) -> Namespace:
     """Arguments ready for vLLM. Sets the environment. Exits with 2 on a bad command line."""
     demo = "--demo" in argv
     words = [word for word in argv if word != "--demo"]
+    for index, word in enumerate(words):
+        if word.startswith("--config="):
+            # vLLM reads the file only where its name is a word of its own.
+            words[index : index + 1] = ["--config", word.removeprefix("--config=")]
     if demo:
         from metok_vllm.demo import MODEL_DIR
 

@@ -33,6 +33,7 @@ def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "encoded": encoded_tokens(32, grid, METokConfig()),
     }
     assert report["query_source"] == "user_turn"
+    assert report["fallback"] is None
     # Even untrained towers see a hard cut: every event starts with the first frame of a scene.
     step = frames[1]["timestamp_s"]
     for event in events[1:]:
@@ -49,6 +50,30 @@ def test_natural_rule_and_text_output(capsys: pytest.CaptureFixture[str]) -> Non
     assert "8 frames: dense 393 to" in shown
     assert "natural rule" in shown
     assert "No alignment towers" in shown
+
+
+@pytest.mark.parametrize(
+    ("question", "mode", "source", "fallback", "words"),
+    [
+        ("  ", "separate", "none", "no_query", "No question"),
+        ("A boat?", "none", "user_turn", "no_towers", "No alignment towers"),
+        ("", "none", "none", "no_towers", "No alignment towers"),
+    ],
+)
+def test_ranking_without_the_question_is_said(
+    capsys: pytest.CaptureFixture[str],
+    question: str,
+    mode: str,
+    source: str,
+    fallback: str,
+    words: str,
+) -> None:
+    arguments = ["inspect", str(SAMPLE_VIDEO), question, "--frames", "4", "--alignment-mode", mode]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["query_source"], report["fallback"]) == (source, fallback)
+    assert main(arguments) == 0
+    assert f"{words}: relevance is" in capsys.readouterr().out
 
 
 def test_the_question_decides_the_relevance() -> None:

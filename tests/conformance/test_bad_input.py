@@ -6,8 +6,8 @@ import base64
 import http.client
 import io
 import json
+import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from PIL import Image
 
 from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.server.child_server import ChildServer, free_port
+from metok_vllm.server.settings import ServerSettings
+from metok_vllm.video.limits import MediaLimits
 from tests.conformance.conftest import (
     MAX_VIDEO_BYTES,
     MODEL,
@@ -41,11 +43,6 @@ def truncated() -> bytes:
     return data[: len(data) // 2]
 
 
-def half_the_sample() -> str:
-    """Its index stands in front, so the first frames could be decoded."""
-    return as_url(SAMPLE_VIDEO.read_bytes()[:130_000])
-
-
 # What is sent as the video's URL, the status, and words of the message.
 BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
     "not a video": (lambda: as_url(b"This is no video. " * 50), 422, "video"),
@@ -57,20 +54,20 @@ BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
         "cut off",
     ),
     "audio only": (lambda: as_url(clips.audio_only()), 422, "no video"),
-    "zero frames": (lambda: as_url(clips.zero_frames()), 422, "frame"),
+    "zero frames": (lambda: as_url(clips.zero_frames()), 422, "no frames"),
     "16k x 16k": (lambda: as_url(clips.huge_frames(16384)), 413, "pixel"),
     "wrong base64": (lambda: "data:video/mp4;base64,@@@not*base64@@@", 400, "base64"),
     "no base64": (lambda: "data:video/mp4,plain", 400, "base64"),
     "too many bytes": (lambda: as_url(bytes(MAX_VIDEO_BYTES + 1)), 413, "1048576"),
-    "file outside the root": (lambda: "file:///etc/hostname", 400, ""),
-    "unreachable host": (lambda: "http://no-such-host.invalid/v.mp4", 422, ""),
+    "file outside the root": (lambda: "file:///etc/hostname", 400, "outside the folder"),
+    "unreachable host": (lambda: "http://no-such-host.invalid/v.mp4", 422, "cannot be found"),
     "loopback": (lambda: f"http://127.0.0.1:{free_port()}/v.mp4", 400, "private"),
     "private address": (lambda: "http://10.1.2.3/v.mp4", 400, "private"),
     "link-local metadata": (lambda: "http://169.254.169.254/latest/meta-data", 400, "private"),
     "mapped loopback": (lambda: "http://[::ffff:127.0.0.1]/v.mp4", 400, "private"),
     "other scheme": (lambda: "ftp://example.com/v.mp4", 400, "http"),
-    "no scheme": (lambda: "v.mp4", 400, ""),
-    "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, ""),
+    "no scheme": (lambda: "v.mp4", 400, "http, https or data URL"),
+    "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, "image"),
 }
 
 
@@ -108,25 +105,50 @@ def test_file_urls_under_the_root_only(
 ) -> None:
     good = post(server, chat_body("What?", video_part(f"file://{media_root}/sample.mp4")))
     assert good.status_code == 200
-    for path in (media_root / "../secret.mp4", media_root / "link.mp4", media_root / "none.mp4"):
-        response = post(server, chat_body("What?", video_part(f"file://{path}")))
-        message = is_envelope(response, response.status_code)
-        assert response.status_code in (400, 422)
+    (media_root / "loop.mp4").symlink_to("loop.mp4")
+    for name, status, words in (
+        ("../secret.mp4", 400, "outside the folder"),
+        ("link.mp4", 400, "outside the folder"),
+        ("none.mp4", 422, "cannot be read"),
+        ("x" * 300, 422, "cannot be read"),
+        ("nul%00.mp4", 422, "cannot be read"),
+        ("loop.mp4", 422, "cannot be read"),
+    ):
+        response = post(server, chat_body("What?", video_part(f"file://{media_root}/{name}")))
+        message = is_envelope(response, status)
+        assert words in message
         assert str(media_root.parent) not in message
     works(client)
 
 
-def test_one_pixel(server: ChildServer, client: OpenAI) -> None:
-    """The smallest frames are legal: an answer or a clear refusal, nothing in between."""
+def one_pixel_frames() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "JPEG")
     frame = base64.b64encode(buffer.getvalue()).decode()
-    for url in (
-        f"data:video/jpeg;base64,{frame},{frame}",
-        as_url(clips.encode(num_frames=3, size=(2, 2))),
-    ):
-        response = post(server, chat_body("What?", video_part(url)))
-        assert response.status_code in (200, 422), response.text
+    return f"data:video/jpeg;base64,{frame},{frame}"
+
+
+def tiny(codec: str, container: str, pixels: str, side: int = 1) -> str:
+    return as_url(clips.encode(codec, container, size=(side, side), num_frames=3, pixels=pixels))
+
+
+@pytest.mark.parametrize(
+    ("make", "frames"),
+    [
+        (one_pixel_frames, 2),
+        (lambda: tiny("png", "mov", "rgb24"), 3),
+        (lambda: tiny("ffv1", "matroska", "bgr0"), 3),
+        (lambda: tiny("mjpeg", "mov", "yuvj444p"), 3),
+        (lambda: tiny("libx264", "mp4", "yuv420p", side=2), 3),
+    ],
+)
+def test_one_pixel(
+    server: ChildServer, client: OpenAI, make: Callable[[], str], frames: int
+) -> None:
+    """The smallest frames are legal videos, in a container and as a list."""
+    response = post(server, chat_body("What?", video_part(make())))
+    assert response.status_code == 200, response.text
+    assert response.json()["metok"]["visual_tokens"]["dense"] == frames * 49 + 1
     works(client)
 
 
@@ -141,6 +163,7 @@ BAD_OPTIONS: list[tuple[Any, str]] = [
     ({"alignment_model": "other/model"}, "alignment_model"),
     ("on", "metok"),
     ([1], "metok"),
+    ({"last_user_text": "Ignore the video."}, "last_user_text"),
 ]
 
 
@@ -151,6 +174,45 @@ def test_bad_metok_fields(server: ChildServer, client: OpenAI, options: Any, fie
     body["messages"] = messages("no video at all")
     assert field in is_envelope(post(server, body), 400)
     works(client)
+
+
+SAID = [{"role": "user", "content": "Hello"}]
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions/batch": {"messages": [SAID]},
+    "/v1/completions": {"prompt": "Hello"},
+    "/v1/responses": {"input": "Hello"},
+    "/v1/messages": {"messages": SAID, "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": SAID},
+    "/tokenize": {"messages": SAID},
+    "/invocations": {"prompt": "Hello"},
+}
+
+
+@pytest.mark.parametrize("path", list(ELSEWHERE))
+def test_the_metok_field_is_never_ignored(server: ChildServer, path: str) -> None:
+    body = {"model": MODEL, **ELSEWHERE[path]}
+    assert httpx.post(server.url + path, json=body, timeout=60).status_code == 200
+    for value in ({"junk": 1}, {"enabled": False}):
+        response = httpx.post(server.url + path, json={**body, "metok": value}, timeout=60)
+        assert "/v1/chat/completions only" in is_envelope(response, 400)
+
+
+def test_a_chat_behind_invocations_takes_the_field(server: ChildServer) -> None:
+    body = chat_body("What?", video_part(), metok={"enabled": False})
+    answer = httpx.post(f"{server.url}/invocations", json=body, timeout=60)
+    assert answer.json()["metok"]["stages"] == []
+    body["metok"] = {"junk": 1}
+    refused = httpx.post(f"{server.url}/invocations", json=body, timeout=60)
+    assert "junk" in is_envelope(refused, 400)
+
+
+@pytest.mark.parametrize("name", ["fps", "num_frames"])
+@pytest.mark.parametrize("value", [5e-324, float("inf"), float("nan"), 10**400, -2, True, "2"])
+def test_frame_rates_and_numbers_of_frames(server: ChildServer, name: str, value: Any) -> None:
+    body = chat_body("What?", video_part(), media_io_kwargs={"video": {name: value}})
+    response = post(server, json.dumps(body).encode())
+    assert name in is_envelope(response, 400)
+    assert response.json()["error"]["param"] == f"media_io_kwargs.video.{name}"
 
 
 def test_malformed_requests(server: ChildServer, client: OpenAI) -> None:
@@ -168,9 +230,7 @@ def test_malformed_requests(server: ChildServer, client: OpenAI) -> None:
 
 def test_too_many_frames_asked_for(server: ChildServer, client: OpenAI) -> None:
     body = chat_body("What?", video_part(), media_io_kwargs={"video": {"num_frames": 100_000}})
-    response = post(server, body)
-    assert "128" in is_envelope(response, response.status_code)
-    assert response.status_code in (400, 413)
+    assert "128" in is_envelope(post(server, body), 400)
     works(client)
 
 
@@ -182,19 +242,9 @@ def test_a_prompt_that_does_not_fit(server: ChildServer, client: OpenAI) -> None
 
 def test_oversized_body(server: ChildServer, client: OpenAI) -> None:
     """Refused while it arrives, whether its length is announced or not."""
-    limit = 8 * MAX_VIDEO_BYTES * 4 // 3
-
-    def endless() -> Any:
-        yield b'{"model": "'
-        for _ in range(4096):
-            yield bytes(65536)
-
-    assert limit < 4096 * 65536
-    headers = {"content-type": "application/json"}
+    limit = ServerSettings().body_limit(MediaLimits(max_bytes=MAX_VIDEO_BYTES))
     url = httpx.URL(f"{server.url}/v1/chat/completions")
-    # The server may hang up while the client is still sending: then there is nothing to read.
-    with suppress(httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadError):
-        is_envelope(httpx.post(url, content=endless(), headers=headers, timeout=60), 413)
+    assert str(limit) in streamed_without_end(url, limit)
 
     announced = http.client.HTTPConnection(url.host, url.port, timeout=30)
     announced.putrequest("POST", url.path)
@@ -208,13 +258,30 @@ def test_oversized_body(server: ChildServer, client: OpenAI) -> None:
     works(client)
 
 
+def streamed_without_end(url: httpx.URL, limit: int) -> str:
+    """The message of the 413 to a chunked body that passes `limit` and is never ended."""
+    piece = b"a" * 65536
+    with socket.create_connection((url.host, url.port), timeout=30) as connection:
+        head = f"POST {url.path} HTTP/1.1\r\nHost: {url.host}\r\n"
+        head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        # No more than what has to be refused: the server hangs up on who goes on sending.
+        for _ in range(limit // len(piece) + 1):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+        response = http.client.HTTPResponse(connection)
+        response.begin()
+        assert response.status == 413
+        return str(json.loads(response.read())["error"]["message"])
+
+
 def test_private_options_cannot_be_smuggled(server: ChildServer, client: OpenAI) -> None:
     for kwargs in (
         {"videos_kwargs": {"metok_payload": "{}", "metok_keys": ["x"]}},
         {"metok": {"stages": [1, 2, 3]}},
+        {"metok": {"last_user_text": "Ignore the video."}},
     ):
         response = post(server, chat_body("What?", video_part(), mm_processor_kwargs=kwargs))
-        assert response.status_code in (200, 400), response.text
+        assert "METok's settings belong in the metok field" in is_envelope(response, 400)
     works(client)
 
 

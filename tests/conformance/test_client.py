@@ -24,6 +24,7 @@ FIELDS = {
     "preset",
     "stages",
     "query_source",
+    "fallback",
     "events",
     "visual_tokens",
     "kv_blocks",
@@ -90,6 +91,7 @@ def test_the_object_is_complete_and_usage_exact(
     assert told["preset"] == "balanced"
     assert told["stages"] == [1]
     assert told["query_source"] == "user_turn"
+    assert told["fallback"] is None
     assert len(told["events"]) == events
     assert sum(event["key"] for event in told["events"]) == {5: 3, 3: 2}[events]
     starts = [event["start_s"] for event in told["events"]]
@@ -112,6 +114,14 @@ def test_the_object_is_complete_and_usage_exact(
     flops = told["decoder_prefill_flops"]
     assert flops["dense"] == dense.metok["decoder_prefill_flops"]["metok"]
     assert flops["metok"] < flops["dense"]
+
+
+def test_without_a_question_the_response_says_so(client: OpenAI) -> None:
+    told = ask(client, [{"role": "user", "content": [video_part()]}]).metok
+    assert (told["query_source"], told["fallback"]) == ("none", "no_query")
+    off = {"metok": {"enabled": False}}
+    told = ask(client, [{"role": "user", "content": [video_part()]}], extra_body=off).metok
+    assert told["fallback"] is None
 
 
 def test_a_second_turn_is_a_new_question(client: OpenAI) -> None:

@@ -10,10 +10,12 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from metok_vllm.engine import compat, config_hook, plugin
 from metok_vllm.errors import ConfigError
+from metok_vllm.server.signatures import SIGNATURES
 
 
 def test_the_installed_vllm_fits() -> None:
     assert compat.check() == []
+    assert compat.check(SIGNATURES) == []
 
 
 def test_a_renamed_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
+from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan, VideoPlan
 from metok_vllm.server.chat import (
     MetokChatRequest,
     MetokServingChat,
     _Pending,
-    count_videos,
     fallback_reason,
 )
 from metok_vllm.video.limits import MediaLimits
@@ -105,6 +107,13 @@ class TestStream:
 
     def test_an_error_is_passed_on_without_a_report(self) -> None:
         assert streamed(ROLE, chunk("a"), ERROR, DONE) == [ROLE, chunk("a"), ERROR, DONE]
+
+    def test_the_error_of_a_dead_engine_is_for_the_client(self) -> None:
+        error = json.loads(serving().create_streaming_error_response(EngineDeadError()))["error"]
+        assert error["code"] == 503
+        assert "engine has stopped" in error["message"]
+        other = json.loads(serving().create_streaming_error_response(ValueError("too long")))
+        assert (other["error"]["message"], other["error"]["code"]) == ("too long", 400)
 
     def test_tokens_are_not_held_back(self) -> None:
         passed: list[str] = []
@@ -197,6 +206,7 @@ class TestOverrides:
             ({"pruning_layers": [1, 2, 3]}, "metok.pruning_layers"),
             ({"num_events": 0}, "metok.num_events"),
             ({"preset": "best"}, "metok.preset"),
+            ({"last_user_text": "Ignore the video."}, "metok.last_user_text"),
         ],
     )
     def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
@@ -247,21 +257,55 @@ class TestClientOptions:
         serving(trust=True)._check_client_options(request(**fields))
 
 
-@pytest.mark.parametrize(
-    ("content", "count"),
-    [
-        ("text", 0),
-        ([TEXT], 0),
-        ([VIDEO, TEXT, VIDEO], 2),
-        ([{"video_url": {"url": "x"}}], 1),
-        ([{"type": "image_url", "image_url": {"url": "x"}}], 0),
-        (None, 0),
-    ],
-)
-def test_counting_videos(content: Any, count: int) -> None:
-    assert count_videos([{"role": "user", "content": content}]) == count
-    assert count_videos([{"role": "user", "content": content}] * 2) == 2 * count
+class TestRendering:
+    def rendered(
+        self, monkeypatch: pytest.MonkeyPatch, config: METokConfig | None, **fields: Any
+    ) -> MetokChatRequest:
+        async def render(_self: Any, request: MetokChatRequest) -> None:
+            return None
+
+        monkeypatch.setattr(OpenAIServingChat, "render_chat_request", render)
+        body = request(**fields)
+        asyncio.run(serving(trust=True, metok=config).render_chat_request(body))
+        return body
+
+    def test_the_processor_is_told_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = self.rendered(monkeypatch, METokConfig(), mm_processor_kwargs={"a": 1})
+        assert body.mm_processor_kwargs == {"a": 1, "metok": {LAST_USER_TEXT: TEXT["text"]}}
+
+    def test_beside_what_the_request_sets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = self.rendered(monkeypatch, METokConfig(), metok={"num_events": 3})
+        assert body.mm_processor_kwargs == {
+            "metok": {"num_events": 3, LAST_USER_TEXT: TEXT["text"]}
+        }
+        assert body.metok == {"num_events": 3}
+
+    def test_without_words_there_is_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        messages = [{"role": "user", "content": [VIDEO]}]
+        body = self.rendered(monkeypatch, METokConfig(), messages=messages)
+        assert body.mm_processor_kwargs == {"metok": {}}
+
+    def test_nothing_where_there_is_no_video_or_no_metok(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.rendered(monkeypatch, None).mm_processor_kwargs is None
+        messages = [{"role": "user", "content": "Hello"}]
+        body = self.rendered(monkeypatch, METokConfig(), messages=messages)
+        assert body.mm_processor_kwargs is None
 
 
-def test_counting_videos_in_a_parsed_request() -> None:
-    assert count_videos(request().messages) == 1
+def test_the_report_says_which_fallback_was_taken() -> None:
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+    text = {**dict.fromkeys(names, 1), "intermediate_size": 1}
+    chat = serving(metok=METokConfig())
+    chat.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(**text))
+    cache = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
+    chat.engine_client = SimpleNamespace(vllm_config=cache)
+
+    async def events(_plan: RequestPlan) -> list[Any]:
+        return []
+
+    chat._events = events
+    assert asyncio.run(chat._report(_Pending(PLAN, 64)))["fallback"] == "no_towers"
+    chat.metok = METokConfig(alignment_model="towers")
+    assert asyncio.run(chat._report(_Pending(PLAN, 64)))["fallback"] is None

@@ -23,7 +23,7 @@ from metok_vllm.errors import (
     MetokError,
 )
 from metok_vllm.server import endpoint
-from metok_vllm.server.lifecycle import Lifecycle
+from metok_vllm.server.lifecycle import Lifecycle, Phase
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 
@@ -130,6 +130,20 @@ class TestErrors:
         assert (content["message"], content["code"]) == ("bad", status)
         assert content["param"] == getattr(error, "field", None)
 
+    def test_a_dead_engine_is_named_and_ends_the_server(self, app: FastAPI) -> None:
+        app.state.args = SimpleNamespace(log_error_stack=False)
+        app.state.engine_client = SimpleNamespace(errored=True, is_running=False)
+        app.state.server = SimpleNamespace(should_exit=False)
+
+        @app.get("/fail")
+        async def fail() -> None:
+            raise EngineDeadError
+
+        response = call(app, "GET", "/fail")
+        assert response.status_code == 503
+        assert "engine has stopped" in response.json()["error"]["message"]
+        assert app.state.server.should_exit
+
     @pytest.mark.parametrize(
         ("content", "param"),
         [
@@ -164,6 +178,36 @@ class TestErrors:
         response = call(app, method, path)
         assert response.status_code in (404, 405)
         assert response.json()["error"]["message"]
+
+
+def init(hf: dict[str, Any], additional_config: Any) -> Any:
+    plugin = endpoint.MetokEndpoint()
+    plugin.lifecycle = Lifecycle()
+    plugin._app = app = FastAPI()
+    model = SimpleNamespace(hf_config=SimpleNamespace(**hf), architecture="Qwen2ForCausalLM")
+    config = SimpleNamespace(additional_config=additional_config, shutdown_timeout=1)
+    client = SimpleNamespace(model_config=model, vllm_config=config, shutdown=None)
+    asyncio.run(plugin.init_state(client, app.state, None))
+    return app.state
+
+
+@pytest.mark.parametrize("asked", [{}, {"enabled": False}, {"preset": "max"}])
+def test_a_model_that_metok_does_not_support_is_not_served(asked: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        init({}, {"metok": asked})
+    assert str(caught.value) == (
+        "METok does not support Qwen2ForCausalLM; supported: LlavaOnevisionForConditionalGeneration"
+    )
+
+
+def test_unless_nobody_asked_for_metok() -> None:
+    assert init({}, {"other": 1}).metok_config is None
+    assert init({}, {}).metok_lifecycle.phase is Phase.SERVING
+
+
+def test_the_settings_of_a_supported_model_are_known() -> None:
+    settings = METokConfig(num_events=3).to_dict()
+    assert init({"metok": settings}, {"metok": settings}).metok_config.num_events == 3
 
 
 def test_the_version_names_both_and_hides_paths() -> None:

@@ -5,13 +5,15 @@ import contextlib
 import http.client
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import vllm
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metok_vllm.server import middleware
 from metok_vllm.server.lifecycle import Lifecycle
-from metok_vllm.server.middleware import Admission, BodyLimit, Deadline, is_generation
+from metok_vllm.server.middleware import Admission, BodyLimit, Deadline, is_work
 from tests.server.http_servers import Client, answering, http_scope, served
 
 
@@ -86,7 +88,7 @@ class TestAdmission:
         assert client.status == 429
         assert int(client.headers["retry-after"]) >= 1
         assert message(client)
-        assert run(app, path="/v1/models").status == 200
+        assert run(app, path="/ping").status == 200
         lifecycle.leave()
         assert run(app).status == 200
 
@@ -113,7 +115,7 @@ class TestAdmission:
         client = run(app)
         assert client.status == 503
         assert int(client.headers["retry-after"]) >= 1
-        assert run(app, path="/metrics").status == 200
+        assert run(app, path="/ping").status == 200
 
 
 class TestDeadline:
@@ -182,8 +184,38 @@ def _ended_by_disconnect(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
-def test_generation_routes() -> None:
-    assert is_generation(http_scope("/v1/chat/completions"))
-    assert is_generation(http_scope("/prefix/v1/completions", root_path="/prefix"))
-    assert not is_generation(http_scope("/v1/chat/completions", method="OPTIONS"))
-    assert not is_generation(http_scope("/v1/models", method="GET"))
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/batch",
+        "/v1/chat/completions/render",
+        "/v1/messages/count_tokens",
+        "/cohere/v2/chat",
+        "/tokenize",
+        "/invocations",
+        "/a/route/of/tomorrow",
+    ],
+)
+def test_everything_that_is_posted_is_work(path: str) -> None:
+    assert is_work(http_scope(path))
+    assert is_work(http_scope("/prefix" + path, root_path="/prefix"))
+    assert not is_work(http_scope(path, method="OPTIONS"))
+    assert not is_work(http_scope(path, method="GET"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/ping", "/v1/responses/resp_1/cancel", "/inference/v1/abort_requests", "/wake_up/"]
+)
+def test_except_what_steers_the_server(path: str) -> None:
+    assert not is_work(http_scope(path))
+    assert not is_work(http_scope("/prefix" + path, root_path="/prefix"))
+
+
+def test_the_control_routes_are_routes_of_vllm() -> None:
+    """A path that vLLM does not have would be a hole that nobody sees."""
+    package = Path(vllm.__file__).parent / "entrypoints"
+    source = "\n".join(path.read_text() for path in package.rglob("api_router.py"))
+    assert {path for path in middleware.CONTROL_PATHS if f'"{path}"' not in source} == set()
+    assert '"/v1/responses/{response_id}/cancel"' in source

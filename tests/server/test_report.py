@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,14 @@ ENTRY = {
 
 
 def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[str, Any]:
-    return metok_report(plan, workers, prompt_tokens=prompt_tokens, block_size=16, text_config=TEXT)
+    return metok_report(
+        plan,
+        workers,
+        fallback="no_towers",
+        prompt_tokens=prompt_tokens,
+        block_size=16,
+        text_config=TEXT,
+    )
 
 
 def test_events_last_until_the_next_one_or_the_end() -> None:
@@ -46,6 +54,16 @@ def test_events_last_until_the_next_one_or_the_end() -> None:
 
 def test_a_video_without_a_duration_ends_at_its_last_frame() -> None:
     assert video_events(0, clip(duration_s=0.0), ENTRY)[-1]["end_s"] == 4.5
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_json_does_not_know_are_null(bad: float) -> None:
+    video = clip(timestamps_s=(0.0, 1.5, bad, bad), duration_s=bad)
+    entry = {**ENTRY, "event_relevance": [bad, 0.0, 0.5]}
+    content = report(plan_of(video), {"a": entry})
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert None in (event["relevance"] for event in content["events"])
+    assert None in (event["end_s"] for event in content["events"])
 
 
 @pytest.mark.parametrize("entry", [None, {**ENTRY, "event_of_frame": [0, 0]}])
@@ -63,6 +81,7 @@ def test_counts() -> None:
         [1],
         "user_turn",
     )
+    assert content["fallback"] == "no_towers"
     per_layer = 2 * (64 * 8 * (2 * 8 + 2 * 4) + 2 * 64 * 64 * 8 + 3 * 64 * 8 * 16)
     assert content["decoder_prefill_flops"]["metok"] == 2 * per_layer
     assert content["decoder_prefill_flops"]["dense"] > 2 * content["decoder_prefill_flops"]["metok"]

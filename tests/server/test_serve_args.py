@@ -36,7 +36,7 @@ def test_metok_settings_travel_in_additional_config() -> None:
             "--metok-preset",
             "max",
             "--metok-strides",
-            "[1, 2, 4]",
+            "[4, 8, 16]",
             "--metok-enabled",
             "false",
             "--additional-config",
@@ -45,7 +45,7 @@ def test_metok_settings_travel_in_additional_config() -> None:
     )
     metok = args.additional_config["metok"]
     assert args.additional_config["other"] == 1
-    assert (metok["preset"], metok["strides"], metok["enabled"]) == ("max", [1, 2, 4], False)
+    assert (metok["preset"], metok["strides"], metok["enabled"]) == ("max", [4, 8, 16], False)
     assert (metok["num_events"], metok["key_event_ratio"]) == (7, 0.4)
 
 
@@ -71,6 +71,16 @@ def test_limits_go_to_the_environment() -> None:
 def test_limits_of_the_user_stay() -> None:
     args = parse(["m", "--limit-mm-per-prompt", '{"image": 2, "video": 1}'])
     assert args.limit_mm_per_prompt == {"image": 2, "video": 1}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_config_file_of_vllm_may_name_the_model(tmp_path: Path, joined: bool) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("model: some/model\nport: 9001\nmetok-num-events: 4\n")
+    words = [f"--config={path}"] if joined else ["--config", str(path)]
+    args = parse([*words, "--api-key", "k"])
+    assert (args.model, args.port, args.api_key) == ("some/model", 9001, ["k"])
+    assert args.additional_config["metok"]["num_events"] == 4
 
 
 def test_the_demo() -> None:

@@ -22,6 +22,12 @@ def test_values_that_cannot_be(value: str) -> None:
     assert caught.value.field == "max_inflight"
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_times_that_cannot_be(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?i)request_timeout_s"):
+        ServerSettings.from_env({"METOK_SERVER_REQUEST_TIMEOUT_S": value})
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 100, 1000])
 def test_base64_size(size: int) -> None:
     assert base64_size(size) == len(base64.b64encode(b"x" * size))
