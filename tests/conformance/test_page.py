@@ -1,0 +1,206 @@
+"""The page of `GET /`, used as a person uses it: in a real Chromium, against a real server."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from openai import OpenAI
+
+from metok_vllm.demo import SAMPLE_VIDEO
+from metok_vllm.server.child_server import ChildServer
+from tests.conformance.conftest import MODEL, messages, video_part
+from tests.conformance.test_client import metric
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, FilePayload, Page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+
+QUESTION = "Where does the boat sail?"
+TOKENS = 16
+HEADINGS = {False: "Without METok", True: "With METok"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_page(browser: Browser, server: ChildServer, **options: Any) -> Page:
+    page = browser.new_context(**options).new_page()
+    page.set_default_timeout(60_000)
+    page.goto(server.url)
+    page.locator("#model", has_text=MODEL).wait_for()
+    return page
+
+
+@pytest.fixture
+def page(browser: Browser, server: ChildServer) -> Iterator[Page]:
+    page = open_page(browser, server)
+    mistakes: list[Any] = []
+    page.on("pageerror", lambda error: mistakes.append(error))
+    yield page
+    page.context.close()
+    assert not mistakes
+
+
+def ask(page: Page, mode: str, tokens: int = TOKENS) -> None:
+    """Fill in the form with the sample video and press the button."""
+    page.set_input_files("#file", SAMPLE_VIDEO)
+    page.fill("#question", QUESTION)
+    page.check(f"input[value={mode}]")
+    if not page.is_visible("#tokens"):
+        page.click("summary")
+    page.fill("#tokens", str(tokens))
+    page.click("#ask")
+
+
+def answered(page: Page) -> list[Any]:
+    """Heading and answer of every card, once all is there."""
+    page.wait_for_selector("#stop", state="hidden")
+    cards = page.locator("#answers .card").all()
+    return [(card.locator("h2").inner_text(), text_of(card, ".answer")) for card in cards]
+
+
+def text_of(within: Any, selector: str) -> str:
+    return str(within.locator(selector).evaluate("node => node.textContent"))
+
+
+def told(client: OpenAI, enabled: bool) -> Any:
+    return client.chat.completions.create(
+        model=MODEL,
+        messages=messages(QUESTION, video_part()),
+        max_tokens=TOKENS,
+        temperature=0,
+        extra_body={"metok": {"enabled": enabled}},
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "asked"), [("both", [False, True]), ("on", [True]), ("off", [False])]
+)
+def test_the_page_shows_what_the_api_answers(
+    page: Page, client: OpenAI, mode: str, asked: list[bool]
+) -> None:
+    answers = {enabled: told(client, enabled) for enabled in asked}
+    ask(page, mode)
+    expected = [(HEADINGS[e], answers[e].choices[0].message.content) for e in asked]
+    assert answered(page) == expected
+    assert page.locator("#answers .scale", has_text="first token").count() == len(asked)
+
+    # Events and savings are METok's; without it there is nothing to show.
+    assert page.is_visible("#events") == page.is_visible("#savings") == (True in asked)
+    if True not in asked:
+        return
+    metok = answers[True].metok
+    bars = page.locator(".event").all()
+    titles = [bar.get_attribute("title") or "" for bar in bars]
+    assert [title.endswith("key event") for title in titles] == [e["key"] for e in metok["events"]]
+    starts = [float(title.split(" ")[0]) for title in titles]
+    assert starts == pytest.approx([event["start_s"] for event in metok["events"]], abs=0.051)
+    boxes = [bar.bounding_box() for bar in bars]
+    assert all(box is not None and box["width"] > 2 for box in boxes)
+    row = page.locator("#rows tr").first.locator("td").all_inner_texts()
+    encoded = metok["visual_tokens"]["encoded"]
+    assert row == [
+        "Visual tokens",
+        "1,569",
+        f"{encoded:,}",
+        f"{1 - encoded / 1569:.0%}"[:-1] + " %",
+    ]
+
+
+def test_a_click_on_an_event_shows_it(page: Page) -> None:
+    ask(page, "on")
+    answered(page)
+    bar = page.locator(".event").nth(3)
+    start = float((bar.get_attribute("title") or "").split(" ")[0])
+    assert start > 0
+    bar.click()
+    page.wait_for_function(
+        "start => Math.abs(document.querySelector('video').currentTime - start) < 0.1", arg=start
+    )
+
+
+def test_an_error_can_be_read_and_the_next_question_works(page: Page) -> None:
+    ask(page, "on")
+    answered(page)
+    text = b"This is no video. " * 50
+    notes: FilePayload = {"name": "notes.mp4", "mimeType": "video/mp4", "buffer": text}
+    page.set_input_files("#file", notes)
+    page.click("#ask")
+    page.locator("#answers .wrong", has_text="not a video").wait_for()
+    assert not page.is_visible("#savings")
+    assert not page.is_visible("#preview")
+
+    page.set_input_files("#file", [])
+    page.click("#ask")
+    page.locator("#answers .wrong", has_text="Choose a video").wait_for()
+
+    ask(page, "on")
+    assert answered(page)[0][1]
+    assert page.is_visible("#preview")
+    assert page.locator(".wrong").count() == 0
+
+
+def test_stop_ends_the_request_on_the_server(page: Page, server: ChildServer) -> None:
+    ask(page, "on", tokens=12_000)
+    page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 20")
+    assert metric(server, "vllm:num_requests_running") == 1
+    page.click("#stop")
+    page.locator("#answers .scale", has_text="stopped").wait_for()
+    assert len(answered(page)[0][1]) > 20
+    wait_until(lambda: metric(server, "vllm:num_requests_running") == 0, 10)
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_sticks_out(
+    browser: Browser, server: ChildServer, width: int, scheme: str, tmp_path: Path
+) -> None:
+    viewport = {"width": width, "height": 800}
+    page = open_page(browser, server, viewport=viewport, color_scheme=scheme)
+    ask(page, "both")
+    answered(page)
+    # On failure pytest keeps the folder: the picture says more than the list.
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll("main *")].filter((node) => {
+          const card = node.closest(".card");
+          const edge = (card ?? document.documentElement).getBoundingClientRect();
+          const box = node.getBoundingClientRect();
+          return box.width && (box.left < edge.left - 1 || box.right > edge.right + 1);
+        }).map((node) => node.outerHTML.slice(0, 80))"""
+    )
+    assert outside == []
+    # Short labels of the switch stay on one line each.
+    heights = page.locator("fieldset label").evaluate_all("all => all.map(n => n.offsetHeight)")
+    assert len(heights) == 3
+    assert max(heights) < 30
+    page.context.close()

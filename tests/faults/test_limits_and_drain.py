@@ -1,0 +1,169 @@
+"""One server through its limits, vanishing clients and a killed decoder, and then told to end.
+
+The tests share the server in the order in which they stand; the last one ends it. Each limit must
+leave it as it was: nothing running, and the next request answered.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from metok_vllm.server.child_server import ChildServer
+from tests.conformance.conftest import MODEL, video_part
+from tests.conformance.test_bad_input import is_envelope
+from tests.faults.servers import (
+    KEY,
+    assert_nothing_left,
+    chat,
+    client,
+    decoders,
+    processes,
+    requests_running,
+    running,
+    shared_memory,
+)
+from tests.faults.streams import Stream
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+CHAT = "/v1/chat/completions"
+MAX_INFLIGHT = 2
+DEADLINE_S = 10.0
+ENDLESS = 15_000  # tokens: far more than the deadline allows
+FREED_S = 5.0
+FINISH_S = 4.5
+
+
+@pytest.fixture(scope="module")
+def memory() -> set[str]:
+    """What lay in shared memory before the server was started."""
+    return shared_memory()
+
+
+@pytest.fixture(scope="module")
+def server(memory: set[str]) -> Iterator[ChildServer]:
+    limits = ("--metok-max-inflight", str(MAX_INFLIGHT), "--metok-request-timeout", str(DEADLINE_S))
+    with running("--api-key", KEY, *limits) as server:
+        yield server
+
+
+@pytest.fixture
+def http(server: ChildServer) -> Iterator[httpx.Client]:
+    with client(server, KEY) as http:
+        yield http
+
+
+def works(http: httpx.Client) -> None:
+    response = http.post(CHAT, json=chat("And now?"))
+    assert response.status_code == 200, response.text
+    assert response.json()["usage"]["completion_tokens"] == 4
+
+
+def is_free(http: httpx.Client) -> None:
+    wait_until(lambda: requests_running(http) == 0, FREED_S)
+
+
+def seconds_per_token(http: httpx.Client) -> float:
+    tokens = 100
+    began = time.monotonic()
+    assert http.post(CHAT, json=chat("How fast?", tokens=tokens)).status_code == 200
+    return (time.monotonic() - began) / tokens
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_a_key_is_needed(server: ChildServer, key: str | None) -> None:
+    with client(server, key) as http:
+        response = http.post(CHAT, json=chat("May I?"))
+        assert "key" in is_envelope(response, 401)
+        assert KEY not in response.text
+        assert response.headers["www-authenticate"].startswith("Bearer")
+        is_envelope(http.get("/v1/models"), 401)
+        for path in ("/health", "/health/ready"):
+            assert http.get(path).status_code == 200
+
+
+def test_the_right_key_opens(http: httpx.Client) -> None:
+    works(http)
+    assert http.get("/v1/models").json()["data"][0]["id"] == MODEL
+
+
+def test_too_many_at_once_and_the_deadline(server: ChildServer, http: httpx.Client) -> None:
+    body = chat("Go on", tokens=ENDLESS)
+    with client(server, KEY) as one, client(server, KEY) as two, ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        whole = pool.submit(two.post, CHAT, json=body)
+        with Stream(one, body) as stream:
+            wait_until(lambda: requests_running(http) == MAX_INFLIGHT, DEADLINE_S / 2)
+            response = http.post(CHAT, json=chat("Me too?"))
+            assert str(MAX_INFLIGHT) in is_envelope(response, 429)
+            assert int(response.headers["retry-after"]) > 0
+        assert f"{DEADLINE_S:g} seconds" in is_envelope(whole.result(), 504)
+        assert DEADLINE_S <= time.monotonic() - began < DEADLINE_S + FREED_S
+    # A stream is told in an event, and ends as every stream does.
+    assert stream.failure is None
+    assert stream.status == 200
+    assert stream.done
+    assert stream.events[-1]["error"]["code"] == 504
+    assert f"{DEADLINE_S:g} seconds" in stream.events[-1]["error"]["message"]
+    is_free(http)
+    works(http)
+
+
+def test_a_client_that_goes_away(server: ChildServer, http: httpx.Client) -> None:
+    began = time.monotonic()
+    with client(server, KEY) as leaving:
+        body = chat("Go on", tokens=ENDLESS, stream=True)
+        with leaving.stream("POST", CHAT, json=body) as response:
+            lines = response.iter_lines()
+            assert [next(lines) for _ in range(9)]
+            wait_until(lambda: requests_running(http) == 1, DEADLINE_S / 2)
+    is_free(http)
+    assert time.monotonic() - began < DEADLINE_S, "it was the deadline that freed it"
+    works(http)
+
+
+def test_a_killed_decoder_is_replaced(server: ChildServer, http: httpx.Client) -> None:
+    ask = chat("What is it?", video_part())
+    assert http.post(CHAT, json=ask).status_code == 200
+    killed = decoders(server)
+    assert killed
+    for process in killed:
+        process.kill()
+    response = http.post(CHAT, json=ask)
+    assert response.status_code == 200, response.text
+    assert response.json()["metok"]["visual_tokens"]["dense"] == 1569
+    assert decoders(server)
+    assert not {process.pid for process in killed} & {p.pid for p in decoders(server)}
+
+
+def test_sigterm_lets_answers_finish(
+    server: ChildServer, http: httpx.Client, memory: set[str]
+) -> None:
+    assert http.post(CHAT, json=chat("What is it?", video_part())).status_code == 200
+    # Well within the deadline, and long enough to look at the server meanwhile.
+    tokens = round(FINISH_S / seconds_per_token(http))
+    members = processes(server)
+    assert decoders(server)
+    assert shared_memory() > memory, "vLLM's message queues lie there"
+    body = chat("Go on", tokens=tokens, stream_options={"include_usage": True})
+    with client(server, KEY) as other, Stream(other, body) as stream:
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: http.get("/health/ready").status_code != 200, FREED_S)
+        assert "draining" in is_envelope(http.get("/health/ready"), 503)
+        refused = http.post(CHAT, json=chat("One more?"))
+        assert "shutting down" in is_envelope(refused, 503)
+        assert int(refused.headers["retry-after"]) > 0
+        assert requests_running(http) == 1
+        stream.finish()
+    assert stream.failure is None
+    assert stream.done
+    assert stream.events[-1]["usage"]["completion_tokens"] == tokens
+    assert server.process.wait(20) == 0
+    assert_nothing_left(server, members, memory)
