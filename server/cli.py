@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from metok_vllm.errors import MetokError
-from metok_vllm.server.console import CommandError, complain
+from metok_vllm.server.commands.console import CommandError, complain
 
 # Each module has add_arguments(parser) and run(arguments) -> exit status.
 COMMANDS = {
-    "chat": ("metok_vllm.server.chat_command", "ask a running server about a video"),
-    "inspect": ("metok_vllm.server.inspect_command", "show the events of a video and why"),
+    "chat": ("metok_vllm.server.commands.chat", "ask a running server about a video"),
+    "inspect": ("metok_vllm.server.commands.inspect", "show the events of a video and why"),
     "doctor": (
-        "metok_vllm.server.doctor",
+        "metok_vllm.server.commands.doctor",
         "say what works, what is missing, what is broken",
     ),
-    "demo": ("metok_vllm.server.demo_command", "serve the demo model and compare dense with METok"),
+    "demo": (
+        "metok_vllm.server.commands.demo",
+        "serve the demo model and compare dense with METok",
+    ),
 }
 SERVE_HELP = "vLLM's OpenAI server with METok (takes every flag of `vllm serve`)"
 
@@ -60,7 +63,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _serve(arguments: list[str]) -> int:
     try:
-        serve = importlib.import_module("metok_vllm.server.serve")
+        serve = importlib.import_module("metok_vllm.server.commands.serve")
         status: int | None = serve.run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "vllm":

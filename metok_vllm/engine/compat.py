@@ -7,6 +7,7 @@ in the middle of a request, so every one of them is checked when the plugin load
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Mapping
 from importlib import metadata
@@ -64,7 +65,7 @@ def installed_vllm() -> tuple[str, str] | None:
 def check(signatures: Mapping[str, tuple[str, ...]] = SIGNATURES) -> list[str]:
     """What does not fit, each a sentence for the user; empty when all is well."""
     found = installed_vllm()
-    if found is None:
+    if found is None or importlib.util.find_spec("vllm") is None:
         return ['vLLM is not installed: pip install "metok-vllm[cpu]" or "metok-vllm[cuda]"']
     name, version = found
     problems = []

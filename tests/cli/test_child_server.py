@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from metok_vllm.server.child_server import ChildServer
-from metok_vllm.server.console import CommandError
+from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.server.commands.console import CommandError
 
 # A server that starts a worker; told to, both take no notice of SIGTERM, and the worker leaves
 # the session as a daemon would.

@@ -14,8 +14,8 @@ import pytest
 
 from metok_vllm.budget import dense_tokens, encoded_tokens
 from metok_vllm.config import METokConfig
-from metok_vllm.server.console import CommandError
-from metok_vllm.server.demo_command import Run, verify, with_median_times
+from metok_vllm.server.commands.console import CommandError
+from metok_vllm.server.commands.demo import Run, verify, with_median_times
 
 
 def answer(encoded: int, prompt: int) -> Run:

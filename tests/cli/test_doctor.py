@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from metok_vllm import demo
-from metok_vllm.server import doctor
+from metok_vllm.server.commands import doctor
 
 
 def test_this_environment_is_complete() -> None:

@@ -11,9 +11,9 @@ import torch
 from metok_vllm.config import METokConfig
 from metok_vllm.events import adjacent_cosine, analyse
 from metok_vllm.inspection import Inspection, build_inspection
-from metok_vllm.server.timeline import draw_timeline, place_frames
-from metok_vllm.server.timeline_chart import BAND, time_to_x
-from metok_vllm.server.timeline_style import (
+from metok_vllm.server.commands.timeline import draw_timeline, place_frames
+from metok_vllm.server.commands.timeline_chart import BAND, time_to_x
+from metok_vllm.server.commands.timeline_style import (
     KEY_COLOUR,
     MARGIN,
     OTHER_COLOUR,

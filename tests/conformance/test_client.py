@@ -13,7 +13,7 @@ from openai import OpenAI
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.server.child_server import ChildServer
+from metok_vllm.server.commands.child_server import ChildServer
 from tests.conformance.conftest import MODEL, SAMPLE_URL, messages, video_part
 from tests.video import clips
 

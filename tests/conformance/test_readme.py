@@ -12,7 +12,7 @@ import pytest
 
 from metok_vllm.config import PRESETS, METokConfig
 from metok_vllm.plan import video_tokens
-from metok_vllm.server.child_server import ChildServer
+from metok_vllm.server.commands.child_server import ChildServer
 
 pytestmark = pytest.mark.slow
 

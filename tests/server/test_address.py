@@ -6,7 +6,7 @@ import ipaddress
 import pytest
 
 from metok_vllm.errors import MediaError, MediaForbidden
-from metok_vllm.server.address import checked_addresses, is_public, system_resolver
+from metok_vllm.server.media.address import checked_addresses, is_public, system_resolver
 
 PRIVATE = [
     "127.0.0.1",

@@ -16,7 +16,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan, VideoPlan
-from metok_vllm.server.chat import (
+from metok_vllm.server.api.chat import (
     MetokChatRequest,
     MetokServingChat,
     _Pending,

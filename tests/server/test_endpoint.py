@@ -22,8 +22,8 @@ from metok_vllm.errors import (
     MediaTooLarge,
     MetokError,
 )
-from metok_vllm.server import endpoint
-from metok_vllm.server.lifecycle import Lifecycle, Phase
+from metok_vllm.server.api import endpoint
+from metok_vllm.server.api.lifecycle import Lifecycle, Phase
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.server.envelope import ErrorEnvelope, error_body, is_envelope
+from metok_vllm.server.api.envelope import ErrorEnvelope, error_body, is_envelope
 from tests.server.http_servers import Client, answering, http_scope
 
 

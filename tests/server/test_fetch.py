@@ -10,8 +10,8 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
-from metok_vllm.server import address
-from metok_vllm.server.fetch import Fetcher, parse_url
+from metok_vllm.server.media import address
+from metok_vllm.server.media.fetch import Fetcher, parse_url
 from metok_vllm.video.limits import MediaLimits
 from tests.server.http_servers import served
 

@@ -9,7 +9,7 @@ import starlette.requests
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict
 
-from metok_vllm.server import endpoint
+from metok_vllm.server.api import endpoint
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 from tests.server.test_endpoint import call, lifecycle

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from metok_vllm.server.lifecycle import ENGINE_EXIT_S, Lifecycle, Phase, drain_before
+from metok_vllm.server.api.lifecycle import ENGINE_EXIT_S, Lifecycle, Phase, drain_before
 
 
 def test_phases() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from metok_vllm.server.loading import LoadingResponder
+from metok_vllm.server.api.loading import LoadingResponder
 from tests.server.http_servers import answering
 
 

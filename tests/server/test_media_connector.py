@@ -14,8 +14,8 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.errors import ConfigError, MediaError, MediaForbidden, MediaTooLarge
-from metok_vllm.server import media_connector
-from metok_vllm.server.media_connector import MetokMediaConnector, video_options
+from metok_vllm.server.media import connector as media_connector
+from metok_vllm.server.media.connector import MetokMediaConnector, video_options
 from metok_vllm.video.limits import MediaLimits
 
 LIMITS = MediaLimits()

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.server.chat import MetokChatRequest
-from metok_vllm.server.messages import count_videos, last_user_text
+from metok_vllm.server.api.chat import MetokChatRequest
+from metok_vllm.server.api.messages import count_videos, last_user_text
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 TEXT = {"type": "text", "text": "What happens?"}

@@ -11,9 +11,9 @@ import pytest
 import vllm
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from metok_vllm.server import middleware
-from metok_vllm.server.lifecycle import Lifecycle
-from metok_vllm.server.middleware import Admission, BodyLimit, Deadline, is_work
+from metok_vllm.server.api import middleware
+from metok_vllm.server.api.lifecycle import Lifecycle
+from metok_vllm.server.api.middleware import Admission, BodyLimit, Deadline, is_work
 from tests.server.http_servers import Client, answering, http_scope, served
 
 

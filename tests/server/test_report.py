@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.plan import RequestPlan, VideoPlan
-from metok_vllm.server.report import metok_report, video_events
+from metok_vllm.server.api.report import metok_report, video_events
 
 TEXT = SimpleNamespace(
     num_hidden_layers=2,

@@ -9,8 +9,8 @@ from vllm.entrypoints.launchers import launcher
 from vllm.utils import system_utils
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.server import serve
-from metok_vllm.server.console import CommandError
+from metok_vllm.server.commands import serve
+from metok_vllm.server.commands.console import CommandError
 
 
 def test_a_model_that_cannot_be_served_ends_the_server_with_1(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
-from metok_vllm.server.serve_args import parse
+from metok_vllm.server.commands.serve_args import parse
 
 
 @pytest.fixture(autouse=True)

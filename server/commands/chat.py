@@ -25,8 +25,8 @@ from rich.progress import (
 )
 
 from metok_vllm.config import PRESETS
-from metok_vllm.server.console import CommandError, err, out, write, write_json
-from metok_vllm.server.savings import events_line, savings_table
+from metok_vllm.server.commands.console import CommandError, err, out, write, write_json
+from metok_vllm.server.commands.savings import events_line, savings_table
 
 READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
 _PLACEHOLDER = "metok-video-goes-here"

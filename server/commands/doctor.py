@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metok_vllm.server.console import err, out, write_json
+from metok_vllm.server.commands.console import err, out, write_json
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 COLOURS = {OK: "green", MISSING: "yellow", BROKEN: "red"}

@@ -28,9 +28,9 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
 from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan
-from metok_vllm.server.envelope import ENGINE_DEAD, error_body
-from metok_vllm.server.messages import count_videos, last_user_text
-from metok_vllm.server.report import metok_report, worker_entry
+from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body
+from metok_vllm.server.api.messages import count_videos, last_user_text
+from metok_vllm.server.api.report import metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
 
 logger = logging.getLogger("vllm.metok")

@@ -16,7 +16,7 @@ from types import TracebackType
 import httpx
 import psutil
 
-from metok_vllm.server.console import CommandError, complain
+from metok_vllm.server.commands.console import CommandError, complain
 
 SERVE = (sys.executable, "-m", "metok_vllm.server.cli", "serve")
 STOP_S = 40.0

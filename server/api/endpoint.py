@@ -25,12 +25,12 @@ from vllm.version import __version__ as vllm_version
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.config_hook import ARCHITECTURES
 from metok_vllm.errors import ConfigError, MetokError
-from metok_vllm.server import media_connector
-from metok_vllm.server.chat import MetokChatRequest, MetokServingChat
-from metok_vllm.server.envelope import ENGINE_DEAD, ErrorEnvelope, error_body
-from metok_vllm.server.field_scope import refuse_elsewhere
-from metok_vllm.server.lifecycle import LIFECYCLE, Lifecycle, Phase, drain_before
-from metok_vllm.server.middleware import Admission, BodyLimit, Deadline
+from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
+from metok_vllm.server.api.envelope import ENGINE_DEAD, ErrorEnvelope, error_body
+from metok_vllm.server.api.field_scope import refuse_elsewhere
+from metok_vllm.server.api.lifecycle import LIFECYCLE, Lifecycle, Phase, drain_before
+from metok_vllm.server.api.middleware import Admission, BodyLimit, Deadline
+from metok_vllm.server.media import connector as media_connector
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 
@@ -87,7 +87,7 @@ async def version(raw_request: Request) -> Response:
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """One page to upload a video, ask, and see the events."""
-    html = importlib.resources.files("metok_vllm.server").joinpath("page/index.html")
+    html = importlib.resources.files("metok_vllm.server.api").joinpath("page/index.html")
     headers = {"content-security-policy": PAGE_POLICY}
     return HTMLResponse(html.read_text(encoding="utf-8"), headers=headers)
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from metok_vllm.inspection import InspectedFrame, Inspection
-from metok_vllm.server.timeline_chart import chart_height, draw_chart
-from metok_vllm.server.timeline_style import (
+from metok_vllm.server.commands.timeline_chart import chart_height, draw_chart
+from metok_vllm.server.commands.timeline_style import (
     BACKGROUND,
     EVENT_COLOURS,
     FAINT,

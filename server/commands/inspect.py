@@ -12,8 +12,8 @@ from rich.table import Table
 from metok_vllm.config import PRESETS, METokConfig
 from metok_vllm.config_checks import ALIGNMENT_MODES
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.console import CommandError, err, out, write_json
-from metok_vllm.server.savings import share_saved
+from metok_vllm.server.commands.console import CommandError, err, out, write_json
+from metok_vllm.server.commands.savings import share_saved
 
 if TYPE_CHECKING:
     from metok_vllm.inspection import Inspection
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     with waiting:
         inspection, fallback, frames_THWC = _inspect(path, arguments)
     if output:
-        from metok_vllm.server.timeline import draw_timeline
+        from metok_vllm.server.commands.timeline import draw_timeline
 
         try:
             draw_timeline(inspection, frames_THWC).save(output)

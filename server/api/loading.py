@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.server.envelope import send_error
+from metok_vllm.server.api.envelope import send_error
 
 RETRY_AFTER_S = 5
 STOP_S = 5

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw
 
 from metok_vllm.inspection import Inspection
-from metok_vllm.server.timeline_style import (
+from metok_vllm.server.commands.timeline_style import (
     BACKGROUND,
     EVENT_COLOURS,
     GRID,

@@ -15,7 +15,7 @@ from functools import lru_cache
 import httpx
 
 from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
-from metok_vllm.server.address import Resolver, checked_addresses, system_resolver
+from metok_vllm.server.media.address import Resolver, checked_addresses, system_resolver
 from metok_vllm.video.limits import MediaLimits
 
 CHUNK = 1 << 16

@@ -28,8 +28,8 @@ from vllm.multimodal.media.video import VideoMediaIO
 
 from metok_vllm.errors import ConfigError, MediaError, MediaForbidden, MetokError
 from metok_vllm.metrics import count_rejected
-from metok_vllm.server.fetch import Fetcher, too_large
-from metok_vllm.server.pixels import check_frames, check_image, too_many_frames
+from metok_vllm.server.media.fetch import Fetcher, too_large
+from metok_vllm.server.media.pixels import check_frames, check_image, too_many_frames
 from metok_vllm.server.settings import base64_size
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import MEMORY

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import logging
 import os
 import signal
@@ -23,8 +24,8 @@ import psutil
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import compat
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.console import CommandError
-from metok_vllm.server.lifecycle import LIFECYCLE
+from metok_vllm.server.api.lifecycle import LIFECYCLE
+from metok_vllm.server.commands.console import CommandError
 from metok_vllm.server.signatures import SIGNATURES
 
 logger = logging.getLogger("vllm.metok")
@@ -39,6 +40,7 @@ def run(argv: Sequence[str]) -> int:
     from metok_vllm.server import environment
 
     environment.prepare()
+    importlib.import_module("vllm")  # not there at all: the command line says how to get it
     problems = compat.check({**compat.SIGNATURES, **SIGNATURES})
     if problems:
         raise CommandError("METok cannot run with this vLLM: " + "; ".join(problems))
@@ -48,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
 
-    from metok_vllm.server import serve_args
+    from metok_vllm.server.commands import serve_args
 
     cli_env_setup()
     args = serve_args.parse(argv)
@@ -97,7 +99,7 @@ async def _serve(address: str, sock: socket.socket, args: Namespace) -> None:
     """vLLM's run_server_worker, with a responder on the socket until the server is up."""
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
 
-    from metok_vllm.server.loading import LoadingResponder, tls_options
+    from metok_vllm.server.api.loading import LoadingResponder, tls_options
 
     responder = LoadingResponder(sock, **tls_options(args))
     responder.start()

@@ -12,8 +12,8 @@ import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metok_vllm.server.envelope import RETRY_AFTER_S, error_body, send_error
-from metok_vllm.server.lifecycle import Lifecycle, Phase
+from metok_vllm.server.api.envelope import RETRY_AFTER_S, error_body, send_error
+from metok_vllm.server.api.lifecycle import Lifecycle, Phase
 
 # POST routes of vLLM that neither read media nor generate: they steer what runs, so they must work
 # on a full or draining server, and some may take long. Everything else that is posted is work, so

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 from rich.panel import Panel
 from rich.table import Table
 
-from metok_vllm.server.console import CommandError, complain, err, out
-from metok_vllm.server.savings import count, events_line, flop_count, share_saved
+from metok_vllm.server.commands.console import CommandError, complain, err, out
+from metok_vllm.server.commands.savings import count, events_line, flop_count, share_saved
 
 if TYPE_CHECKING:
-    from metok_vllm.server.child_server import ChildServer
+    from metok_vllm.server.commands.child_server import ChildServer
 
 READY_S = 300.0
 WARM_UP_TOKENS = 8
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve, ask twice, compare, end. Raises CommandError for whatever goes wrong."""
     try:
-        from metok_vllm.server.child_server import SERVE, ChildServer
+        from metok_vllm.server.commands.child_server import SERVE, ChildServer
     except ModuleNotFoundError as error:
         raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
 

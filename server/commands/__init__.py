@@ -1,0 +1,1 @@
+"""The subcommands of `metok`, one file each, and what they draw and print with."""

@@ -1,0 +1,1 @@
+"""What clients may send as video or image, and where it may come from."""
