@@ -96,9 +96,8 @@ class MetokProcessorMixin:
         keys = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
         kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), KEYS: keys}
         result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
-        if not any(
-            video is None for video in videos.data
-        ):  # a video named by its id alone has no frames to plan with
+        # A video that the client named by its id alone has no frames to plan with.
+        if all(video is not None for video in videos.data):
             result["metok"] = self._plan(config, source, videos, keys)
         return result
 
