@@ -19,12 +19,12 @@ from tests.reference import stage1
 from tests.reference.strategies import (
     Rule,
     bounded,
+    configurable_strides,
     frame_counts,
     grids,
     modes,
     rules,
     scores,
-    strides,
 )
 
 
@@ -91,7 +91,7 @@ def test_pooled_length_is_what_pooling_gives(grid: int, stride: int, mode: str) 
 
 
 @bounded
-@given(st.data(), frame_counts, rules, grids, strides, modes)
+@given(st.data(), frame_counts, rules, grids, configurable_strides, modes)
 def test_encoded_tokens_is_the_length_of_the_packed_sequence(
     data: st.DataObject,
     frames: int,

@@ -23,11 +23,20 @@ from tests.video import clips
 
 
 def children() -> set[int]:
-    """Processes that this one has started and not reaped."""
+    """Decoding processes that this one has started and not reaped, dead ones included."""
     found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
-    return found
+    return {pid for pid in found if not is_of_others(pid)}
+
+
+def is_of_others(pid: int) -> bool:
+    """Whether other tests of this session started the process; a dead one has no command line."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:
+        return True
+    return command != b"" and b"metok_vllm.video.worker" not in command
 
 
 @pytest.fixture(scope="module")
