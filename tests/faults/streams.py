@@ -12,7 +12,7 @@ import httpx
 from tests.waiting import wait_until
 
 BEGUN_S = 30.0
-END_S = 60.0
+END_S = 120.0
 
 
 class Stream:
