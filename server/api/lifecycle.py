@@ -1,4 +1,4 @@
-"""Where the server is in its life, and how many generation requests are being answered.
+"""Where the server is in its life, and how many requests it is working on.
 
 loading -> serving -> draining. The HTTP layer asks here whether to take a request; a shutdown
 first lets the requests that are under way finish.
