@@ -1,1 +1,1 @@
-"""Tensor operations of METok on torch alone; usable without vLLM. One folder per operation."""
+"""Tensor operations of METok on torch and Triton; usable without vLLM. One folder each."""

@@ -15,6 +15,11 @@ from torch import Tensor
 MODES = ("bilinear", "average")
 
 
+def pooled_side(grid: int, stride: int, mode: str) -> int:
+    """Tokens of a pooled frame in one direction."""
+    return -(-grid // stride) if mode == "bilinear" else grid // stride
+
+
 def pool_frames(x_TPD: Tensor, grid: int, stride: int, mode: str = "bilinear") -> Tensor:
     """Every frame pooled at one stride: [T, pooled, D].
 
@@ -28,7 +33,7 @@ def pool_frames(x_TPD: Tensor, grid: int, stride: int, mode: str = "bilinear") -
         raise ValueError(f"pooling mode must be one of {MODES}, got {mode!r}")
     x = x_TPD.view(T, grid, grid, D).permute(0, 3, 1, 2)
     if mode == "bilinear":
-        side = -(-grid // stride)
+        side = pooled_side(grid, stride, mode)
         x = F.interpolate(x, size=(side, side), mode="bilinear")
     elif stride > grid:
         return x_TPD.new_empty(T, 0, D)  # floor(grid/stride) is 0; torch refuses to pool to that
@@ -73,19 +78,12 @@ def adaptive_pool(
     newline_D: Tensor,
     grid: int,
     strides: tuple[int, int, int],
-    mode: str = "bilinear",
-    total: int | None = None,
+    mode: str,
+    total: int,
 ) -> tuple[Tensor, Tensor]:
-    """Frames at the stride of their class, in time order, a newline after each event.
-
-    Returns tokens [N, D] and the event of each token [N]. `total` is N where the caller knows it;
-    otherwise it is read from the classes, which waits for the device.
-    """
+    """See the package."""
     pooled = [pool_frames(x_TPD, grid, stride, mode) for stride in strides]
     sizes = (pooled[0].shape[1], pooled[1].shape[1], pooled[2].shape[1])
-    if total is None:
-        size_C = torch.tensor(sizes, device=class_T.device)
-        total = int(size_C[class_T].sum() + event_T[-1] + 1)
     row_N, event_N = pack_index(class_T, event_T, sizes, total)
     rows = torch.cat([*(p.flatten(0, 1) for p in pooled), newline_D[None].to(x_TPD.dtype)])
     return rows[row_N], event_N

@@ -1,0 +1,161 @@
+"""Adaptive pooling in Triton: each packed token straight from the patches it is made of.
+
+One program makes 16 tokens of one frame, so only what is kept is pooled and nothing is pooled at a
+stride that is not used. Where the sequence of a frame starts follows from the classes before it,
+which every program adds up for itself: no other launch is needed.
+
+Floor, N tokens of D features in b bytes: N*D*b + 8*N written; read are the patches that kept tokens
+touch, at most 4 a token (bilinear) or stride^2 (average), each patch of a frame once from memory.
+
+The sample points are those of torch's `interpolate(mode="bilinear", align_corners=False)`.
+Shape suffixes: T frames of a tile, N tokens of a tile, D features of a tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from metok_vllm.kernels.adaptive_pool.packed import pooled_side
+from metok_vllm.kernels.jit import jit
+
+TOKENS, FEATURES, FRAMES = 16, 256, 128
+
+
+def adaptive_pool(
+    x_TPD: Tensor,
+    class_T: Tensor,
+    event_T: Tensor,
+    newline_D: Tensor,
+    grid: int,
+    strides: tuple[int, int, int],
+    mode: str,
+    total: int,
+) -> tuple[Tensor, Tensor]:
+    """See the package."""
+    T, _, D = x_TPD.shape
+    x_TPD = x_TPD if x_TPD.stride(2) == 1 else x_TPD.contiguous()
+    tokens_ND = x_TPD.new_empty(total, D)
+    event_N = event_T.new_empty(total)
+    sides = [pooled_side(grid, stride, mode) for stride in strides]
+    adaptive_pool_kernel[(T, triton.cdiv(max(sides) ** 2 + 1, TOKENS))](
+        *(x_TPD, class_T.contiguous(), event_T.contiguous(), newline_D.contiguous()),
+        *(tokens_ND, event_N, T, D, total, x_TPD.stride(0), x_TPD.stride(1), grid),
+        *(*strides, *sides),
+        BILINEAR=mode == "bilinear",
+        TOKENS=TOKENS,
+        FEATURES=min(FEATURES, triton.next_power_of_2(D)),
+        FRAMES=min(FRAMES, triton.next_power_of_2(T)),
+    )
+    return tokens_ND, event_N
+
+
+@jit
+def of_class(number: tl.tensor, first: tl.tensor, second: tl.tensor, third: tl.tensor) -> tl.tensor:
+    """The entry of each class; a table in memory would have to be copied to the device."""
+    return tl.where(number == 0, first, tl.where(number == 1, second, third))
+
+
+@jit
+def sample(place: tl.tensor, side: tl.tensor, grid: tl.tensor) -> tl.tensor:
+    """Lower and upper patch of each sample point in one direction, and the upper one's weight."""
+    scale = grid.to(tl.float32) / side.to(tl.float32)
+    point = tl.maximum((place.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
+    low = tl.minimum(point.to(tl.int32), grid - 1)
+    return low, tl.minimum(low + 1, grid - 1), point - low.to(tl.float32)
+
+
+@jit
+def adaptive_pool_kernel(
+    x: tl.tensor,
+    classes: tl.tensor,
+    events: tl.tensor,
+    newline: tl.tensor,
+    tokens: tl.tensor,
+    token_events: tl.tensor,
+    frames: tl.tensor,
+    features: tl.tensor,
+    total: tl.tensor,
+    frame_stride: tl.tensor,
+    patch_stride: tl.tensor,
+    grid: tl.tensor,
+    stride0: tl.tensor,
+    stride1: tl.tensor,
+    stride2: tl.tensor,
+    side0: tl.tensor,
+    side1: tl.tensor,
+    side2: tl.tensor,
+    BILINEAR: tl.constexpr,
+    TOKENS: tl.constexpr,
+    FEATURES: tl.constexpr,
+    FRAMES: tl.constexpr,
+) -> None:
+    """16 tokens of one frame, with the newline that closes its event."""
+    t = tl.program_id(0)
+    own_class = tl.load(classes + t)
+    side = of_class(own_class, side0, side1, side2)
+    stride = of_class(own_class, stride0, stride1, stride2)
+    event = tl.load(events + t)
+    following = tl.load(events + t + 1, mask=t + 1 < frames, other=-1)
+    pooled = side * side
+    count = pooled + (following != event).to(tl.int32)
+    first = tl.program_id(1) * TOKENS
+    if first >= count:
+        return
+
+    begin = tl.full([], 0, tl.int64)
+    for start in range(0, t, FRAMES):
+        frame_T = start + tl.arange(0, FRAMES)
+        earlier_T = frame_T < t
+        class_T = tl.load(classes + frame_T, mask=earlier_T, other=0)
+        side_T = of_class(class_T, side0, side1, side2)
+        event_T = tl.load(events + frame_T, mask=earlier_T, other=0)
+        next_T = tl.load(events + frame_T + 1, mask=earlier_T, other=0)
+        length_T = side_T * side_T + (next_T != event_T).to(tl.int32)
+        begin += tl.sum(tl.where(earlier_T, length_T, 0))
+
+    within_N = first + tl.arange(0, TOKENS)
+    place_N = begin + within_N
+    inside_N = (within_N < count) & (place_N < total)
+    patch_N = within_N < pooled
+    tl.store(token_events + place_N, tl.broadcast_to(event, [TOKENS]), mask=inside_N)
+    # An average pooling can leave a frame no token but its newline.
+    y_N, x_N = within_N // tl.maximum(side, 1), within_N % tl.maximum(side, 1)
+    frame = x + t.to(tl.int64) * frame_stride
+    for d in range(0, features, FEATURES):
+        column_D = d + tl.arange(0, FEATURES)
+        exists_D = column_D < features
+        mask_ND = (inside_N & patch_N)[:, None] & exists_D[None, :]
+        sum_ND = tl.zeros([TOKENS, FEATURES], tl.float32)
+        if BILINEAR:
+            top_N, bottom_N, down_N = sample(y_N, side, grid)
+            left_N, right_N, across_N = sample(x_N, side, grid)
+            for corner in tl.static_range(4):
+                row_N, row_share_N = top_N, 1.0 - down_N
+                column_N, column_share_N = left_N, 1.0 - across_N
+                if corner >= 2:
+                    row_N, row_share_N = bottom_N, down_N
+                if corner % 2 == 1:
+                    column_N, column_share_N = right_N, across_N
+                offset_N = (row_N * grid + column_N) * patch_stride
+                patch_ND = tl.load(
+                    frame + offset_N[:, None] + column_D[None, :], mask=mask_ND, other=0.0
+                )
+                sum_ND += patch_ND.to(tl.float32) * (row_share_N * column_share_N)[:, None]
+        else:
+            for step in range(stride * stride):
+                row_N, column_N = y_N * stride + step // stride, x_N * stride + step % stride
+                offset_N = (row_N * grid + column_N) * patch_stride
+                patch_ND = tl.load(
+                    frame + offset_N[:, None] + column_D[None, :], mask=mask_ND, other=0.0
+                )
+                sum_ND += patch_ND.to(tl.float32)
+            sum_ND = sum_ND / (stride * stride).to(tl.float32)
+        newline_D = tl.load(newline + column_D, mask=exists_D, other=0.0).to(tl.float32)
+        token_ND = tl.where(patch_N[:, None], sum_ND, newline_D[None, :])
+        tl.store(
+            tokens + place_N[:, None] * features + column_D[None, :],
+            token_ND.to(tokens.dtype.element_ty),
+            mask=inside_N[:, None] & exists_D[None, :],
+        )

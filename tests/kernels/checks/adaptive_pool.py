@@ -1,0 +1,83 @@
+"""Adaptive pooling against one frame at a time in float64: grids, widths, modes, types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive
+from tests.kernels.checks import (
+    DTYPES,
+    SIZES,
+    Check,
+    assert_close,
+    assert_same,
+    generator,
+    poisoned,
+    short,
+)
+
+# Half a unit in the last place of the result, or a whole one where rounding is cut off (Triton's
+# interpreter does that to bfloat16); for float32 the sample points are themselves rounded.
+BOUNDS = {torch.float32: 3e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+MODES = ("bilinear", "average")
+MODEL_GRIDS = {"bilinear": 27, "average": 24}  # LLaVA-OneVision, LongVA
+
+
+def checks() -> Iterator[Check]:
+    """All checks of this operation."""
+    for dtype in DTYPES:
+        for mode in MODES:
+            for grid in (1, 3, 7, MODEL_GRIDS[mode]):
+                yield _check(f"grid {grid} {mode} {short(dtype)}", 4, grid, 33, mode, dtype)
+            for width in SIZES:
+                case = f"{width} wide {mode} {short(dtype)}"
+                yield _check(case, 2, 3, width, mode, dtype, strides=(1, 2, 3))
+    for mode in MODES:
+        yield _check(f"one frame {mode}", 1, 5, 16, mode)
+        yield _check(f"total not given {mode}", 6, 5, 16, mode, total=False)
+        yield _check(f"frames apart {mode}", 6, 5, 16, mode, every_other=True)
+        yield _check(f"other strides {mode}", 6, 9, 16, mode, strides=(1, 3, 5))
+    yield _check("more frames than are added up at a time", 150, 1, 3, "bilinear")
+    yield _check("no frames", 0, 3, 8, "bilinear")
+
+
+def _check(
+    case: str,
+    frames: int,
+    grid: int,
+    width: int,
+    mode: str,
+    dtype: torch.dtype = torch.float32,
+    every_other: bool = False,
+    strides: tuple[int, int, int] = (2, 4, 8),
+    total: bool = True,
+) -> Check:
+    def run(device: str) -> None:
+        random = generator(case)
+        apart = 2 if every_other else 1
+        x = torch.randn(frames * apart, grid * grid, width, generator=random).to(dtype)
+        class_T = torch.randint(0, 3, (frames,), generator=random)
+        begins_T = torch.rand(frames, generator=random) < 0.3
+        begins_T[:1] = False
+        event_T = begins_T.long().cumsum(0)
+        newline_D = torch.randn(width, generator=random).to(dtype)
+        x_TPD = x.to(device)[::apart]
+        given = (class_T.to(device), event_T.to(device), newline_D.to(device), grid, strides, mode)
+        if frames == 0:
+            tokens_ND, event_N = adaptive_pool(x_TPD, *given)
+            assert tokens_ND.shape == (0, width)
+            assert event_N.shape == (0,)
+            return
+        expected_ND, expected_N = naive.adaptive_pool(
+            x[::apart].double(), class_T, event_T, newline_D.double(), grid, strides, mode
+        )
+        known = len(expected_N) if total else None
+        with poisoned():
+            tokens_ND, event_N = adaptive_pool(x_TPD, *given, known)
+        assert tokens_ND.dtype == dtype
+        assert_same(event_N, expected_N)
+        assert_close(tokens_ND, expected_ND, BOUNDS[dtype])
+
+    return Check("adaptive_pool", case, run)
