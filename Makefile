@@ -18,7 +18,7 @@ STAMP := .venv/.installed-$(EXTRA)
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: install
 install: $(STAMP) ## make .venv and install everything into it (EXTRA=cpu or cuda)
@@ -56,6 +56,14 @@ lint: install ## check style, types and the Dockerfile
 	@$(BIN)/python tools/typecheck.py
 	@$(BIN)/hadolint Dockerfile
 
+.PHONY: test-thorough
+test-thorough: ## run the tests that take minutes and that `make test` leaves out
+	@$(MAKE) test ARGS='-m thorough $(ARGS)'
+
+.PHONY: gpu-check
+gpu-check: ## check and time every kernel on this machine's GPU
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu_check.py $(ARGS)
+
 .PHONY: format
 format: install ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
@@ -64,4 +72,4 @@ format: install ## let ruff rewrite what it can
 .PHONY: clean
 clean: ## remove .venv and everything that was built or cached
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find kernels metok_vllm server tests tools -name __pycache__ -prune -exec rm -rf {} +
+	find benchmarks kernels metok_vllm server tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -2,7 +2,8 @@
 
     .venv/bin/python tools/typecheck.py [mypy options]
 
-kernels/ and server/ stand beside metok_vllm/ in the repository but are installed inside it.
+kernels/, server/ and benchmarks/ stand beside metok_vllm/ in the repository but are installed
+inside it.
 mypy knows no such mapping, so it is given a tree of links that has the installed layout. The
 mapping itself is read from pyproject.toml.
 """
