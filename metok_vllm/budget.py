@@ -13,6 +13,8 @@ from fractions import Fraction
 
 from metok_vllm.config import METokConfig
 
+DENSE_STRIDE = 2  # of every frame in the model's own input
+
 
 @dataclass(frozen=True)
 class FrameBudget:
@@ -75,7 +77,7 @@ def encoded_tokens(num_frames: int, grid: int, config: METokConfig, mode: str = 
 
 def dense_tokens(num_frames: int, grid: int, mode: str = "bilinear") -> int:
     """N0: the model's own input, every frame at stride 2 and one newline."""
-    return num_frames * pooled_length(grid, 2, mode) + 1
+    return num_frames * pooled_length(grid, DENSE_STRIDE, mode) + 1
 
 
 def _exact(share: float) -> Fraction:

@@ -21,11 +21,16 @@ from metok_vllm.settings import setting
 
 ENV_PREFIX = "METOK_"
 
-# Stages 2 and 3 join these presets when the engine can run them.
 PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {"num_events": 8, "key_event_ratio": 0.75, "key_frames_per_event": 8},
+    "quality": {
+        "num_events": 8,
+        "key_event_ratio": 0.75,
+        "key_frames_per_event": 8,
+        "keep_ratio": 0.9,
+        "decode_keep": 0.25,
+    },
     "balanced": {},
-    "max": {"key_event_ratio": 0.4, "key_frames_per_event": 2},
+    "max": {"key_event_ratio": 0.4, "key_frames_per_event": 2, "keep_ratio": 0.5},
     "off": {"enabled": False},
 }
 
@@ -34,6 +39,7 @@ REQUEST_FIELDS = frozenset(
     {
         "enabled",
         "preset",
+        "stages",
         "num_events",
         "key_event_ratio",
         "key_frames_per_event",
@@ -56,7 +62,7 @@ class METokConfig:
 
     enabled: bool = setting(True, "whether METok works on requests that do not say")
     preset: str = setting("balanced", "quality, balanced, max or off; other fields override it")
-    stages: tuple[int, ...] = setting((1,), "which stages run")
+    stages: tuple[int, ...] = setting((1, 2, 3), "which stages run")
     num_events: int = setting(5, "events a video is cut into")
     key_event_ratio: float = setting(0.6, "share of the events that are key events")
     key_frames_per_event: int | float = setting(
@@ -112,25 +118,31 @@ class METokConfig:
                     f"starts; a request may set {', '.join(sorted(REQUEST_FIELDS))}",
                     name,
                 )
-        for name, stage in STAGE_OF_FIELD.items():
-            if name in values and stage not in self.stages:
-                raise ConfigError(
-                    f"metok.{name} needs stage {stage}, which this server does not run "
-                    f"(stages {list(self.stages)})",
-                    name,
-                )
         base = self
         preset = values.get("preset")
         if preset == "off" and values.get("enabled"):
             raise ConfigError("metok.preset 'off' contradicts metok.enabled true", "preset")
         if preset is not None:
             defaults = METokConfig()
-            reset = {name: getattr(defaults, name) for name in REQUEST_FIELDS}
+            reset = {name: getattr(defaults, name) for name in REQUEST_FIELDS - {"stages"}}
             base = _replace(self, {**reset, **_preset(preset), "preset": preset})
         config = _replace(base, dict(values))
         if config.enabled and config.preset == "off":
             # Switched on where the server's preset is off: its values are the default preset's.
             config = replace(config, preset=METokConfig().preset)
+        if not set(config.stages) <= set(self.stages):
+            raise ConfigError(
+                f"metok.stages {shown(list(config.stages))} cannot be asked for: this server runs "
+                f"stages {list(self.stages)}",
+                "stages",
+            )
+        for name, stage in STAGE_OF_FIELD.items():
+            if name in values and stage not in config.stages:
+                raise ConfigError(
+                    f"metok.{name} needs stage {stage}, which is not among the stages "
+                    f"{list(config.stages)}",
+                    name,
+                )
         return config
 
     def to_dict(self) -> dict[str, Any]:

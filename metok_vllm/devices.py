@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def tensor_on(values: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers as a tensor on `device`. From pageable memory a copy to CUDA would synchronise."""
-    tensor = torch.tensor(values)
+    return _on(torch.tensor(values), device)
+
+
+def array_on(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """A host array as a tensor on `device`; on the CPU it shares the array's memory."""
+    return _on(torch.from_numpy(values), device)
+
+
+def _on(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from metok_vllm.budget import dense_tokens, encoded_tokens
 from metok_vllm.config import METokConfig
+from metok_vllm.prompt_plan import PromptPlan, Pruning
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class VideoPlan:
     duration_s: float
     dense_tokens: int
     encoded_tokens: int
+    start: int = 0  # position of its first token in the prompt
+    pruning: Pruning | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,15 @@ class RequestPlan:
     def encoded_tokens(self) -> int:
         """Visual tokens that the decoder is given."""
         return sum(video.encoded_tokens for video in self.videos)
+
+    def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
+        """What stages 2 and 3 do to the prompt, where a step takes `step_tokens`; None: nothing."""
+        wishes = [
+            (video.key, video.start, video.encoded_tokens, video.pruning)
+            for video in self.videos
+            if video.pruning is not None
+        ]
+        return PromptPlan.of(prompt_tokens, wishes, step_tokens)
 
 
 def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:

@@ -101,12 +101,41 @@ def test_what_a_request_may_not_change(field: str) -> None:
     assert caught.value.field == field
 
 
+def test_all_stages_run_unless_the_server_says_otherwise() -> None:
+    assert METokConfig().stages == (1, 2, 3)
+    assert METokConfig.load(environ={"METOK_STAGES": "[1]"}).stages == (1,)
+
+
+def test_presets_say_how_much_the_decoder_keeps() -> None:
+    keeps = {name: METokConfig.from_dict({"preset": name}).keep_ratio for name in PRESETS}
+    assert keeps["quality"] > keeps["balanced"] > keeps["max"]
+    assert METokConfig.from_dict({"preset": "quality"}).decode_keep > METokConfig().decode_keep
+
+
 def test_a_request_cannot_ask_for_what_the_server_does_not_run() -> None:
+    server = METokConfig(stages=(1,))
     with pytest.raises(ConfigError, match="needs stage 3"):
-        METokConfig().for_request({"decode_keep": 0.5})
+        server.for_request({"decode_keep": 0.5})
     with pytest.raises(ConfigError, match="needs stage 2"):
-        METokConfig().for_request({"keep_ratio": 0.5})
-    assert METokConfig(stages=(1, 2, 3)).for_request({"decode_keep": 0.5}).decode_keep == 0.5
+        server.for_request({"keep_ratio": 0.5})
+    with pytest.raises(ConfigError, match=r"server runs stages \[1\]") as caught:
+        server.for_request({"stages": [1, 2]})
+    assert caught.value.field == "stages"
+    config = METokConfig().for_request({"decode_keep": 0.5, "keep_ratio": 0.4})
+    assert (config.decode_keep, config.keep_ratio) == (0.5, 0.4)
+
+
+def test_a_setting_of_a_stage_that_the_request_leaves_out_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs stage 2"):
+        METokConfig().for_request({"stages": [1, 3], "keep_ratio": 0.5})
+
+
+def test_a_request_may_leave_stages_out() -> None:
+    assert METokConfig().for_request({"stages": [1, 3]}).stages == (1, 3)
+    assert METokConfig(stages=(1, 3)).for_request({"preset": "max"}).stages == (1, 3)
+    for stages in ("1", ["1"], [[1]], 1):
+        with pytest.raises(ConfigError, match=r"metok\.stages"):
+            METokConfig().for_request({"stages": stages})
 
 
 def test_off_and_on_at_once_is_refused_and_names_are_never_mixed_up() -> None:

@@ -8,9 +8,9 @@ under `mm_processor_kwargs["metok"]`; images never see any of it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
 from metok_vllm.models.query import USER_TURN, QueryFinder
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
+from metok_vllm.prompt_plan import Pruning, key_share
 
 logger = init_logger("vllm.metok")
 
@@ -87,9 +88,9 @@ class MetokProcessorMixin:
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
         source = "none"
-        if config.enabled and 1 in config.stages:
+        if config.enabled and config.stages:
             query, source = (asked, USER_TURN) if asked else self.query_finder.find(inputs.prompt)
-            payload = wire.stage1_payload(config, self._query_ids(query))
+            payload = wire.selection_payload(config, self._query_ids(query))
             kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload}
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
         keyed.hf_processor_mm_kwargs = kwargs
@@ -98,7 +99,8 @@ class MetokProcessorMixin:
         result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
         # A video that the client named by its id alone has no frames to plan with.
         if all(video is not None for video in videos.data):
-            result["metok"] = self._plan(config, source, videos, keys)
+            places = result["mm_placeholders"]["video"]
+            result["metok"] = self._plan(config, source, videos, keys, places)
         return result
 
     def _query_ids(self, query: str) -> Any:
@@ -109,18 +111,32 @@ class MetokProcessorMixin:
         return encode_query(tokenizer, query, length=window)
 
     def _plan(
-        self, config: METokConfig, source: str, videos: VideoProcessorItems, keys: Sequence[str]
+        self,
+        config: METokConfig,
+        source: str,
+        videos: VideoProcessorItems,
+        keys: Sequence[str],
+        places: Sequence[Any],
     ) -> RequestPlan:
-        on = config.enabled and 1 in config.stages
+        stages = config.stages if config.enabled else ()
+        grid = self.info.metok_grid
         plans = []
-        for index, key in enumerate(keys):
+        for index, (key, place) in enumerate(zip(keys, places, strict=True)):
             frames = videos.get_num_frames(index)
             times, duration = _frame_times(videos, index, frames)
-            dense = dense_tokens(frames, self.info.metok_grid)
-            encoded = video_tokens(frames, self.info.metok_grid, config)
-            plans.append(VideoPlan(key, frames, times, duration, dense, encoded))
-        preset = config.preset if config.enabled else "off"
-        return RequestPlan(preset, (1,) if on else (), source, tuple(plans))
+            plans.append(
+                VideoPlan(
+                    key,
+                    frames,
+                    times,
+                    duration,
+                    dense_tokens(frames, grid),
+                    video_tokens(frames, grid, config),
+                    place.offset,
+                    Pruning.of(config, key_share(frames, grid, config)) if stages else None,
+                )
+            )
+        return RequestPlan(config.preset if config.enabled else "off", stages, source, tuple(plans))
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
@@ -135,8 +151,19 @@ class MetokProcessorMixin:
         rest, payload, keys = _take(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
         if "pixel_values_videos" in data:
-            data[wire.FIELD] = [wire.pack(key, payload) for key in keys]
+            shares = self._key_shares(mm_items, payload)
+            data[wire.FIELD] = [
+                wire.pack(key, payload, share) for key, share in zip(keys, shares, strict=True)
+            ]
         return data
+
+    def _key_shares(self, mm_items: Any, payload: str | None) -> list[Fraction]:
+        videos = mm_items.get_items("video", VideoProcessorItems)
+        frames = [videos.get_num_frames(index) for index in range(videos.get_count())]
+        if payload is None:
+            return [Fraction(1)] * len(frames)
+        config = self.info.metok.updated(wire.settings_of(payload))
+        return [key_share(count, self.info.metok_grid, config) for count in frames]
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         rest, _, _ = _take(hf_processor_mm_kwargs)
@@ -151,8 +178,7 @@ class MetokProcessorMixin:
         updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
         if payload is None:
             return updates  # type: ignore[no-any-return]
-        settings = {k: v for k, v in json.loads(payload).items() if k in wire.STAGE1_FIELDS}
-        config = self.info.metok.updated({**settings, "enabled": True})
+        config = self.info.metok.updated({**wire.settings_of(payload), "enabled": True})
         token = self.info.get_hf_config().video_token_index
 
         def replacement(index: int) -> list[int]:

@@ -1,5 +1,8 @@
 """Stage 1 in the encoder: one video's frames in, packed visual tokens out.
 
+Without stage 1 the tokens are the model's own dense ones; events are found all the same, because
+stage 2 selects inside them.
+
 Frames go through the vision tower once, in chunks; of a chunk only its pooled tokens, its frame
 means and its image embeddings stay, so memory is bounded by `encoder_chunk_frames` and by the
 pooled video, whatever its length. Nothing here waits for the device.
@@ -11,21 +14,31 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, renormalise
-from metok_vllm.budget import encoded_tokens
+from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, pooled_length
 from metok_vllm.config import METokConfig
 from metok_vllm.devices import tensor_on
 from metok_vllm.events import EventMap, analyse
-from metok_vllm.kernels.adaptive_pool import pack_index, pool_frames
+from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_frames
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stopwatch import Stopwatch
+from metok_vllm.pruning import TokenEvents
 
-MAX_REMEMBERED = 1024
+LEAST_REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    events: EventMap
+    watch: Stopwatch | None
+    config: METokConfig
+    tokens: int
 
 
 class Stage1Encoder:
@@ -43,6 +56,7 @@ class Stage1Encoder:
         grid: int,
         pixels: Normalisation,
         towers: AlignmentTowers | None,
+        max_remembered: int = LEAST_REMEMBERED,
     ) -> None:
         self.config = config
         self.see = see
@@ -50,36 +64,65 @@ class Stage1Encoder:
         self.grid = grid
         self.pixels = pixels
         self.towers = towers
-        self.remembered: OrderedDict[str, tuple[EventMap, Stopwatch | None]] = OrderedDict()
+        self.max_remembered = max(max_remembered, LEAST_REMEMBERED)
+        self.remembered: OrderedDict[str, _Encoded] = OrderedDict()
 
     def encode(self, pixels_TCHW: Tensor, newline_D: Tensor, request: EncodeRequest) -> Tensor:
         """Visual tokens [N1, D] of one video; the events stay readable under `request.key`."""
         watch = Stopwatch(pixels_TCHW.device)
         config = request.config
         text_D = self._embed_query(request)
+        compress = 1 in config.stages
+        strides = config.strides if compress else (DENSE_STRIDE,)
+        chunks = pixels_TCHW.split(self.config.encoder_chunk_frames)
+        whole = compress and len(chunks) == 1  # then each frame is pooled at its own stride only
         means, images = [], []
-        pooled: tuple[list[Tensor], ...] = ([], [], [])
-        for chunk_TCHW in pixels_TCHW.split(self.config.encoder_chunk_frames):
+        pooled: tuple[list[Tensor], ...] = tuple([] for _ in strides)
+        for chunk_TCHW in chunks:
             seen_TPD = self.see(chunk_TCHW)
             if text_D is not None:
                 images.append(self._embed_images(chunk_TCHW, seen_TPD))
             x_TPD = self.project(seen_TPD)
             means.append(x_TPD.mean(1, dtype=torch.float32))
-            for tokens, stride in zip(pooled, config.strides, strict=True):
-                tokens.append(pool_frames(x_TPD, self.grid, stride))
+            if not whole:
+                for tokens, stride in zip(pooled, strides, strict=True):
+                    tokens.append(pool_frames(x_TPD, self.grid, stride))
         relevance_T = None
         if text_D is not None:
             relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
         events = analyse(torch.cat(means), relevance_T, config)
-        sizes = (pooled[0][0].shape[1], pooled[1][0].shape[1], pooled[2][0].shape[1])
-        total = encoded_tokens(pixels_TCHW.shape[0], self.grid, config)
-        row_N, _ = pack_index(events.class_T, events.event_T, sizes, total)
-        rows = [chunk.flatten(0, 1) for tokens in pooled for chunk in tokens]
-        newline = newline_D[None].to(rows[0].dtype)
-        tokens_ND = torch.cat([*rows, newline]).index_select(0, row_N)
+        newline_D = newline_D.to(x_TPD.dtype)
+        total = encoded_tokens(len(pixels_TCHW), self.grid, config)
+        if whole:
+            classes, bounds = events.class_T, events.event_T
+            tokens_ND, _ = adaptive_pool(
+                x_TPD, classes, bounds, newline_D, self.grid, config.strides, total=total
+            )
+        else:
+            rows = [chunk.flatten(0, 1) for tokens in pooled for chunk in tokens]
+            tokens_ND = torch.cat([*rows, newline_D[None]])
+            if compress:
+                row_N, _ = self._pack(events, config, total)
+                tokens_ND = tokens_ND.index_select(0, row_N)
         watch.stop()
-        self._remember(request.key, events, watch)
+        self._remember(request.key, _Encoded(events, watch, config, tokens_ND.shape[0]))
         return tokens_ND
+
+    def token_events(self, key: str) -> TokenEvents | None:
+        """The events of the tokens of a video with this key, or None if forgotten."""
+        if key not in self.remembered:
+            return None
+        self.remembered.move_to_end(key)  # what is still prefilled is forgotten last
+        encoded = self.remembered[key]
+        events = encoded.events
+        if 1 in encoded.config.stages:
+            _, event_N = self._pack(events, encoded.config, encoded.tokens)
+        else:
+            # Every frame alike; the single newline belongs to the last event.
+            frames = events.event_T.shape[0]
+            per_frame = events.event_T.repeat_interleave((encoded.tokens - 1) // frames)
+            event_N = torch.cat([per_frame, events.event_T[-1:]])
+        return TokenEvents(event_N, events.key_E, events.event_relevance_E)
 
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was decided about the video with this key, as plain lists, or None if forgotten.
@@ -88,8 +131,9 @@ class Stage1Encoder:
         """
         if key not in self.remembered:
             return None
-        events, watch = self.remembered[key]
-        self.remembered[key] = events, None
+        encoded = self.remembered[key]
+        events, watch = encoded.events, encoded.watch
+        self.remembered[key] = replace(encoded, watch=None)
         self.remembered.move_to_end(key)  # what is still asked about is forgotten last
         return {
             "seconds": None if watch is None else watch.seconds(),
@@ -113,10 +157,14 @@ class Stage1Encoder:
             renormalise(chunk_TCHW, self.pixels, self.towers.normalisation)
         )
 
-    def _remember(self, key: str, events: EventMap, watch: Stopwatch) -> None:
+    def _pack(self, events: EventMap, config: METokConfig, total: int) -> tuple[Tensor, Tensor]:
+        fine, medium, coarse = (pooled_length(self.grid, stride) for stride in config.strides)
+        return pack_index(events.class_T, events.event_T, (fine, medium, coarse), total)
+
+    def _remember(self, key: str, encoded: _Encoded) -> None:
         # The encoder cache may serve a video long after it was encoded; its events must still be
-        # there when the answer is written. Six small tensors a video.
-        self.remembered[key] = events, watch
+        # there for the prefill and when the answer is written. A few small tensors a video.
+        self.remembered[key] = encoded
         self.remembered.move_to_end(key)
-        while len(self.remembered) > MAX_REMEMBERED:
+        while len(self.remembered) > self.max_remembered:
             self.remembered.popitem(last=False)

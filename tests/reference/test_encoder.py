@@ -17,7 +17,7 @@ from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, r
 from metok_vllm.budget import encoded_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.request import EncodeRequest, pack, stage1_payload, unpack
+from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
 from tests.reference import checkpoints, features, stage1
 from tests.reference.strategies import bounded
@@ -158,7 +158,7 @@ def test_encoded_video_equals_the_reference(
     query_ids = torch.empty(0, 8, dtype=torch.int64)
     if family is not None:
         query_ids = encode_query(tokenizers[family], QUERY)
-    field = pack("a-video", stage1_payload(config, query_ids))
+    field = pack("a-video", selection_payload(config, query_ids))
     (request,) = unpack([field], config)
     assert isinstance(request, EncodeRequest)
     encoder = Stage1Encoder(
@@ -250,7 +250,7 @@ def test_half_precision_keeps_the_contract(
         PIXELS,
         AlignmentTowers.load(str(root / "siglip"), dtype=dtype),
     )
-    payload = stage1_payload(config, encode_query(tokenizers["siglip"], QUERY))
+    payload = selection_payload(config, encode_query(tokenizers["siglip"], QUERY))
     (request,) = unpack([pack("a-video", payload)], config)
     assert request is not None
     tokens_ND = encoder.encode(random_pixels(13).to(dtype), half.image_newline, request)
@@ -263,8 +263,10 @@ def test_half_precision_keeps_the_contract(
 
 
 def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metok_vllm.models.stage1.MAX_REMEMBERED", 2)
-    encoder = Stage1Encoder(METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, 5, PIXELS, None)
+    monkeypatch.setattr("metok_vllm.models.stage1.LEAST_REMEMBERED", 2)
+    encoder = Stage1Encoder(
+        METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, 5, PIXELS, None, 2
+    )
 
     def encode(key: str) -> None:
         request = EncodeRequest(key, METokConfig(), ())

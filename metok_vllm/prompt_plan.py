@@ -1,0 +1,177 @@
+"""What stages 2 and 3 will do to one prompt: visual tokens per stage, fixed before it runs.
+
+Scheduler and worker each compute this plan from the same request and never exchange it: block
+tables, sequence lengths and slots follow from it. Pure Python, exact arithmetic.
+Source: METok, arXiv 2506.02850, sections 3.2 and 3.3, with totals fixed in advance as docs/metok.md
+defines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from metok_vllm.budget import key_event_count, key_frame_count, pooled_length
+from metok_vllm.config import METokConfig
+from metok_vllm.layers import NUM_STAGES
+
+PRUNE, EVICT = 2, 3
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a request wants of stages 2 and 3. `key_share` is the part of a video's tokens that
+    belongs to key events if its events were equally long."""
+
+    stages: tuple[int, ...]
+    keep_ratio: Fraction
+    decode_keep: Fraction
+    key_share: Fraction
+
+    @classmethod
+    def of(cls, config: METokConfig, share: Fraction) -> Pruning:
+        """The wishes in a configuration, shares read as the decimals that users write."""
+        stages = tuple(stage for stage in config.stages if stage in (PRUNE, EVICT))
+        keep, decode = Fraction(repr(config.keep_ratio)), Fraction(repr(config.decode_keep))
+        return cls(stages, keep, decode, share)
+
+    def counts(self, tokens: int) -> VideoCounts:
+        """Visual tokens of a video that enters the decoder with `tokens`, stage by stage."""
+        ran = (tokens,) * NUM_STAGES
+        if PRUNE in self.stages:
+            key, other = self.key_share * tokens, (1 - self.key_share) * tokens
+            first = math.ceil(self.keep_ratio * (key + other / 2))
+            second = math.ceil(self.keep_ratio * self.keep_ratio * key)
+            ran = (tokens, first, second, 0)
+        held = ran
+        if EVICT in self.stages:
+            kept = [math.ceil(self.decode_keep * n) for n in ran[1:3]]
+            held = (tokens, kept[0], kept[1], 0)
+        return VideoCounts(ran, held)
+
+
+@dataclass(frozen=True)
+class VideoCounts:
+    """Visual tokens of one video: those a stage's layers run on in the prefill, and those they
+    hold for decoding."""
+
+    ran: tuple[int, ...]
+    held: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where a video's prunable tokens stand in the prompt. `key` names its encoder output."""
+
+    key: str
+    start: int
+    tokens: int
+    counts: VideoCounts
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """Stages 2 and 3 of one request.
+
+    A prompt that does not fit one step is prefilled in chunks: then nothing is pruned, and what
+    stage 3 evicts goes at the end (`one_step` is False).
+    """
+
+    prompt_tokens: int
+    videos: tuple[VideoSpan, ...]
+    one_step: bool
+    prunes: bool
+    evicts: bool
+
+    @classmethod
+    def of(
+        cls,
+        prompt_tokens: int,
+        videos: Sequence[tuple[str, int, int, Pruning]],
+        step_tokens: int,
+    ) -> PromptPlan | None:
+        """The plan of a prompt with `videos` (key, first token, tokens, wishes), or None.
+
+        `step_tokens` is what one step can take. The prompt's last row gives the first new token,
+        so a video that ends the prompt leaves its last token to the text.
+        """
+        if not videos or not videos[0][3].stages:
+            return None
+        one_step = prompt_tokens <= step_tokens
+        stages = tuple(stage for stage in videos[0][3].stages if one_step or stage == EVICT)
+        if not stages:
+            return None
+        spans = []
+        for key, start, tokens, wishes in sorted(videos, key=lambda video: video[1]):
+            prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
+            keep = wishes.decode_keep if one_step else Fraction(0)
+            wishes = Pruning(stages, wishes.keep_ratio, keep, wishes.key_share)
+            spans.append(VideoSpan(key, start, prunable, wishes.counts(prunable)))
+        return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages)
+
+    @cached_property
+    def prefill_dropped(self) -> tuple[int, ...]:
+        """Tokens of the prompt that each stage's layers do not run on."""
+        return tuple(
+            sum(video.tokens - video.counts.ran[stage] for video in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+    @cached_property
+    def decode_dropped(self) -> tuple[int, ...]:
+        """Tokens of the prompt that each stage does not hold once the prefill is done."""
+        return tuple(
+            sum(video.tokens - video.counts.held[stage] for video in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether visual tokens are ranked at the first two boundaries."""
+        return self.prunes or any(video.counts.held[1] for video in self.videos)
+
+    @property
+    def first_visual(self) -> int:
+        """Position of the first visual token: what stands before it is never moved."""
+        return self.videos[0].start
+
+    @property
+    def query_rows(self) -> int:
+        """Tokens after the last video: the rows whose attention scores the visual tokens."""
+        last = self.videos[-1]
+        return self.prompt_tokens - last.start - last.tokens
+
+    def slots(self, stage: int, num_tokens: int) -> int:
+        """Cache slots that a stage needs for the first `num_tokens` tokens of the request."""
+        if num_tokens > self.prompt_tokens:
+            return num_tokens - self.decode_dropped[stage]
+        if num_tokens == self.prompt_tokens:
+            return num_tokens - self.prefill_dropped[stage]
+        return num_tokens
+
+    def visual_tokens(self, *, held: bool = False) -> tuple[int, ...]:
+        """Visual tokens of all videos by stage: run on in the prefill, or held for decoding."""
+        return tuple(
+            sum((v.counts.held if held else v.counts.ran)[stage] for v in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+
+def key_share(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> Fraction:
+    """Share of a video's tokens in key events, as if its K = min(num_events, T) were equally long.
+
+    Newlines included. Without stage 1 all frames are alike, so it is the share of key events.
+    """
+    K = min(config.num_events, num_frames)
+    key_events = key_event_count(K, config.key_event_ratio)
+    if 1 not in config.stages or K == 1:
+        return Fraction(key_events, K)
+    fine, medium, coarse = (pooled_length(grid, stride, mode) for stride in config.strides)
+    length = Fraction(num_frames, K)
+    finer = min(Fraction(key_frame_count(length, config.key_frames_per_event)), length)
+    of_key = key_events * (finer * fine + (length - finer) * medium + 1)
+    of_other = (K - key_events) * (finer * medium + (length - finer) * coarse + 1)
+    return of_key / (of_key + of_other)
