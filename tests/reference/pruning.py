@@ -1,0 +1,126 @@
+"""Which visual tokens stages 2 and 3 of METok keep, in exact arithmetic over Python lists.
+
+Nothing here knows a model: scores come in, indices go out. Shares are the decimals that a user
+wrote. Paper: arXiv 2506.02850, sections 3.2 and 3.3.
+
+Symbols: T frames, K events, N1 visual tokens after stage 1, M0 and M1 those left at the first and
+the second pruning layer, Kt and Nt tokens of key and of other events were all events equally long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from tests.reference.stage1 import exact, key_event_count, key_frames_wanted, pooled_side
+
+
+def planned_tokens(
+    frames: int,
+    encoded: int,
+    num_events: int,
+    key_event_ratio: float,
+    key_frames_per_event: int | float,
+    strides: Sequence[int],
+    grid: int,
+    keep_ratio: float,
+    stage1: bool,
+) -> tuple[int, int, int, int]:
+    """(N1, M0, M1, 0): visual tokens of one video before and after each pruning layer.
+
+    `encoded` is N1, newlines included; frames are pooled bilinearly from grid x grid patches.
+    """
+    events = min(num_events, frames)
+    keep = exact(keep_ratio)
+    if events == 1:
+        return encoded, math.ceil(keep * encoded), math.ceil(keep * keep * encoded), 0
+    key = key_event_count(events, key_event_ratio)
+    if stage1:
+        in_key, in_others = equal_event_tokens(frames, events, key_frames_per_event, strides, grid)
+        dense_key, dense_others = key * in_key, (events - key) * in_others
+        key_tokens = encoded * dense_key / (dense_key + dense_others)
+    else:
+        key_tokens = Fraction(encoded * key, events)
+    other_tokens = encoded - key_tokens
+    first = math.ceil(keep * key_tokens + keep / 2 * other_tokens)
+    return encoded, first, math.ceil(keep * keep * key_tokens), 0
+
+
+def equal_event_tokens(
+    frames: int, events: int, per_event: int | float, strides: Sequence[int], grid: int
+) -> tuple[Fraction, Fraction]:
+    """Tokens of one key event and of one other event of T/K frames, newline included."""
+    length = Fraction(frames, events)
+    finer = min(Fraction(key_frames_wanted(length, per_event)), length)
+    fine, medium, coarse = (pooled_side(grid, stride, "bilinear") ** 2 for stride in strides)
+    key = finer * fine + (length - finer) * medium + 1
+    other = finer * medium + (length - finer) * coarse + 1
+    return key, other
+
+
+def quota_weights(key: Sequence[bool], entry: int) -> list[Fraction]:
+    """What a token of each event weighs in the quotas of pruning layer 0 or 1."""
+    other = (Fraction(1, 2), Fraction(0))[entry]
+    return [Fraction(1) if is_key else other for is_key in key]
+
+
+def share_out(
+    total: int,
+    sizes: Sequence[int],
+    weights: Sequence[Fraction],
+    relevance: Sequence[float],
+) -> list[int]:
+    """How many of each event's `sizes` tokens stay, `total` of them together.
+
+    In proportion to weight times size by largest remainders (ties: the earlier event), capped at
+    the size. What is left over fills up the most relevant events first (ties: the earlier).
+    """
+    assert 0 <= total <= sum(sizes)
+    events = range(len(sizes))
+    parts = [weight * size for weight, size in zip(weights, sizes, strict=True)]
+    counts = [0] * len(sizes)
+    if sum(parts) > 0:
+        exact_counts = [total * part / sum(parts) for part in parts]
+        counts = [math.floor(count) for count in exact_counts]
+        remainders = [exact_counts[e] - counts[e] for e in events]
+        by_remainder = sorted(events, key=lambda e: (-remainders[e], e))
+        for event in by_remainder[: total - sum(counts)]:
+            counts[event] += 1
+    counts = [min(count, size) for count, size in zip(counts, sizes, strict=True)]
+    for event in sorted(events, key=lambda e: (-relevance[e], e)):
+        counts[event] += min(total - sum(counts), sizes[event] - counts[event])
+    assert sum(counts) == total
+    return counts
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Indices that stay, rising, and by how much the closest decision was made.
+
+    `margin` is the smallest gap between a last kept and a first dropped score, infinite where
+    nothing had to be decided: below 1e-7 another order of summation may decide otherwise.
+    """
+
+    kept: list[int]
+    margin: float
+
+
+def select(scores: Sequence[float], event_of: Sequence[int], counts: Sequence[int]) -> Selection:
+    """Of each event e the counts[e] best-scored tokens, ties to the earlier."""
+    kept: list[int] = []
+    margin = math.inf
+    for event, count in enumerate(counts):
+        tokens = [token for token, number in enumerate(event_of) if number == event]
+        ranked = sorted(tokens, key=lambda token: (-scores[token], token))
+        kept += ranked[:count]
+        if 0 < count < len(ranked):
+            margin = min(margin, scores[ranked[count - 1]] - scores[ranked[count]])
+    return Selection(sorted(kept), margin)
+
+
+def decode_kept(scores: Sequence[float], share: float) -> Selection:
+    """The ceil(share * n) best-scored of a video's n tokens, whatever their event."""
+    count = math.ceil(exact(share) * len(scores))
+    return select(scores, [0] * len(scores), [count])
