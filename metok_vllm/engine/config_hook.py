@@ -18,6 +18,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
+from metok_vllm.engine.staging import is_staged, stage
 from metok_vllm.errors import ConfigError
 
 logger = init_logger("vllm.metok")
@@ -30,9 +31,8 @@ ARCHITECTURES = {
     ),
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
-STAGES_HERE = {1}
-# Fields of stages that are not here yet: a value would be silently without effect.
-NOT_HERE = ("pruning_layers", "keep_ratio", "decode_keep", "feature_cache_bytes")
+# Not here yet: a value would be silently without effect.
+NOT_HERE = ("feature_cache_bytes",)
 
 
 def register(problems: Sequence[str] = ()) -> None:
@@ -77,6 +77,8 @@ def enable(vllm_config: Any) -> None:
         raise ConfigError(f"additional_config['metok'] must be an object, got {values!r}")
     config = METokConfig.load(values)
     _check(config, vllm_config)
+    if is_staged(config):
+        config = stage(config, vllm_config)
 
     model_config = vllm_config.model_config
     ours = ARCHITECTURES[model_config.architecture][0]
@@ -92,13 +94,6 @@ def enable(vllm_config: Any) -> None:
 
 
 def _check(config: METokConfig, vllm_config: Any) -> None:
-    missing = sorted(set(config.stages) - STAGES_HERE)
-    if missing:
-        raise ConfigError(
-            f"metok.stages {missing} are not part of this release; it has stages "
-            f"{sorted(STAGES_HERE)}",
-            "stages",
-        )
     for name in NOT_HERE:
         if getattr(config, name) != getattr(METokConfig(), name):
             raise ConfigError(

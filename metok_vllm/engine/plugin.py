@@ -33,7 +33,9 @@ def register() -> None:
         logger.error("METok is installed but cannot run here: %s", "; ".join(problems))
 
     from metok_vllm.engine import config_hook, video_loader
+    from metok_vllm.engine.kv_cache import evictor
 
     config_hook.register(problems)
     if not problems:
         video_loader.register()
+        evictor.register()

@@ -1,9 +1,21 @@
-"""What METok adds to a worker, reached with `collective_rpc` by name."""
+"""What METok adds to a worker: the staged runner, and calls reached with `collective_rpc`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from metok_vllm.engine.runner import adopt
+
+
+class StagedWorker:
+    """Mixed in before vLLM's worker of a platform."""
+
+    model_runner: Any
+
+    def init_device(self) -> None:
+        super().init_device()  # type: ignore[misc]
+        self.model_runner = adopt(self.model_runner)
 
 
 class MetokWorkerExtension:
@@ -15,3 +27,8 @@ class MetokWorkerExtension:
         """The events of videos by their cache key; None for one that is not remembered."""
         stage1 = self.model_runner.get_model().stage1
         return {key: stage1.recall(key) for key in keys}
+
+    def metok_books(self) -> dict[str, Any] | None:
+        """The evictor's books as this worker knows them; None where no stage needs one."""
+        books = getattr(self.model_runner, "metok_books", None)
+        return None if books is None else books()

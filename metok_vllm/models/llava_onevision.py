@@ -1,4 +1,4 @@
-"""LLaVA-OneVision (0.5B to 72B) with METok's stage 1.
+"""LLaVA-OneVision (0.5B to 72B) with METok.
 
 vLLM's own model class and processor, subclassed: images, text and videos of requests that switched
 METok off take vLLM's code path unchanged.
@@ -26,9 +26,12 @@ from vllm.transformers_utils.processor import cached_get_video_processor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.config import METokConfig
+from metok_vllm.layers import StageLayout
 from metok_vllm.models import request as wire
 from metok_vllm.models.processing import MetokProcessorMixin
+from metok_vllm.models.ranks import mean_over_ranks
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.models.staged_decoder import StagedDecoder, StagedInput
 from metok_vllm.video.limits import MediaLimits
 
 logger = init_logger("vllm.metok")
@@ -67,6 +70,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.model_config = vllm_config.model_config
         self.metok = METokConfig.from_dict(self.config.metok)
+        self.encoder_cache_tokens = vllm_config.scheduler_config.max_num_batched_tokens
         self._stage1: Stage1Encoder | None = None
 
     def load_weights(self, weights: Any) -> set[str]:
@@ -80,6 +84,38 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         if self._stage1 is None:
             self._stage1 = self._build_stage1()
         return self._stage1
+
+    @cached_property
+    def staged(self) -> StagedDecoder:
+        """The decoder in stages, for steps with a METok prompt."""
+        decoder = self.language_model.model
+        layout = StageLayout.of(self.metok.pruning_layers, len(decoder.layers))
+        return StagedDecoder(
+            decoder.layers,
+            decoder.norm,
+            layout,
+            lambda layer: layer.self_attn.attn,  # type: ignore[union-attr]
+            lambda key: self.stage1.token_events(key),
+            mean_over_ranks,
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        *,
+        metok_staged: StagedInput | None = None,
+        **kwargs: object,
+    ) -> Any:
+        """As vLLM's; a step with METok prompts runs in stages."""
+        if metok_staged is None:
+            return super().forward(
+                input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
+            )
+        assert inputs_embeds is not None, "a step with a video has embeddings"
+        return self.staged(metok_staged, positions, inputs_embeds)
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         """As vLLM's; videos whose request asks for it come compressed, each [N1, D]."""
@@ -127,6 +163,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             vision.image_size // vision.patch_size,
             pixels,
             self._load_towers(),
+            self.encoder_cache_tokens,
         )
 
     def _load_towers(self) -> AlignmentTowers | None:

@@ -77,8 +77,6 @@ def parallel(extension: str = "") -> SimpleNamespace:
     ("values", "message"),
     [
         ("on", "must be an object"),
-        ({"stages": [1, 2, 3]}, "not part of this release"),
-        ({"keep_ratio": 0.5}, "keep_ratio 0.5 is not part of this release"),
         ({"feature_cache_bytes": 1}, "feature_cache_bytes"),
         ({"alignment_model": "/nowhere/at/all"}, "alignment_model"),
         ({"number_of_events": 3}, "number_of_events"),

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from metok_vllm.accounting import blocks_for
+from metok_vllm.accounting import request_blocks
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+from metok_vllm.layers import StageLayout
 from metok_vllm.models.request import FIELD
 from tests.engine.conftest import ask, video
 from tests.reference.features import stage1_from_checkpoint
@@ -97,8 +98,12 @@ def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]
             held.append(sum(len(group) for group in ids))
     assert tokens > 0
     size = engine.vllm_config.cache_config.block_size
-    assert held[0] == blocks_for(tokens, size)
-    assert held[1] == blocks_for(tokens + 1, size)
+    config = model_of(metok).metok
+    layout = StageLayout.of(config.pruning_layers, 8)
+    plan = rendered(metok, prompt)["metok"].prompt_plan(tokens, 8192)
+    assert (plan is None) is (options == {"enabled": False})
+    assert held[0] == request_blocks(tokens, size, layout, plan)
+    assert held[1] == request_blocks(tokens + 1, size, layout, plan)
     assert pool.get_num_free_blocks() == free
 
 

@@ -1,0 +1,11 @@
+"""vLLM's CUDA worker with METok's stages. Imported by name, in CUDA processes only."""
+
+from __future__ import annotations
+
+from vllm.v1.worker.gpu_worker import Worker
+
+from metok_vllm.engine.worker import StagedWorker
+
+
+class MetokCUDAWorker(StagedWorker, Worker):  # type: ignore[misc]
+    """Workers are named by a string in vLLM's configuration."""

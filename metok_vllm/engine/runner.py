@@ -1,0 +1,232 @@
+"""vLLM's model runner with METok's stages: each cache group sees the batch as its stage does.
+
+Slots, lengths and metadata of all stages are ready before the forward pass, so nothing in it waits
+for the device. A step without a METok prompt runs vLLM's own, possibly compiled, decoder.
+Source of what is overridden: vllm/v1/worker/gpu_model_runner.py and utils.py, version 0.32.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.v1.worker.utils import AttentionGroup
+
+from metok_vllm.devices import array_on
+from metok_vllm.engine.geometry import BatchGeometry, BatchPlans
+from metok_vllm.engine.kv_cache.spec import StageSpec, put_in_stage
+from metok_vllm.engine.request_plans import plan_of, step_tokens
+from metok_vllm.engine.scheduler_note import NOTE, StepNote
+from metok_vllm.engine.stage_view import StageView, StageViews
+from metok_vllm.layers import NUM_STAGES
+from metok_vllm.models.staged_decoder import StagedInput
+from metok_vllm.prompt_plan import PromptPlan
+
+
+class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
+    """An attention group that builds its metadata from its stage's view of the batch."""
+
+    metok_views: StageViews
+
+    def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        view = self.metok_views.of(self.kv_cache_spec.stage)
+        if view is not None:
+            common_attn_metadata = view.of_metadata(common_attn_metadata)
+        return super().build_metadata(common_attn_metadata, *args, **kwargs)
+
+
+class StagedRunner:
+    """Mixed in before vLLM's runner by `adopt`."""
+
+    requests: dict[str, Any]
+    input_batch: Any
+    kv_cache_config: Any
+    device: torch.device
+
+    def adopt_metok(self) -> None:
+        """What `__init__` would do; vLLM's workers build their runner themselves."""
+        self.metok_plans: dict[str, PromptPlan] = {}
+        self.metok_preempted: set[str] = set()
+        self.metok_views = StageViews()
+        self.metok_note: StepNote | None = None
+        self.metok_batch: BatchPlans | None = None
+        self.metok_staged: StagedInput | None = None
+        self.metok_live = False
+
+    @cached_property
+    def metok_step_tokens(self) -> int:
+        return step_tokens(self.vllm_config)  # type: ignore[attr-defined]
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        staged = self.get_model().staged  # type: ignore[attr-defined]
+        for number, layer in enumerate(staged.layers):
+            put_in_stage(staged.attention_of(layer), staged.layout.stage_of_layer(number))
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize_kv_cache(*args, **kwargs)  # type: ignore[misc]
+        for groups in self.attn_groups:  # type: ignore[attr-defined]
+            for group in groups:
+                assert isinstance(group.kv_cache_spec, StageSpec), group.layer_names
+                group.__class__ = StagedAttentionGroup
+                group.metok_views = self.metok_views
+        names = [group.layer_names for group in self.kv_cache_config.kv_cache_groups]
+        staged = self.get_model().staged  # type: ignore[attr-defined]
+        of_name = {name: gid for gid, group in enumerate(names) for name in group}
+        self.metok_group_of_layer = [
+            of_name[staged.attention_of(layer).layer_name] for layer in staged.layers
+        ]
+        self.metok_stage_of_group = [
+            group.kv_cache_spec.stage for group in self.kv_cache_config.kv_cache_groups
+        ]
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        staged = self.get_model().staged  # type: ignore[attr-defined]
+        self.metok_note = getattr(scheduler_output, NOTE)
+        for request_id in scheduler_output.finished_req_ids:
+            self.metok_plans.pop(request_id, None)
+            staged.forget(request_id)
+        if scheduler_output.scheduled_new_reqs:
+            self.metok_batch = None  # a new request may have the id of one that just ended
+        resumed = scheduler_output.scheduled_cached_reqs.resumed_req_ids
+        self.metok_preempted |= scheduler_output.preempted_req_ids or set()
+        self.metok_preempted -= resumed | scheduler_output.finished_req_ids
+        for request_id in resumed:
+            staged.forget(request_id)
+        for new in scheduler_output.scheduled_new_reqs:
+            if new.prompt_token_ids is None or new.req_id in self.metok_note.unplanned:
+                continue
+            tokens, params = len(new.prompt_token_ids), new.sampling_params
+            plan = plan_of(tokens, new.mm_features, params, self.metok_step_tokens)
+            if plan is not None:
+                self.metok_plans[new.req_id] = plan
+        self._cut_rows(self.metok_note.trims)
+        result = super()._update_states(scheduler_output)  # type: ignore[misc]
+        self.metok_live = scheduler_output.total_num_scheduled_tokens > 0
+        return result
+
+    def _cut_rows(self, trims: dict[str, tuple[int, ...]]) -> None:
+        """Forget the blocks that the scheduler took back, before new ones are appended."""
+        for request_id, keep in trims.items():
+            state = self.requests.get(request_id)
+            if state is None:
+                continue
+            row = self.input_batch.req_id_to_index.get(request_id)
+            for gid, blocks in enumerate(keep):
+                del state.block_ids[gid][blocks:]
+                if row is not None:
+                    self.input_batch.block_table[gid].num_blocks_per_row[row] = blocks
+
+    def _get_slot_mappings(
+        self,
+        num_tokens_padded: int,
+        num_reqs_padded: int,
+        num_tokens_unpadded: int,
+        ubatch_slices: Any = None,
+    ) -> Any:
+        geometry = self._look_at_batch() if self.metok_live else None
+        if geometry is not None:
+            for gid, stage in enumerate(self.metok_stage_of_group):
+                view = self.metok_views.of(stage)
+                if view is not None:
+                    self.input_batch.block_table[gid].compute_slot_mapping(
+                        self.input_batch.num_reqs, view.query_start_R1, view.position_N
+                    )
+        by_gid, by_layer = super()._get_slot_mappings(  # type: ignore[misc]
+            num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
+        )
+        if geometry is not None and geometry.staged is not None:
+            # Slots and rows must be equally many in every layer; padding ends at stage 0.
+            rows = geometry.staged.num_rows
+            for gid, group in enumerate(self.kv_cache_config.kv_cache_groups):
+                by_gid[gid] = by_gid[gid][: rows[self.metok_stage_of_group[gid]]]
+                by_layer.update(dict.fromkeys(group.layer_names, by_gid[gid]))
+        return by_gid, by_layer
+
+    def _look_at_batch(self) -> BatchGeometry | None:
+        """Views of all stages for the batch that was just prepared; None where it has no plans."""
+        self.metok_views.clear()
+        if not self.metok_plans:
+            return None
+        ids = self.input_batch.req_ids
+        batch = self.metok_batch
+        if batch is None or len(batch.request_ids) != len(ids) or batch.request_ids != tuple(ids):
+            plans = [self.metok_plans.get(request_id) for request_id in ids]
+            batch = BatchPlans.of(ids, plans) if any(plans) else None
+            self.metok_batch = batch
+        if batch is None:
+            return None
+        count = self.input_batch.num_reqs
+        computed_R = self.input_batch.num_computed_tokens_cpu[:count]
+        scheduled_R = self.num_scheduled_tokens.np[:count]  # type: ignore[attr-defined]
+        geometry = BatchGeometry.of(batch, computed_R, scheduled_R)
+        stock_rows = geometry.staged is None
+        for stage in range(1, NUM_STAGES):
+            self.metok_views.put(StageView.of(geometry, stage, self.device, stock_rows))
+        if geometry.staged is not None:
+            self.metok_staged = StagedInput(
+                geometry.staged,
+                [self._compact_slots(geometry, stage) for stage in range(NUM_STAGES)],
+                self.metok_group_of_layer,
+            )
+        return geometry
+
+    def _compact_slots(self, geometry: BatchGeometry, stage: int) -> list[dict[int, Tensor]]:
+        """Slots from the first visual token on, by cache group, of each prompt that is evicted."""
+        assert geometry.staged is not None
+        if stage == 0:
+            return []
+        slots = []
+        gids = [gid for gid, s in enumerate(self.metok_stage_of_group) if s == stage]
+        for prompt in geometry.staged.evicted():
+            plan = prompt.plan
+            end = plan.prompt_tokens - plan.decode_dropped[stage]
+            position = np.arange(plan.first_visual, end, dtype=np.int64)
+            row = self.input_batch.req_id_to_index[prompt.request_id]
+            of_prompt = {}
+            for gid in gids:
+                table = self.input_batch.block_table[gid]
+                block = table.block_table.np[row, position // table.block_size]
+                slot = block.astype(np.int64) * table.block_size + position % table.block_size
+                of_prompt[gid] = array_on(slot, self.device)
+            slots.append(of_prompt)
+        return slots
+
+    def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
+        staged, self.metok_staged, self.metok_live = self.metok_staged, None, False
+        if staged is not None:
+            kwargs["metok_staged"] = staged
+        return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+
+    def metok_books(self) -> dict[str, Any]:
+        """The evictor's books after the last step, from this worker's own block tables.
+
+        `blocks` are those of each request by cache group; `stage_of_group` says whose they are.
+        """
+        note = self.metok_note
+        return {
+            "total_blocks": note.total_blocks if note else None,
+            "free_blocks": note.free_blocks if note else None,
+            "freed_blocks": note.freed_blocks if note else 0,
+            "stage_of_group": list(self.metok_stage_of_group),
+            "requests": {
+                request_id: {
+                    "metok": request_id in self.metok_plans,
+                    "blocks": [len(blocks) for blocks in state.block_ids],
+                }
+                for request_id, state in self.requests.items()
+                # vLLM's worker remembers the blocks of a preempted request until it resumes.
+                if request_id not in self.metok_preempted
+            },
+        }
+
+
+def adopt(runner: Any) -> Any:
+    """Give a runner that vLLM built METok's stages."""
+    stock = type(runner)
+    runner.__class__ = type(f"Metok{stock.__name__}", (StagedRunner, stock), {})
+    runner.adopt_metok()
+    return runner

@@ -1,0 +1,132 @@
+"""vLLM's schedulers with METok's plans: whole prompts in one step, tails back to the pool.
+
+Source of what is overridden: vllm/v1/core/sched/scheduler.py, version 0.32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
+from metok_vllm.engine.request_plans import plan_of, step_tokens
+from metok_vllm.engine.scheduler_note import NOTE, StepNote
+
+
+class StagedScheduling:
+    """Mixed in before one of vLLM's schedulers."""
+
+    kv_cache_manager: Any
+    encoder_cache_manager: Any
+    requests: dict[str, Request]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cache = StagedCacheManager.adopt(self.kv_cache_manager)
+        self.books = self.cache.books
+        self.unplanned: set[str] = set()
+        self.step_tokens = step_tokens(self.vllm_config)  # type: ignore[attr-defined]
+
+    def add_request(self, request: Request) -> None:
+        if request.request_id not in self.requests and request.prompt_token_ids is not None:
+            plan = plan_of(
+                request.num_prompt_tokens,
+                request.mm_features,
+                request.sampling_params,
+                self.step_tokens,
+            )
+            if plan is not None and request.resumable:
+                # The prompt of a streaming session grows: no plan made now would hold.
+                self.unplanned.add(request.request_id)
+            elif plan is not None:
+                self.books.plans[request.request_id] = plan
+                # Deep layers of another prompt's prefix hold what another question selected.
+                request.skip_reading_prefix_cache = True
+        super().add_request(request)  # type: ignore[misc]
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        trims = self._evict()
+        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        pool = self.kv_cache_manager.block_pool
+        note = StepNote(
+            trims,
+            pool.num_gpu_blocks - 1,
+            pool.get_num_free_blocks(),
+            self.books.freed_blocks,
+            tuple(self.unplanned),
+        )
+        setattr(output, NOTE, note)
+        return output
+
+    def _evict(self) -> dict[str, tuple[int, ...]]:
+        """Trim every request whose prefill is processed, before anyone asks for blocks."""
+        trims = {}
+        for request_id in list(self.books.reach):
+            request, plan = self.requests[request_id], self.books.plans[request_id]
+            processed = request.num_computed_tokens - request.num_in_flight_tokens
+            if processed < plan.prompt_tokens:
+                continue
+            if plan.evicts:
+                trims[request_id] = self.cache.trim(request_id)
+            del self.books.reach[request_id]
+        return trims
+
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> tuple[list[int], int, int, list[int], list[int]]:
+        """The last place that may cut a prefill short: a METok prompt runs whole or waits.
+
+        After a preemption the outputs so far follow in a step of their own, with the cache as it
+        was when they were decoded.
+        """
+        plan = self.books.plans.get(request.request_id)
+        rest = 0 if plan is None else plan.prompt_tokens - num_computed_tokens
+        not_now: tuple[list[int], int, int, list[int], list[int]]
+        not_now = [], 0, encoder_compute_budget, [], []
+        if plan is not None and rest > 0:
+            if plan.one_step and num_new_tokens < rest:
+                return not_now
+            num_new_tokens = min(num_new_tokens, rest)
+        decided: tuple[list[int], int, int, list[int], list[int]]
+        decided = super()._try_schedule_encoder_inputs(  # type: ignore[misc]
+            request,
+            num_computed_tokens,
+            num_new_tokens,
+            encoder_compute_budget,
+            shift_computed_tokens,
+        )
+        if plan is not None and rest > 0 and plan.one_step and decided[1] < rest:
+            # What it laid hands on in the encoder cache would be missing for those before it.
+            self.encoder_cache_manager.free(request)
+            return not_now
+        return decided
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        self.books.drop(request.request_id)
+        self.unplanned.discard(request.request_id)
+        return result
+
+
+class MetokScheduler(StagedScheduling, Scheduler):  # type: ignore[misc]
+    """METok with synchronous scheduling."""
+
+
+class MetokAsyncScheduler(StagedScheduling, AsyncScheduler):  # type: ignore[misc]
+    """METok with asynchronous scheduling."""
+
+
+def make_scheduler(vllm_config: Any, **kwargs: Any) -> StagedScheduling:
+    """The scheduler for a configuration; vLLM decides late whether it schedules ahead."""
+    ahead = vllm_config.scheduler_config.async_scheduling
+    scheduler = MetokAsyncScheduler if ahead else MetokScheduler
+    return scheduler(vllm_config=vllm_config, **kwargs)

@@ -1,0 +1,62 @@
+"""Settings of vLLM that stages 2 and 3 need: our scheduler, our worker, the V1 model runner."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from metok_vllm.config import METokConfig
+from metok_vllm.engine import refusals
+from metok_vllm.layers import StageLayout
+from metok_vllm.prompt_plan import EVICT, PRUNE
+
+logger = init_logger("vllm.metok")
+
+SCHEDULER = "metok_vllm.engine.scheduler.make_scheduler"
+CPU_WORKER = "metok_vllm.engine.cpu_worker.MetokCPUWorker"
+CUDA_WORKER = "metok_vllm.engine.cuda_worker.MetokCUDAWorker"
+
+
+def is_staged(config: METokConfig) -> bool:
+    """Whether the decoder runs in stages under this configuration."""
+    return PRUNE in config.stages or EVICT in config.stages
+
+
+def stage(config: METokConfig, vllm_config: Any) -> METokConfig:
+    """Prepare a VllmConfig; the configuration with its layer boundaries filled in.
+
+    Raises ConfigError for boundaries that do not fit and for what cannot be combined.
+    """
+    refusals.check(vllm_config)
+    num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
+    layout = StageLayout.of(config.pruning_layers, num_layers)
+    report = logger.warning if layout.waste_percent else logger.info
+    report(
+        "METok: stages begin at layers %s of %d; %d cache groups of %d layers, %.1f %% of the KV "
+        "cache wasted",
+        list(layout.boundaries),
+        num_layers,
+        layout.num_groups,
+        layout.layers_per_group,
+        layout.waste_percent,
+    )
+    vllm_config.scheduler_config.scheduler_cls = SCHEDULER
+    on_cpu = current_platform.is_cpu()
+    vllm_config.parallel_config.worker_cls = CPU_WORKER if on_cpu else CUDA_WORKER
+    os.environ[refusals.RUNNER_VARIABLE] = "0"
+    if not on_cpu:
+        _without_full_graphs(vllm_config.compilation_config)
+    return dataclasses.replace(config, pruning_layers=layout.boundaries)
+
+
+def _without_full_graphs(compilation: Any) -> None:
+    """Full CUDA graphs replay one set of sequence lengths; stages have four."""
+    from vllm.config import CUDAGraphMode
+
+    mode = compilation.cudagraph_mode
+    if mode is None or mode.has_full_cudagraphs():
+        compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE
