@@ -1,0 +1,1 @@
+"""The scheduler and the block managers driven without a model: random lives, exact books."""

@@ -1,0 +1,164 @@
+"""One engine's life without a model: requests arrive and go, steps are scheduled and delivered.
+
+The books are checked after every call into the scheduler, see `books_check`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import RequestStatus
+
+from metok_vllm.engine.request_plans import plan_of, step_tokens
+from metok_vllm.engine.scheduler_note import NOTE
+from metok_vllm.prompt_plan import PromptPlan
+from tests.scheduling.asks import Arrival, Ask, make_arrival
+from tests.scheduling.paper_worker import Names, PaperWorker
+from tests.scheduling.settings import Settings, make_config, make_scheduler
+
+
+@dataclass
+class Life:
+    """What should be true of a request, kept from the outside.
+
+    `begun` is the number of preemptions that it has seen; `scheduled` the tokens that it was given
+    slots for since, at each step; `processed` how many of those have been delivered.
+    """
+
+    arrival: Arrival
+    plan: PromptPlan | None
+    begun: int = 0
+    scheduled: tuple[int, ...] = ()
+    processed: int = 0
+    trimmed: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step in flight: what it writes to, who samples, and at which life of each request."""
+
+    output: Any
+    written: dict[str, list[set[int]]]
+    samples: frozenset[str]
+    lives: dict[str, tuple[int, int]]
+
+
+class Drive:
+    """Scheduler, managers and paper worker of one engine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.config = make_config(settings)
+        self.scheduler = make_scheduler(self.config, settings)
+        self.contents: dict[str, Names] = {}
+        self.worker = PaperWorker(self.config, settings, self.contents)
+        self.lives: dict[str, Life] = {}
+        self.in_flight: deque[Step] = deque()
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def pool(self) -> Any:
+        return self.scheduler.kv_cache_manager.block_pool
+
+    @property
+    def managers(self) -> Any:
+        return self.scheduler.kv_cache_manager.coordinator.single_type_managers
+
+    @property
+    def alive(self) -> list[str]:
+        """Requests that have not finished, in order of arrival."""
+        return [name for name in self.lives if name in self.scheduler.requests]
+
+    def arrive(self, ask: Ask) -> str:
+        """A request joins the queue; its name."""
+        name = f"r{self.counts['arrived']}"
+        arrival = make_arrival(ask, name, self.settings.block_size)
+        request = arrival.request
+        features, params = request.mm_features, request.sampling_params
+        plan = plan_of(ask.prompt_tokens, features, params, step_tokens(self.config))
+        if ask.resumable:
+            plan = None
+        self.lives[name] = Life(arrival, plan)
+        self.contents[name] = arrival.content
+        self.scheduler.add_request(request)
+        self.counts["arrived"] += 1
+        self.counts["metok"] += plan is not None
+        self.counts["chunked"] += plan is not None and not plan.one_step
+        return name
+
+    def abort(self, name: str) -> None:
+        """The client of a request goes away."""
+        self.counts["aborted"] += 1
+        flying = any(name in step.samples for step in self.in_flight)
+        self.counts["aborted in flight"] += flying
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def forget_prefixes(self) -> None:
+        """Everything running is preempted at once, and its output in flight is dropped."""
+        self.counts["reset"] += 1
+        assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def schedule(self) -> Any:
+        """Schedule a step and run it; its output waits to be delivered."""
+        before = {name: request.num_computed_tokens for name, request in self._requests()}
+        preempted = {name: request.num_preemptions for name, request in self._requests()}
+        for life in self.lives.values():
+            life.trimmed |= life.plan is not None and life.processed >= life.plan.prompt_tokens
+        output = self.scheduler.schedule()
+        self.counts["preempted"] += sum(
+            request.num_preemptions - preempted[name] for name, request in self._requests()
+        )
+        note = getattr(output, NOTE)
+        self.counts["trimmed"] += len(note.trims)
+        written = self.worker.execute(output)
+        lives, samples = {}, set()
+        for name, count in output.num_scheduled_tokens.items():
+            request, life = self.scheduler.requests[name], self.lives[name]
+            if request.num_preemptions != life.begun:
+                life.begun, life.scheduled, life.processed = request.num_preemptions, (), 0
+                life.trimmed = False
+                before[name] = 0
+            begin = request.num_computed_tokens - count
+            assert life.scheduled or begin == 0 or life.plan is None
+            life.scheduled += (begin + count,)
+            lives[name] = (life.begun, begin + count)
+            if not request.is_prefill_chunk:
+                samples.add(name)
+            self._check_prompt_is_whole(life, begin, count)
+        self.counts["steps"] += 1
+        if output.total_num_scheduled_tokens:
+            self.in_flight.append(Step(output, written, frozenset(samples), lives))
+        return output
+
+    def deliver(self) -> None:
+        """The oldest step in flight is done: its tokens reach the scheduler."""
+        step = self.in_flight.popleft()
+        names = list(step.output.num_scheduled_tokens)
+        tokens = []
+        for name in names:
+            request, life = self.scheduler.requests.get(name), self.lives[name]
+            said = 0 if request is None else request.num_output_tokens
+            more = name in step.samples and said < len(life.arrival.answer)
+            tokens.append([life.arrival.answer[said]] if more else [])
+            begun, total = step.lives[name]
+            if begun == life.begun:
+                life.processed = total
+        index = {name: number for number, name in enumerate(names)}
+        before = len(self.scheduler.requests)
+        self.scheduler.update_from_output(step.output, ModelRunnerOutput(names, index, tokens))
+        self.counts["finished"] += before - len(self.scheduler.requests)
+
+    def _requests(self) -> list[tuple[str, Any]]:
+        return list(self.scheduler.requests.items())
+
+    @staticmethod
+    def _check_prompt_is_whole(life: Life, begin: int, count: int) -> None:
+        """A METok prompt runs in one step where it fits one; no step crosses its end."""
+        if life.plan is None or begin >= life.plan.prompt_tokens:
+            return
+        if life.plan.one_step:
+            assert (begin, count) == (0, life.plan.prompt_tokens)
+        assert begin + count <= life.plan.prompt_tokens

@@ -1,0 +1,226 @@
+"""A worker whose cache holds names instead of keys and values, under METok's own runner.
+
+Rows, plans, views and compact slots are the real StagedRunner's; below it stands as little of
+vLLM's runner as that needs. Every step writes each of its rows into its slot, then looks up all
+that attention would read: a block that was taken back too early, given to another request or found
+under a wrong prefix holds another name. Steps run in the order in which they are scheduled, as
+they do on a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metok_vllm.engine.runner import StagedRunner
+from metok_vllm.prompt_plan import PromptPlan
+from tests.scheduling.settings import MAX_LEN, Settings
+
+Names = npt.NDArray[np.int64]
+# What a METok request's slot may hold: a row of the prefill, one moved when the prompt was made
+# compact, one that was decoded.
+PREFILLED, MOVED, DECODED = range(3)
+
+
+@dataclass
+class RequestState:
+    """As vLLM's CachedRequestState. `life` is new after every preemption."""
+
+    block_ids: list[list[int]]
+    computed: int
+    life: int
+
+
+class Table:
+    """Block rows of the running batch in one cache group."""
+
+    def __init__(self, rows: int, block_size: int) -> None:
+        self.block_size = block_size
+        width = -(-MAX_LEN // block_size)
+        self.block_table = SimpleNamespace(np=np.zeros((rows, width), dtype=np.int32))
+        self.num_blocks_per_row = np.zeros(rows, dtype=np.int32)
+
+    def append(self, row: int, blocks: Sequence[int]) -> None:
+        begin = self.num_blocks_per_row[row]
+        self.block_table.np[row, begin : begin + len(blocks)] = blocks
+        self.num_blocks_per_row[row] += len(blocks)
+
+    def keep(self, rows: list[int]) -> None:
+        """Close the gaps that requests left."""
+        self.block_table.np[: len(rows)] = self.block_table.np[rows]
+        self.num_blocks_per_row[: len(rows)] = self.num_blocks_per_row[rows]
+        self.num_blocks_per_row[len(rows) :] = 0
+
+    def row(self, row: int) -> list[int]:
+        blocks: list[int] = self.block_table.np[row, : self.num_blocks_per_row[row]].tolist()
+        return blocks
+
+    def slots(self, row: int, positions: Names) -> Names:
+        blocks = self.block_table.np[row, positions // self.block_size].astype(np.int64)
+        inside = positions // self.block_size < self.num_blocks_per_row[row]
+        assert inside.all(), f"position {positions[~inside]} has no block"
+        slots: Names = blocks * self.block_size + positions % self.block_size
+        return slots
+
+
+@dataclass
+class Batch:
+    """As vLLM's InputBatch."""
+
+    block_table: list[Table]
+    num_computed_tokens_cpu: npt.NDArray[np.int32]
+    req_ids: list[str] = field(default_factory=list)
+
+    @property
+    def num_reqs(self) -> int:
+        return len(self.req_ids)
+
+    @property
+    def req_id_to_index(self) -> dict[str, int]:
+        return {request_id: row for row, request_id in enumerate(self.req_ids)}
+
+    def keep(self, request_ids: set[str]) -> None:
+        rows = [row for row, request_id in enumerate(self.req_ids) if request_id in request_ids]
+        for table in self.block_table:
+            table.keep(rows)
+        self.req_ids = [self.req_ids[row] for row in rows]
+
+    def add(self, request_id: str, block_ids: list[list[int]]) -> None:
+        for table, blocks in zip(self.block_table, block_ids, strict=True):
+            table.append(self.num_reqs, blocks)
+        self.req_ids.append(request_id)
+
+
+class PaperRunner:
+    """What METok overrides of vLLM's runner."""
+
+    def __init__(self, config: Any, settings: Settings) -> None:
+        self.vllm_config = config
+        self.device = torch.device("cpu")
+        groups = settings.stage_of_group
+        tables = [Table(settings.running, settings.block_size) for _ in groups]
+        self.input_batch = Batch(tables, np.zeros(settings.running, dtype=np.int32))
+        self.requests: dict[str, RequestState] = {}
+        self.num_scheduled_tokens = SimpleNamespace(np=np.zeros(settings.running, dtype=np.int32))
+        self.lives = 0
+
+    def get_model(self) -> Any:
+        return SimpleNamespace(staged=SimpleNamespace(forget=lambda request_id: None))
+
+    def _update_states(self, output: Any) -> None:
+        for request_id in output.finished_req_ids:
+            self.requests.pop(request_id, None)
+        cached = output.scheduled_cached_reqs
+        batch = self.input_batch
+        stays = output.num_scheduled_tokens.keys() - cached.resumed_req_ids
+        batch.keep(stays - output.finished_req_ids)
+        for new in output.scheduled_new_reqs:
+            blocks = [list(ids) for ids in new.block_ids]
+            self.lives += 1
+            state = RequestState(blocks, new.num_computed_tokens, self.lives)
+            self.requests[new.req_id] = state
+            batch.add(new.req_id, blocks)
+        for number, request_id in enumerate(cached.req_ids):
+            state = self.requests[request_id]
+            state.computed = cached.num_computed_tokens[number]
+            blocks = cached.new_block_ids[number]
+            if request_id in cached.resumed_req_ids:
+                self.lives += 1
+                state.life, state.block_ids = self.lives, [list(ids) for ids in blocks]
+            elif blocks is not None:
+                for held, ids in zip(state.block_ids, blocks, strict=True):
+                    held.extend(ids)
+            row = batch.req_id_to_index.get(request_id)
+            if row is None:
+                batch.add(request_id, state.block_ids)
+            elif blocks is not None:
+                for table, ids in zip(batch.block_table, blocks, strict=True):
+                    table.append(row, ids)
+        for row, request_id in enumerate(batch.req_ids):
+            batch.num_computed_tokens_cpu[row] = self.requests[request_id].computed
+            self.num_scheduled_tokens.np[row] = output.num_scheduled_tokens[request_id]
+
+
+class PaperWorker(StagedRunner, PaperRunner):
+    """Runs steps on paper. `contents` has the names of what plain requests' tokens depend on."""
+
+    def __init__(self, config: Any, settings: Settings, contents: dict[str, Names]) -> None:
+        super().__init__(config, settings)
+        self.adopt_metok()
+        self.metok_stage_of_group = settings.stage_of_group
+        self.metok_group_of_layer = list(range(len(settings.stage_of_group)))
+        self.contents = contents
+        self.cache = np.zeros((settings.blocks + 1) * settings.block_size, dtype=np.int64)
+
+    def execute(self, output: Any) -> dict[str, list[set[int]]]:
+        """Run a step; the blocks that it wrote to, by request and cache group."""
+        self._update_states(output)
+        assert output.num_scheduled_tokens.keys() == set(self.input_batch.req_ids)
+        if not output.total_num_scheduled_tokens:
+            return {}
+        self._look_at_batch()
+        written: dict[str, list[set[int]]] = {name: [] for name in self.input_batch.req_ids}
+        for gid, table in enumerate(self.input_batch.block_table):
+            rows = [self._rows(gid, row) for row in range(self.input_batch.num_reqs)]
+            names = [self._expected(gid, row, rows[row][1]) for row in range(len(rows))]
+            for row, (positions, _) in enumerate(rows):
+                slots = table.slots(row, positions)
+                self.cache[slots] = names[row][positions]
+                blocks = set((slots // table.block_size).tolist())
+                written[self.input_batch.req_ids[row]].append(blocks)
+            for row, (_, length) in enumerate(rows):
+                read = self.cache[table.slots(row, np.arange(length))]
+                lost = np.flatnonzero(read != names[row])
+                request_id = self.input_batch.req_ids[row]
+                assert not lost.size, f"{request_id} lost positions {lost} in cache group {gid}"
+        self._make_compact()
+        return written
+
+    def _rows(self, gid: int, row: int) -> tuple[Names, int]:
+        """Cache positions that a request's rows are written to, and how many it then has."""
+        view = self.metok_views.of(self.metok_stage_of_group[gid])
+        computed = int(self.input_batch.num_computed_tokens_cpu[row])
+        total = computed + int(self.num_scheduled_tokens.np[row])
+        if view is None:
+            return np.arange(computed, total), total
+        first, last = view.query_start_R1[row : row + 2].tolist()
+        return view.position_N.numpy()[first:last], int(view.length_R[row])
+
+    def _expected(self, gid: int, row: int, length: int) -> Names:
+        """What the first `length` slots of a request hold in a group after this step's writes."""
+        request_id = self.input_batch.req_ids[row]
+        computed = int(self.input_batch.num_computed_tokens_cpu[row])
+        plan = self.metok_plans.get(request_id)
+        if plan is None:
+            return np.bitwise_xor(self.contents[request_id][:length], gid) | np.int64(-1 << 63)
+        kinds = np.full(length, PREFILLED)
+        if computed >= plan.prompt_tokens:
+            stage = self.metok_stage_of_group[gid]
+            end = plan.prompt_tokens - plan.decode_dropped[stage]
+            if plan.evicts and stage > 0:
+                kinds[plan.first_visual : end] = MOVED
+            kinds[end:] = DECODED
+        return self._names(gid, request_id, kinds, np.arange(length))
+
+    def _names(self, gid: int, request_id: str, kinds: Any, positions: Names) -> Names:
+        life = self.requests[request_id].life
+        names: Names = (((life << 8 | gid) << 2 | np.asarray(kinds)) << 16) + positions
+        return names
+
+    def _make_compact(self) -> None:
+        staged, self.metok_staged = self.metok_staged, None
+        if staged is None:
+            return
+        for of_stage in staged.slots:
+            for prompt, of_group in zip(staged.step.evicted(), of_stage, strict=False):
+                for gid, slots in of_group.items():
+                    plan: PromptPlan = prompt.plan
+                    positions = np.arange(len(slots)) + plan.first_visual
+                    names = self._names(gid, prompt.request_id, MOVED, positions)
+                    self.cache[slots.numpy()] = names

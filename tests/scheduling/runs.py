@@ -1,0 +1,71 @@
+"""Events in any order, and the way to the end, with a bound on how long that may take."""
+
+from __future__ import annotations
+
+from tests.scheduling.asks import pick_ask
+from tests.scheduling.books_check import check, check_after_schedule, check_empty
+from tests.scheduling.drive import Drive
+from tests.scheduling.settings import Pick
+
+
+def schedule(drive: Drive) -> None:
+    """Schedule one more step, if one more may be in flight."""
+    if len(drive.in_flight) < drive.settings.depth:
+        check_after_schedule(drive, drive.schedule())
+
+
+def deliver(drive: Drive) -> None:
+    """Deliver the oldest step, if there is one."""
+    if drive.in_flight:
+        drive.deliver()
+        check(drive)
+
+
+def run_event(drive: Drive, pick: Pick, crowd: int) -> None:
+    """Any one thing that can happen to an engine with at most `crowd` requests."""
+    event = pick(0, 99)
+    if event < 25:
+        if len(drive.alive) < crowd:
+            drive.arrive(pick_ask(pick))
+    elif event < 29:
+        if drive.alive:
+            drive.abort(drive.alive[pick(0, len(drive.alive) - 1)])
+    elif event == 29:
+        drive.forget_prefixes()
+    elif event < 65:
+        schedule(drive)
+    else:
+        deliver(drive)
+    check(drive)
+
+
+def steps_to_finish(drive: Drive) -> int:
+    """Steps after which every request has finished if no more arrive.
+
+    The request that has run longest is never preempted for another, and has the first pick of a
+    step's tokens. Alone it needs a step for each chunk of its prompt, where each clip may end two,
+    one for the answer so far after a preemption, and one a token. It waits only where another
+    request's chunk holds the encoder cache, and that one then moves on: twice the sum over all
+    requests. Each of these steps may wait for those in flight, and the last ones tell the worker
+    who has gone. Under priorities each request may be sent back once by every other.
+    """
+    size = drive.settings.scheduled or drive.settings.batched
+    alone = 0
+    for name in drive.alive:
+        ask = drive.lives[name].arrival.ask
+        alone += -(-ask.prompt_tokens // size) + 2 * len(ask.clips) + 2 + ask.answer
+    rounds = len(drive.alive) if drive.settings.priorities else 1
+    return 2 * alone * drive.settings.depth * rounds + 2
+
+
+def finish(drive: Drive) -> None:
+    """Run until every request is gone, as EngineCore would; then nothing may be left."""
+    bound, begin = steps_to_finish(drive), drive.counts["steps"]
+    while drive.alive or drive.in_flight:
+        assert drive.counts["steps"] - begin <= bound, f"starved: {drive.alive}"
+        flying = len(drive.in_flight)
+        schedule(drive)
+        if len(drive.in_flight) in (flying, drive.settings.depth):
+            deliver(drive)
+    schedule(drive)
+    check_empty(drive)
