@@ -6,14 +6,18 @@ prometheus_client's multiprocess directory). Names are a promise to dashboards.
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
+from metok_vllm.accounting import visual_tokens_by_stage
 from metok_vllm.plan import RequestPlan
+from metok_vllm.prompt_plan import EVICT, PRUNE, PromptPlan
 
 REQUESTS = Counter("metok_requests", "Finished requests with a video, by METok preset.", ["preset"])
 VISUAL_TOKENS = Counter(
     "metok_visual_tokens",
-    "Visual tokens of finished requests, by point: without METok, after stage 1, to the decoder.",
+    "Visual tokens of finished requests, by point: dense (without METok), encoded (given to the "
+    "decoder), stage1 (after stage 1), stage2 (run on by the layers after the second pruning "
+    "layer), stage3 (held for decoding by the layers after the first one).",
     ["point"],
 )
 MEDIA_REJECTED = Counter("metok_media_rejected", "Refused or unreadable media.", ["reason"])
@@ -28,6 +32,14 @@ VIDEO_DECODE_SECONDS = Histogram(
     "metok_video_decode_seconds",
     "Time to sample and decode one video.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+)
+KV_BLOCKS_FREED = Counter(
+    "metok_kv_blocks_freed", "KV blocks given back to the pool once a prefill was done."
+)
+KV_BLOCKS_HELD = Gauge(
+    "metok_kv_blocks_held",
+    "KV blocks that METok requests hold now, over all cache groups.",
+    multiprocess_mode="mostrecent",  # every API server asks the same engines
 )
 
 
@@ -51,11 +63,31 @@ def count_fallback(reason: str) -> None:
     FALLBACKS.labels(reason).inc()
 
 
-def count_request(plan: RequestPlan) -> None:
-    """A request with `plan` was answered."""
+def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> None:
+    """A request with `plan` was answered; `prompt_plan` is what stages 2 and 3 did to it, if any.
+
+    A point counts the requests that its stage was on for, with all their tokens where the stage
+    could do nothing.
+    """
     preset = plan.preset if plan.stages else "off"
     REQUESTS.labels(preset).inc()
     VISUAL_TOKENS.labels("dense").inc(plan.dense_tokens)
     VISUAL_TOKENS.labels("encoded").inc(plan.encoded_tokens)
     if 1 in plan.stages:
         VISUAL_TOKENS.labels("stage1").inc(plan.encoded_tokens)
+    if PRUNE in plan.stages:
+        ran = visual_tokens_by_stage(plan.encoded_tokens, prompt_plan)
+        VISUAL_TOKENS.labels("stage2").inc(ran[2] if prompt_plan is not None else ran[0])
+    if EVICT in plan.stages:
+        held = visual_tokens_by_stage(plan.encoded_tokens, prompt_plan, held=True)
+        VISUAL_TOKENS.labels("stage3").inc(held[1] if prompt_plan is not None else held[0])
+
+
+def set_blocks_held(blocks: int) -> None:
+    """METok requests hold so many blocks now."""
+    KV_BLOCKS_HELD.set(blocks)
+
+
+def count_blocks_freed(blocks: int) -> None:
+    """So many more blocks were given back."""
+    KV_BLOCKS_FREED.inc(blocks)

@@ -48,6 +48,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     ),
     _SERVE + "utils.api_utils:validate_json_request": ("raw_request",),
     _SERVE + "utils.api_utils:cli_env_setup": (),
+    _SERVE + "middleware.authenticate:AuthenticationMiddleware.verify_token": ("headers",),
     _SERVE + "exception_handling.handlers.validation:clean_loc_for_param": ("loc",),
     _SERVE + "exception_handling.handlers.vllm_error:engine_error_handler": ("req", "exc"),
     _MEDIA + "load_from_url": ("url", "media_io", "fetch_timeout"),
@@ -63,7 +64,8 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "args",
     ),
     "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ("timeout",),
-    "vllm.v1.engine.async_llm:AsyncLLM.collective_rpc": ("method", "timeout", "args", "kwargs"),
+    "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async": ("method", "args"),
+    "vllm.v1.engine.core:EngineCore.collective_rpc": ("method", "timeout", "args", "kwargs"),
     "vllm.v1.engine.async_llm:AsyncLLM.check_health": (),
     _LAUNCH + "launcher:setup_server": ("args", "reuse_port"),
     _LAUNCH + "api_server.entry:run_server_worker": (

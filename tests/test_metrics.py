@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from metok_vllm import metrics
+from metok_vllm.config import METokConfig
 from metok_vllm.plan import RequestPlan, VideoPlan
+from metok_vllm.prompt_plan import Pruning
 
 VIDEO = VideoPlan("a", 4, (0.0, 1.0, 2.0, 3.0), 4.0, 100, 40)
 
@@ -34,14 +43,61 @@ def test_a_dense_request_counts_as_off() -> None:
     assert value("metok_visual_tokens_total", point="stage1") == stage1
 
 
+@pytest.mark.parametrize(
+    ("stages", "step_tokens", "stage2", "stage3"),
+    [
+        ((1, 2, 3), 100, 14, 7),  # 0.76 ** 2 of the 24 in key events; a quarter of the first 25
+        ((1, 2, 3), 63, 40, 0),  # in chunks nothing is ranked
+        ((1, 2), 63, 40, None),
+        ((1, 3), 100, None, 10),
+        ((1,), 100, None, None),
+    ],
+)
+def test_points_of_the_stages_a_request_went_through(
+    stages: tuple[int, ...], step_tokens: int, stage2: int | None, stage3: int | None
+) -> None:
+    pruning = Pruning.of(METokConfig(stages=stages, decode_keep=0.25), Fraction(3, 5))
+    video = VideoPlan("a", 4, (0.0, 1.0, 2.0, 3.0), 4.0, 100, 40, 4, pruning)
+    plan = RequestPlan("balanced", stages, "user_turn", (video,))
+    before = [value("metok_visual_tokens_total", point=p) for p in ("stage2", "stage3")]
+    metrics.count_request(plan, plan.prompt_plan(64, step_tokens))
+    after = [value("metok_visual_tokens_total", point=p) for p in ("stage2", "stage3")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [stage2 or 0, stage3 or 0]
+
+
 def test_the_names_dashboards_are_written_against() -> None:
     metrics.observe_decode(0.2)
     metrics.count_rejected("too_large")
     metrics.count_fallback("no_towers")
+    metrics.set_blocks_held(7)
+    metrics.count_blocks_freed(3)
     text = generate_latest().decode()
     for line in (
         'metok_media_rejected_total{reason="too_large"}',
         'metok_fallbacks_total{reason="no_towers"}',
         "metok_video_decode_seconds_count",
+        "# TYPE metok_kv_blocks_freed_total counter",
+        "# TYPE metok_kv_blocks_held gauge",
+        "metok_kv_blocks_held 7.0",
     ):
         assert line in text
+
+
+def test_several_api_servers_share_their_metrics(tmp_path: Path) -> None:
+    """The gauge is the last one told, for all of them ask the same engines; the counter adds up."""
+    environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+
+    def run(code: str) -> str:
+        command = [sys.executable, "-c", f"from metok_vllm import metrics; {code}"]
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    run("metrics.set_blocks_held(5); metrics.count_blocks_freed(4)")
+    run("metrics.set_blocks_held(3); metrics.count_blocks_freed(2)")
+    text = run(
+        "import prometheus_client as p, prometheus_client.multiprocess as m; "
+        "r = p.CollectorRegistry(); m.MultiProcessCollector(r); "
+        "print(p.generate_latest(r).decode())"
+    )
+    assert "metok_kv_blocks_held 3.0" in text
+    assert "metok_kv_blocks_freed_total 6.0" in text

@@ -7,7 +7,6 @@ and adds what METok did to the response, or to the last chunk of a stream.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import ContextVar
@@ -28,15 +27,22 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
 from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan
+from metok_vllm.server.api.engines import ask_workers
 from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body
+from metok_vllm.server.api.fallbacks import (
+    asks_prompt_logprobs,
+    fallback_reason,
+    unpruned_reason,
+    uses_events,
+)
+from metok_vllm.server.api.last_chunk import with_more_in_last_chunk
 from metok_vllm.server.api.messages import count_videos, last_user_text
-from metok_vllm.server.api.report import metok_report, worker_entry
+from metok_vllm.server.api.report import EngineFacts, metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
 
 logger = logging.getLogger("vllm.metok")
 
 OPTION = "metok"
-DONE = "data: [DONE]"
 # What a client may say about reading a video even if multimodal options are not trusted: the
 # media limits bound both.
 OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})
@@ -54,6 +60,7 @@ class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
 class _Pending:
     plan: RequestPlan
     prompt_tokens: int
+    prompt_logprobs: bool = False
 
 
 # Set while a request is rendered, read when its answer is put together, in the same task.
@@ -101,7 +108,8 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
             for engine_input in result[1]:
                 plan = engine_input.pop(OPTION, None)
                 if plan is not None and plan.videos:
-                    _pending.set(_Pending(plan, self._extract_prompt_len(engine_input)))
+                    tokens = self._extract_prompt_len(engine_input)
+                    _pending.set(_Pending(plan, tokens, asks_prompt_logprobs(request)))
         return result
 
     async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
@@ -129,62 +137,49 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         text: str = super().create_streaming_error_response(message, *args, **kwargs)
         return text
 
-    async def _with_report(
+    def _with_report(
         self, stream: AsyncGenerator[str, None], pending: _Pending
     ) -> AsyncGenerator[str, None]:
-        held: str | None = None
-        try:
-            async for item in stream:
-                if item.startswith(DONE) and held is not None:
-                    yield await self._reported_chunk(held, pending)
-                    held = None
-                elif held is not None:
-                    yield held
-                    held = None
-                if item.startswith(DONE):
-                    yield item
-                elif _may_be_last(item):
-                    held = item
-                else:
-                    yield item
-            if held is not None:
-                yield held
-        finally:
-            await stream.aclose()
+        async def report() -> dict[str, Any]:
+            return {OPTION: await self._report(pending)}
 
-    async def _reported_chunk(self, item: str, pending: _Pending) -> str:
-        chunk = json.loads(item.removeprefix("data: "))
-        chunk[OPTION] = await self._report(pending)
-        return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        return with_more_in_last_chunk(stream, report)
 
     async def _report(self, pending: _Pending) -> dict[str, Any]:
-        plan = pending.plan
-        metrics.count_request(plan)
-        if (reason := fallback_reason(plan, self.metok)) is not None:
-            metrics.count_fallback(reason)
-        config = self.engine_client.vllm_config
+        plan, tokens = pending.plan, pending.prompt_tokens
+        engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
+        pruned = not pending.prompt_logprobs
+        prompt_plan = plan.prompt_plan(tokens, engine.step_tokens) if pruned else None
+        fallback = fallback_reason(plan, self.metok)
+        unpruned = unpruned_reason(plan, prompt_plan, pending.prompt_logprobs)
+        metrics.count_request(plan, prompt_plan)
+        for reason in (fallback, unpruned):
+            if reason is not None:
+                metrics.count_fallback(reason)
         return metok_report(
             plan,
+            prompt_plan,
             await self._events(plan),
-            fallback=reason,
-            prompt_tokens=pending.prompt_tokens,
-            block_size=config.cache_config.block_size,
-            text_config=self.model_config.hf_text_config,
+            engine=engine,
+            prompt_tokens=tokens,
+            fallback=fallback,
+            unpruned=unpruned,
         )
 
     async def _events(self, plan: RequestPlan) -> list[Any]:
-        if 1 not in plan.stages:
+        if not uses_events(plan):
             return []
         keys = [video.key for video in plan.videos]
         try:
-            workers = list(await self.engine_client.collective_rpc("metok_events", args=(keys,)))
+            engines = await ask_workers(self.engine_client, "metok_events", keys)
         except Exception:
             # The answer is there; a report without events is better than an error in its place.
             logger.warning("The events of a request could not be fetched.", exc_info=True)
             return []
+        workers = [answer for engine in engines for answer in engine]
         for key in keys:
             entry = worker_entry(workers, key)
-            if entry is not None and entry["seconds"] is not None:
+            if 1 in plan.stages and entry is not None and entry["seconds"] is not None:
                 metrics.observe_stage(1, entry["seconds"])
         return workers
 
@@ -222,15 +217,6 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         )
 
 
-def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None:
-    """Why frames were ranked without looking at the question; None if they were not."""
-    if config is None or 1 not in plan.stages:
-        return None
-    if config.alignment_model is None or config.alignment_mode == "none":
-        return "no_towers"
-    return "no_query" if plan.query_source == "none" else None
-
-
 def _keys(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -239,12 +225,3 @@ def _keys(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _keys(inner)
-
-
-def _may_be_last(item: str) -> bool:
-    """Whether a stream item can be the last before `[DONE]`: it ends a choice or carries usage.
-
-    Only such items are held back, so tokens are passed on the moment they exist. Quotes inside
-    JSON strings are escaped, so an answer cannot contain these marks.
-    """
-    return item.startswith("data: {") and ('"finish_reason":"' in item or '"choices":[]' in item)

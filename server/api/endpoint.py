@@ -14,19 +14,24 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from vllm import envs
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import engine_error_handler
+from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as vllm_version
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.config_hook import ARCHITECTURES
+from metok_vllm.engine.staging import is_staged
 from metok_vllm.errors import ConfigError, MetokError
+from metok_vllm.server.api import books
+from metok_vllm.server.api.books import BooksOnScrape, EngineBooks
 from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
-from metok_vllm.server.api.envelope import ENGINE_DEAD, ErrorEnvelope, error_body
+from metok_vllm.server.api.envelope import ENGINE_DEAD, ErrorEnvelope, error_response
 from metok_vllm.server.api.field_scope import refuse_elsewhere
 from metok_vllm.server.api.lifecycle import LIFECYCLE, Lifecycle, Phase, drain_before
 from metok_vllm.server.api.middleware import Admission, BodyLimit, Deadline
@@ -41,6 +46,7 @@ PAGE_POLICY = (
 )
 
 router = APIRouter()
+router.include_router(books.router)
 
 
 @router.post(
@@ -65,11 +71,11 @@ async def ready(raw_request: Request) -> Response:
     state = raw_request.app.state
     phase: Phase = state.metok_lifecycle.phase
     if phase is not Phase.SERVING:
-        return _error(503, f"The server is {phase.value}.")
+        return error_response(503, f"The server is {phase.value}.")
     try:
         await state.engine_client.check_health()
     except EngineDeadError:
-        return _error(503, ENGINE_DEAD)
+        return error_response(503, ENGINE_DEAD)
     return JSONResponse({"status": "ready"})
 
 
@@ -115,12 +121,15 @@ class MetokEndpoint:
         """
         settings, limits = ServerSettings.from_env(), MediaLimits.from_env()
         state.metok_lifecycle = self.lifecycle
-        state.metok_config = None
+        state.metok_config = state.metok_books = None
+        state.metok_guard = guard(args)
         if engine_client is not None:
             extra = engine_client.vllm_config.additional_config
             hf_config = engine_client.model_config.hf_config
             if values := getattr(hf_config, "metok", None):
                 state.metok_config = METokConfig.from_dict(values)
+                if is_staged(state.metok_config):
+                    state.metok_books = EngineBooks(engine_client)
             elif isinstance(extra, dict) and "metok" in extra:
                 raise ConfigError(
                     f"METok does not support {engine_client.model_config.architecture}; "
@@ -132,12 +141,22 @@ class MetokEndpoint:
             drain_s = float(engine_client.vllm_config.shutdown_timeout)
             engine_client.shutdown = drain_before(engine_client.shutdown, self.lifecycle, drain_s)
         assert self._app is not None, "attach_router runs first"
-        install(self._app, self.lifecycle, settings, limits)
+        install(self._app, self.lifecycle, settings, limits, state.metok_books)
         await asyncio.to_thread(self.lifecycle.serve)
 
 
+def guard(args: Any) -> AuthenticationMiddleware | None:
+    """vLLM's check of the API key, for a route of ours that vLLM does not guard; None: no key."""
+    keys = [key for key in getattr(args, "api_key", None) or [envs.VLLM_API_KEY] if key]
+    return AuthenticationMiddleware(None, keys) if keys else None
+
+
 def install(
-    app: FastAPI, lifecycle: Lifecycle, settings: ServerSettings, limits: MediaLimits
+    app: FastAPI,
+    lifecycle: Lifecycle,
+    settings: ServerSettings,
+    limits: MediaLimits,
+    books: EngineBooks | None = None,
 ) -> None:
     """Put METok's error handlers and middleware on `app`. The last one added is the outermost."""
     # vLLM's SageMaker support has built the stack already; no request has been through it yet.
@@ -146,6 +165,8 @@ def install(
     app.add_exception_handler(MetokError, metok_error_handler)
     app.add_exception_handler(RequestValidationError, validation_error_handler)
     app.add_exception_handler(EngineDeadError, engine_dead_handler)
+    if books is not None:
+        app.add_middleware(BooksOnScrape, books=books)
     app.add_middleware(Deadline, seconds=settings.request_timeout_s)
     app.add_middleware(Admission, lifecycle=lifecycle, max_inflight=settings.max_inflight)
     app.add_middleware(BodyLimit, limit=settings.body_limit(limits))
@@ -155,13 +176,13 @@ def install(
 async def metok_error_handler(_request: Request, error: Exception) -> Response:
     """A MetokError anywhere below a route becomes the status it stands for."""
     status = error.status if isinstance(error, MetokError) else 500
-    return _error(status, str(error), getattr(error, "field", None))
+    return error_response(status, str(error), getattr(error, "field", None))
 
 
 async def engine_dead_handler(request: Request, error: Exception) -> Response:
     """vLLM's handler, which ends the server, with words for the client and a status to retry on."""
     await engine_error_handler(request, error)
-    return _error(503, ENGINE_DEAD)
+    return error_response(503, ENGINE_DEAD)
 
 
 async def validation_error_handler(_request: Request, error: Exception) -> Response:
@@ -185,12 +206,7 @@ async def validation_error_handler(_request: Request, error: Exception) -> Respo
             parts.append(line)
     if len(parts) > MAX_REPORTED_ERRORS:
         parts[MAX_REPORTED_ERRORS:] = [f"and {len(parts) - MAX_REPORTED_ERRORS} more"]
-    return _error(400, "; ".join(parts), param)
-
-
-def _error(status: int, message: str, param: str | None = None) -> Response:
-    content = error_body(status, message, param)
-    return Response(content, status_code=status, media_type="application/json")
+    return error_response(400, "; ".join(parts), param)
 
 
 def _distribution_version() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("vllm.metok")
@@ -43,6 +44,12 @@ def error_body(status: int, message: str, param: str | None = None) -> bytes:
     message = message.strip() or default_message(status)
     error = {"message": message, "type": _phrase(status), "param": param, "code": status}
     return json.dumps({"error": error}).encode()
+
+
+def error_response(status: int, message: str, param: str | None = None) -> Response:
+    """The envelope as the answer of a route."""
+    content = error_body(status, message, param)
+    return Response(content, status_code=status, media_type="application/json")
 
 
 def default_message(status: int) -> str:

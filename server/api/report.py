@@ -7,56 +7,95 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from metok_vllm.accounting import blocks_for, decoder_prefill_flops
+from metok_vllm.accounting import decoder_prefill_flops, request_blocks, visual_tokens_by_stage
+from metok_vllm.config import METokConfig
+from metok_vllm.engine.request_plans import step_tokens
+from metok_vllm.engine.staging import is_staged
+from metok_vllm.layers import StageLayout
 from metok_vllm.plan import RequestPlan, VideoPlan
+from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.server.api.fallbacks import prefill_kind
 
 WorkerEvents = Mapping[str, Mapping[str, Any] | None]
 
 
+@dataclass(frozen=True)
+class EngineFacts:
+    """What a report must know of the engine. `layout` is None where the decoder runs whole."""
+
+    block_size: int
+    step_tokens: int
+    text_config: Any
+    layout: StageLayout | None
+
+    @classmethod
+    def of(cls, vllm_config: Any, config: METokConfig | None) -> EngineFacts:
+        """Of a running engine and the METok settings that it was started with."""
+        text_config = vllm_config.model_config.hf_text_config
+        layout = None
+        if config is not None and is_staged(config):
+            layout = StageLayout.of(config.pruning_layers, text_config.num_hidden_layers)
+        block_size = vllm_config.cache_config.block_size
+        return cls(block_size, step_tokens(vllm_config), text_config, layout)
+
+
 def metok_report(
     plan: RequestPlan,
+    prompt_plan: PromptPlan | None,
     workers: Sequence[WorkerEvents],
     *,
-    fallback: str | None,
+    engine: EngineFacts,
     prompt_tokens: int,
-    block_size: int,
-    text_config: Any,
+    fallback: str | None,
+    unpruned: str | None,
 ) -> dict[str, Any]:
     """JSON-ready report, in which a number that is not finite is null.
 
-    `prompt_tokens` is what the decoder was given; `workers` one per worker; `fallback` why frames
-    were ranked without the question (`no_towers`, `no_query`), or None.
+    `prompt_plan` is what stages 2 and 3 did, None for nothing; `prompt_tokens` what the decoder
+    was given; `workers` one per worker; `fallback` and `unpruned` as `fallbacks.py` names them.
 
-    KV blocks are those of one cache group: held by the dense prompt, after the prefill, and when
-    the first generated token is decoded (which needs a slot of its own).
+    Visual tokens by stage are those its layers ran on, and under `decode` those they hold for
+    decoding; one number where the decoder did not run in stages. KV blocks are those of all cache
+    groups: of the dense prompt, after the prefill, and when the first generated token is decoded
+    (which needs a slot of its own).
     """
-    dense_prompt = prompt_tokens - plan.encoded_tokens + plan.dense_tokens
+    layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
+    dense_prompt = prompt_tokens - encoded + plan.dense_tokens
+    on = bool(plan.stages)
+    held = visual_tokens_by_stage(encoded, prompt_plan, held=True)
+    kind = prefill_kind(plan, prompt_tokens, engine.step_tokens)
     events = [
         event
         for index, video in enumerate(plan.videos)
         for event in video_events(index, video, worker_entry(workers, video.key))
     ]
     return {
-        "preset": plan.preset if plan.stages else "off",
+        "preset": plan.preset if on else "off",
         "stages": list(plan.stages),
         "query_source": plan.query_source,
         "fallback": fallback,
+        "unpruned": unpruned,
+        # Whether a prompt that stages 2 and 3 leave alone was cut is the scheduler's secret.
+        "prefill": None if unpruned == "prompt_logprobs" else kind,
+        "pruning_layers": list(layout.boundaries) if layout is not None else None,
         "events": events,
         "visual_tokens": {
             "dense": plan.dense_tokens,
-            "encoded": plan.encoded_tokens,
-            "stages": [plan.encoded_tokens] if 1 in plan.stages else [],
+            "encoded": encoded,
+            "stages": list(visual_tokens_by_stage(encoded, prompt_plan)) if on else [],
+            "decode": list(held) if on else [],
         },
         "kv_blocks": {
-            "dense": blocks_for(dense_prompt, block_size),
-            "prefill": blocks_for(prompt_tokens, block_size),
-            "decode": blocks_for(prompt_tokens + 1, block_size),
+            "dense": request_blocks(dense_prompt, size, layout, None),
+            "prefill": request_blocks(prompt_tokens, size, layout, prompt_plan),
+            "decode": request_blocks(prompt_tokens + 1, size, layout, prompt_plan),
         },
         "decoder_prefill_flops": {
-            "dense": decoder_prefill_flops(text_config, dense_prompt),
-            "metok": decoder_prefill_flops(text_config, prompt_tokens),
+            "dense": decoder_prefill_flops(engine.text_config, dense_prompt),
+            "metok": decoder_prefill_flops(engine.text_config, prompt_tokens, layout, prompt_plan),
         },
     }
 

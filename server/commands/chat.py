@@ -26,7 +26,7 @@ from rich.progress import (
 
 from metok_vllm.config import PRESETS
 from metok_vllm.server.commands.console import CommandError, err, out, write, write_json
-from metok_vllm.server.commands.savings import events_line, savings_table
+from metok_vllm.server.commands.savings import events_line, savings_table, unpruned_line
 
 READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
 _PLACEHOLDER = "metok-video-goes-here"
@@ -244,6 +244,8 @@ def _show_savings(answer: Answer) -> None:
     console.print()
     console.print(savings_table(answer.metok))
     console.print(events_line(answer.metok), markup=False)
+    if (line := unpruned_line(answer.metok)) is not None:
+        console.print(line, markup=False)
     if answer.time_to_first_token_s is not None:
         console.print(
             f"first token after {answer.time_to_first_token_s:.2f} s, all {answer.total_s:.2f} s, "

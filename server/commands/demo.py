@@ -19,7 +19,14 @@ from rich.panel import Panel
 from rich.table import Table
 
 from metok_vllm.server.commands.console import CommandError, complain, err, out
-from metok_vllm.server.commands.savings import count, events_line, flop_count, share_saved
+from metok_vllm.server.commands.savings import (
+    count,
+    deeper_layers,
+    events_line,
+    flop_count,
+    share_saved,
+    unpruned_line,
+)
 
 if TYPE_CHECKING:
     from metok_vllm.server.commands.child_server import ChildServer
@@ -178,6 +185,10 @@ def _show(question: str, dense: Run, metok: Run, runs: int) -> None:
     blocks_d, blocks_m = dense.metok["kv_blocks"], metok.metok["kv_blocks"]
     rows: list[tuple[str, float, float, Any]] = [
         ("visual tokens", *(r.metok["visual_tokens"]["encoded"] for r in (dense, metok)), count),
+        *(
+            (name, dense.metok["visual_tokens"]["encoded"], kept, count)
+            for name, kept in deeper_layers(metok.metok)
+        ),
         ("prompt tokens", dense.prompt_tokens, metok.prompt_tokens, count),
         ("KV blocks held after prefill", blocks_d["prefill"], blocks_m["prefill"], count),
         ("KV blocks held in decoding", blocks_d["decode"], blocks_m["decode"], count),
@@ -193,6 +204,8 @@ def _show(question: str, dense: Run, metok: Run, runs: int) -> None:
         table.add_row(name, show(before), show(after), share_saved(before, after))
     console.print(table)
     console.print(events_line(metok.metok), markup=False)
+    if (line := unpruned_line(metok.metok)) is not None:
+        console.print(line, markup=False)
     console.print(
         f"Times: median of {runs} run(s) each, in turns, after a short warm-up request of each "
         "kind; no cache helps.\nThey include decoding the video and the vision tower, which "
@@ -213,6 +226,11 @@ def verify(dense: Run, metok: Run) -> None:
             f"prompts differ by {dense.prompt_tokens - metok.prompt_tokens} tokens, "
             f"visual tokens by {saved}"
         )
+    blocks_d, blocks_m = dense.metok["kv_blocks"], metok.metok["kv_blocks"]
+    if blocks_d["prefill"] != blocks_m["dense"]:
+        raise CommandError("the dense run and METok's report disagree on the dense KV blocks")
+    if not blocks_m["decode"] < blocks_d["decode"]:
+        raise CommandError(f"METok saved no KV blocks: {blocks_m}")
     if not metok.metok["events"]:
         raise CommandError("the server reported no events")
 

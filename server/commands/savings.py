@@ -16,16 +16,40 @@ def savings_table(metok: Mapping[str, Any]) -> Table:
     table = Table(title="What METok saved", title_justify="left")
     for heading in ("", "dense", "METok", "saved"):
         table.add_column(heading, justify="left" if heading == "" else "right")
+    dense = tokens.get("dense")
     rows = [
-        ("visual tokens", tokens.get("dense"), tokens.get("encoded"), count),
+        ("visual tokens", dense, tokens.get("encoded"), count),
+        *((name, dense, kept, count) for name, kept in deeper_layers(metok)),
         ("KV blocks, prefill", blocks.get("dense"), blocks.get("prefill"), count),
         ("KV blocks, decoding", blocks.get("dense"), blocks.get("decode"), count),
         ("decoder prefill", flops.get("dense"), flops.get("metok"), flop_count),
     ]
-    for name, dense, kept, show in rows:
-        if dense is not None and kept is not None:
-            table.add_row(name, show(dense), show(kept), share_saved(dense, kept))
+    for name, before, kept, show in rows:
+        if before is not None and kept is not None:
+            table.add_row(name, show(before), show(kept), share_saved(before, kept))
     return table
+
+
+def deeper_layers(metok: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """A name and the visual tokens left from each pruning layer on; none where none is pruned."""
+    layers = metok.get("pruning_layers") or []
+    stages = (metok.get("visual_tokens") or {}).get("stages") or []
+    if len(stages) != len(layers) + 1:
+        return []
+    rows = zip(layers, stages[1:], strict=True)
+    return [(f"  from layer {layer} on", kept) for layer, kept in rows]
+
+
+def unpruned_line(metok: Mapping[str, Any]) -> str | None:
+    """Why the decoder pruned less than it could; None where it did what it could."""
+    reason = metok.get("unpruned")
+    if reason is None:
+        return None
+    why = {
+        "chunked_prefill": "the prompt is longer than one step (--max-num-batched-tokens)",
+        "prompt_logprobs": "log-probabilities of the prompt were asked for",
+    }
+    return f"The decoder pruned less than it could: {why.get(reason, reason)}."
 
 
 def events_line(metok: Mapping[str, Any]) -> str:

@@ -16,14 +16,22 @@ from metok_vllm.server.cli import main
 
 METOK = {
     "preset": "balanced",
-    "stages": [1],
+    "stages": [1, 2, 3],
     "query_source": "user_turn",
     "events": [
         {"start_s": 0.0, "end_s": 20.0, "relevance": 0.25, "key": True},
         {"start_s": 20.0, "end_s": 60.0, "relevance": -0.01, "key": False},
     ],
-    "visual_tokens": {"dense": 1569, "encoded": 312, "stages": [312]},
-    "kv_blocks": {"dense": 13, "prefill": 3, "decode": 3},
+    "unpruned": None,
+    "prefill": "one_step",
+    "pruning_layers": [2, 4, 6],
+    "visual_tokens": {
+        "dense": 1569,
+        "encoded": 312,
+        "stages": [312, 200, 100, 0],
+        "decode": [312, 0, 0, 0],
+    },
+    "kv_blocks": {"dense": 200, "prefill": 24, "decode": 14},
     "decoder_prefill_flops": {"dense": 2.5e12, "metok": 5e11},
 }
 
@@ -111,6 +119,12 @@ def test_streams_the_answer_and_prints_the_savings(
     assert shown.out.startswith("A red ball: 球.\n")
     table = [line for line in shown.out.splitlines() if "visual tokens" in line]
     assert [word for word in table[0].split() if word[0].isdigit()] == ["1,569", "312", "80.1"]
+    deeper = [line.split("│")[1:] for line in shown.out.splitlines() if "from layer" in line]
+    assert [[cell.strip() for cell in cells[:3]] for cells in deeper] == [
+        ["from layer 2 on", "1,569", "200"],
+        ["from layer 4 on", "1,569", "100"],
+        ["from layer 6 on", "1,569", "0"],
+    ]
     assert "2.50 TFLOP" in shown.out
     assert "500.00 GFLOP" in shown.out
     assert "events: 0.0-20.0 s (0.250 key), 20.0-60.0 s (-0.010)" in shown.out

@@ -20,8 +20,19 @@ from metok_vllm.server.commands.demo import Run, verify, with_median_times
 
 def answer(encoded: int, prompt: int) -> Run:
     event = {"start_s": 0.0, "end_s": 60.0, "relevance": 0.1, "key": True}
-    report = {"visual_tokens": {"dense": 1569, "encoded": encoded}, "events": [event]}
+    blocks = {"dense": 200, "prefill": 200 if encoded == 1569 else 100, "decode": 201}
+    if encoded != 1569:
+        blocks["decode"] = 60
+    report = {
+        "visual_tokens": {"dense": 1569, "encoded": encoded},
+        "kv_blocks": blocks,
+        "events": [event],
+    }
     return Run("text", 1.0, 2.0, prompt, report)
+
+
+def with_blocks(run: Run, **blocks: int) -> Run:
+    return replace(run, metok={**run.metok, "kv_blocks": {**run.metok["kv_blocks"], **blocks}})
 
 
 def test_agreeing_figures_pass() -> None:
@@ -34,6 +45,16 @@ def test_agreeing_figures_pass() -> None:
         (answer(1570, 1600), answer(1099, 1130), "disagree on the dense"),
         (answer(1569, 1600), answer(1569, 1600), "saved no visual tokens"),
         (answer(1569, 1600), answer(1099, 1131), "prompts differ by 469 tokens"),
+        (
+            answer(1569, 1600),
+            with_blocks(answer(1099, 1130), dense=199),
+            "disagree on the dense KV blocks",
+        ),
+        (
+            answer(1569, 1600),
+            with_blocks(answer(1099, 1130), decode=201),
+            "saved no KV blocks",
+        ),
     ],
 )
 def test_figures_that_do_not_agree_are_an_error(dense: Run, metok: Run, said: str) -> None:
@@ -77,6 +98,10 @@ def test_the_demo_runs_and_leaves_nothing_behind() -> None:
     assert rows["visual tokens"][:2] == [f"{dense:,}", f"{encoded:,}"]
     prompts = [int(cell.replace(",", "")) for cell in rows["prompt tokens"][:2]]
     assert prompts[0] - prompts[1] == dense - encoded
+    layers = [name for name in rows if name.startswith("from layer")]
+    kept = [int(rows[name][1].replace(",", "")) for name in layers]
+    assert len(kept) == 3
+    assert encoded > kept[0] > kept[1] > kept[2] == 0
     assert rows["time to first token"][0].endswith(" s")
     assert "untrained" in result.stdout
     assert "none of its processes is left" in result.stdout

@@ -3,10 +3,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.exceptions import VLLMValidationError
@@ -16,17 +19,14 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.processing import LAST_USER_TEXT
 from metok_vllm.plan import RequestPlan, VideoPlan
-from metok_vllm.server.api.chat import (
-    MetokChatRequest,
-    MetokServingChat,
-    _Pending,
-    fallback_reason,
-)
+from metok_vllm.prompt_plan import Pruning
+from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat, _Pending
 from metok_vllm.video.limits import MediaLimits
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
 TEXT = {"type": "text", "text": "What happens?"}
 PLAN = RequestPlan("balanced", (1,), "user_turn", (VideoPlan("a", 2, (0.0, 1.0), 2.0, 100, 40),))
+ENTRY = {"event_of_frame": [0], "seconds": None}
 CHUNK = '"id":"c","object":"chat.completion.chunk","created":1,"model":"m"'
 
 
@@ -58,6 +58,20 @@ def serving(trust: bool = False, metok: METokConfig | None = None) -> Any:
 def request(**fields: Any) -> MetokChatRequest:
     messages = [{"role": "user", "content": [VIDEO, TEXT]}]
     return MetokChatRequest(**{"messages": messages, "model": "m", **fields})
+
+
+class Core:
+    """vLLM's engine client, with one canned answer for each engine."""
+
+    def __init__(self, answers: list[list[Any]] | Exception) -> None:
+        self.answers = answers
+        self.asked: list[Any] = []
+
+    async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
+        self.asked.append(call)
+        if isinstance(self.answers, Exception):
+            raise self.answers
+        return self.answers
 
 
 def streamed(*items: str) -> list[str]:
@@ -150,49 +164,47 @@ class TestStream:
 
 
 class TestEvents:
-    def test_every_worker_is_asked_for_the_videos(self) -> None:
-        asked: list[Any] = []
-
-        async def rpc(method: str, args: Any) -> list[Any]:
-            asked.append((method, args))
-            return [{"a": None}]
-
+    def test_every_worker_of_every_engine_is_asked_for_the_videos(self) -> None:
+        """vLLM's own collective_rpc gives the first engine's answers alone."""
+        core = Core([[{"a": None}], [{"a": ENTRY}]])
         chat = serving()
-        chat.engine_client = SimpleNamespace(collective_rpc=rpc)
-        assert asyncio.run(chat._events(PLAN)) == [{"a": None}]
-        assert asked == [("metok_events", (["a"],))]
+        chat.engine_client = SimpleNamespace(engine_core=core)
+        assert asyncio.run(chat._events(PLAN)) == [{"a": None}, {"a": ENTRY}]
+        assert core.asked == [("collective_rpc", "metok_events", None, (["a"],), None)]
+
+    @pytest.mark.parametrize(("stages", "asked"), [((2, 3), 1), ((3,), 0), ((), 0)])
+    def test_nobody_is_asked_where_events_decide_nothing(
+        self, stages: tuple[int, ...], asked: int
+    ) -> None:
+        core = Core([[{"a": ENTRY}]])
+        chat = serving()
+        chat.engine_client = SimpleNamespace(engine_core=core)
+        asyncio.run(chat._events(replace(PLAN, stages=stages)))
+        assert len(core.asked) == asked
 
     def test_an_engine_that_cannot_tell_costs_only_the_events(self) -> None:
-        async def rpc(method: str, args: Any) -> list[Any]:
-            raise RuntimeError("shutting down")
-
         chat = serving()
-        chat.engine_client = SimpleNamespace(collective_rpc=rpc)
+        chat.engine_client = SimpleNamespace(engine_core=Core(RuntimeError("shutting down")))
         assert asyncio.run(chat._events(PLAN)) == []
 
 
-@pytest.mark.parametrize(
-    ("source", "stages", "config", "reason"),
-    [
-        ("user_turn", (1,), METokConfig(alignment_model="towers"), None),
-        ("none", (1,), METokConfig(alignment_model="towers"), "no_query"),
-        ("user_turn", (1,), METokConfig(), "no_towers"),
-        ("user_turn", (1,), METokConfig(alignment_model="t", alignment_mode="none"), "no_towers"),
-        ("none", (), METokConfig(), None),
-        ("none", (1,), None, None),
-    ],
-)
-def test_fallbacks_are_named(
-    source: str, stages: tuple[int, ...], config: METokConfig | None, reason: str | None
-) -> None:
-    plan = RequestPlan("balanced", stages, source, PLAN.videos)
-    assert fallback_reason(plan, config) == reason
-
-
 class TestOverrides:
-    @pytest.mark.parametrize("values", [{"num_events": 3}, {"enabled": False}, {"preset": "max"}])
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"num_events": 3},
+            {"enabled": False},
+            {"preset": "max"},
+            {"stages": [1, 3]},
+            {"keep_ratio": 0.5, "decode_keep": 0.25},
+        ],
+    )
     def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
         assert serving(metok=METokConfig())._overrides(request(metok=values)) == values
+
+    def test_layers_are_laid_out_once(self) -> None:
+        with pytest.raises(ConfigError, match="fixed when the server starts"):
+            serving(metok=METokConfig())._overrides(request(metok={"pruning_layers": [2, 4, 6]}))
 
     @pytest.mark.parametrize("values", [None, {}])
     def test_nothing_said(self, values: dict[str, Any] | None) -> None:
@@ -202,7 +214,7 @@ class TestOverrides:
         ("values", "param"),
         [
             ({"num_event": 3}, "metok.num_event"),
-            ({"stages": [1]}, "metok.stages"),
+            ({"stages": [1, 4]}, "metok.stages"),
             ({"pruning_layers": [1, 2, 3]}, "metok.pruning_layers"),
             ({"num_events": 0}, "metok.num_events"),
             ({"preset": "best"}, "metok.preset"),
@@ -294,18 +306,61 @@ class TestRendering:
         assert body.mm_processor_kwargs is None
 
 
-def test_the_report_says_which_fallback_was_taken() -> None:
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
-    text = {**dict.fromkeys(names, 1), "intermediate_size": 1}
-    chat = serving(metok=METokConfig())
-    chat.model_config = SimpleNamespace(hf_text_config=SimpleNamespace(**text))
-    cache = SimpleNamespace(cache_config=SimpleNamespace(block_size=16))
-    chat.engine_client = SimpleNamespace(vllm_config=cache)
+def engine_of(step_tokens: int = 100) -> Any:
+    """An engine client with the facts that a report needs, and no events."""
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    text = SimpleNamespace(**dict.fromkeys(names, 1), num_hidden_layers=8)
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=16),
+        model_config=SimpleNamespace(hf_text_config=text),
+        scheduler_config=SimpleNamespace(
+            max_num_scheduled_tokens=None, max_num_batched_tokens=step_tokens
+        ),
+    )
+    return SimpleNamespace(vllm_config=config, engine_core=Core([[{"a": None}]]))
 
-    async def events(_plan: RequestPlan) -> list[Any]:
-        return []
 
-    chat._events = events
-    assert asyncio.run(chat._report(_Pending(PLAN, 64)))["fallback"] == "no_towers"
-    chat.metok = METokConfig(alignment_model="towers")
-    assert asyncio.run(chat._report(_Pending(PLAN, 64)))["fallback"] is None
+def fallbacks(reason: str) -> float:
+    return REGISTRY.get_sample_value("metok_fallbacks_total", {"reason": reason}) or 0.0
+
+
+class TestReport:
+    STAGED = RequestPlan(
+        "balanced",
+        (1, 2, 3),
+        "user_turn",
+        (replace(PLAN.videos[0], start=4, pruning=Pruning.of(METokConfig(), Fraction(3, 5))),),
+    )
+
+    def report(self, chat: Any, plan: RequestPlan, **pending: Any) -> Any:
+        return asyncio.run(chat._report(_Pending(plan, 64, **pending)))
+
+    def test_it_says_which_fallback_was_taken(self) -> None:
+        chat = serving(metok=METokConfig(stages=(1,)))
+        chat.engine_client = engine_of()
+        before = fallbacks("no_towers")
+        assert self.report(chat, PLAN)["fallback"] == "no_towers"
+        assert fallbacks("no_towers") == before + 1
+        chat.metok = METokConfig(stages=(1,), alignment_model="towers")
+        assert self.report(chat, PLAN)["fallback"] is None
+
+    def test_what_stages_2_and_3_did(self) -> None:
+        chat = serving(metok=METokConfig(alignment_model="towers"))
+        chat.engine_client = engine_of()
+        told = self.report(chat, self.STAGED)
+        assert (told["unpruned"], told["prefill"]) == (None, "one_step")
+        # Of 40 tokens 24 are in key events: 0.76 * (24 + 16 / 2) and 0.76 ** 2 * 24, rounded up.
+        assert told["visual_tokens"]["stages"] == [40, 25, 14, 0]
+
+    @pytest.mark.parametrize(
+        ("step_tokens", "logprobs", "reason"),
+        [(63, False, "chunked_prefill"), (100, True, "prompt_logprobs")],
+    )
+    def test_why_they_did_less(self, step_tokens: int, logprobs: bool, reason: str) -> None:
+        chat = serving(metok=METokConfig(alignment_model="towers"))
+        chat.engine_client = engine_of(step_tokens)
+        before = fallbacks(reason)
+        told = self.report(chat, self.STAGED, prompt_logprobs=logprobs)
+        assert told["unpruned"] == reason
+        assert told["fallback"] is None
+        assert fallbacks(reason) == before + 1

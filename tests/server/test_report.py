@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from metok_vllm.accounting import layer_prefill_flops
+from metok_vllm.config import METokConfig
+from metok_vllm.layers import StageLayout
 from metok_vllm.plan import RequestPlan, VideoPlan
-from metok_vllm.server.api.report import metok_report, video_events
+from metok_vllm.prompt_plan import PromptPlan, Pruning
+from metok_vllm.server.api.report import EngineFacts, metok_report, video_events
 
 TEXT = SimpleNamespace(
     num_hidden_layers=2,
@@ -37,11 +42,12 @@ ENTRY = {
 def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[str, Any]:
     return metok_report(
         plan,
+        None,
         workers,
-        fallback="no_towers",
+        engine=EngineFacts(16, 100, TEXT, None),
         prompt_tokens=prompt_tokens,
-        block_size=16,
-        text_config=TEXT,
+        fallback="no_towers",
+        unpruned=None,
     )
 
 
@@ -74,7 +80,13 @@ def test_no_events_rather_than_an_error(entry: dict[str, Any] | None) -> None:
 def test_counts() -> None:
     # 64 prompt tokens hold 40 visual ones; the dense prompt would have 124.
     content = report(plan_of(clip()), {"a": ENTRY})
-    assert content["visual_tokens"] == {"dense": 100, "encoded": 40, "stages": [40]}
+    assert content["visual_tokens"] == {
+        "dense": 100,
+        "encoded": 40,
+        "stages": [40],
+        "decode": [40],
+    }
+    assert (content["unpruned"], content["prefill"], content["pruning_layers"]) == (None,) * 3
     assert content["kv_blocks"] == {"dense": 8, "prefill": 4, "decode": 5}
     assert (content["preset"], content["stages"], content["query_source"]) == (
         "balanced",
@@ -97,7 +109,111 @@ def test_several_videos_and_workers() -> None:
 def test_a_dense_request_saves_nothing() -> None:
     content = report(plan_of(clip(encoded=100), stages=()), prompt_tokens=124)
     assert (content["preset"], content["stages"], content["events"]) == ("off", [], [])
-    assert content["visual_tokens"] == {"dense": 100, "encoded": 100, "stages": []}
+    tokens = content["visual_tokens"]
+    assert tokens == {"dense": 100, "encoded": 100, "stages": [], "decode": []}
     flops = content["decoder_prefill_flops"]
     assert flops["dense"] == flops["metok"]
     assert content["kv_blocks"] == {"dense": 8, "prefill": 8, "decode": 8}
+
+
+# Stages of 2, 4, 2 and 2 layers, which vLLM puts into groups of 2: 1, 2, 1 and 1.
+LAYOUT = StageLayout((2, 6, 8), 10)
+
+
+def staged(stages: tuple[int, ...] = (1, 2, 3), decode_keep: float = 0.0) -> RequestPlan:
+    config = METokConfig(stages=stages, decode_keep=decode_keep)
+    pruning = Pruning.of(config, Fraction(3, 5)) if stages else None
+    return plan_of(clip(start=4, pruning=pruning), stages=stages)
+
+
+def staged_report(
+    plan: RequestPlan, *, step_tokens: int = 100, unpruned: str | None = None
+) -> dict[str, Any]:
+    text = SimpleNamespace(**{**vars(TEXT), "num_hidden_layers": 10})
+    prompt_plan: PromptPlan | None = plan.prompt_plan(64, step_tokens) if not unpruned else None
+    return metok_report(
+        plan,
+        prompt_plan,
+        [],
+        engine=EngineFacts(16, step_tokens, text, LAYOUT),
+        prompt_tokens=64,
+        fallback=None,
+        unpruned=unpruned,
+    )
+
+
+def layers(count: int, rows: int) -> int:
+    return count * layer_prefill_flops(rows, 8, 4, 16)
+
+
+def test_a_prompt_that_was_pruned_and_evicted() -> None:
+    """40 of 64 prompt tokens are visual, 24 of them in key events; then 25, 14 and none."""
+    content = staged_report(staged())
+    assert content["pruning_layers"] == [2, 6, 8]
+    assert content["prefill"] == "one_step"
+    assert content["visual_tokens"]["stages"] == [40, 25, 14, 0]
+    assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
+    blocks = content["kv_blocks"]
+    assert blocks["dense"] == 5 * 8  # 124 tokens in every group
+    assert blocks["prefill"] == 4 + 2 * 4 + 3 + 2  # 64, 49, 38 and 24 tokens
+    assert blocks["decode"] == 5 + 2 * 2 + 2 + 2  # 65, and 25 in all later groups
+    flops = content["decoder_prefill_flops"]
+    assert flops["metok"] == layers(2, 64) + layers(4, 49) + layers(2, 38) + layers(2, 24)
+    assert flops["dense"] == layers(10, 124)
+
+
+def test_what_decoding_keeps() -> None:
+    content = staged_report(staged(decode_keep=0.25))
+    assert content["visual_tokens"]["decode"] == [40, 7, 4, 0]
+    assert content["kv_blocks"]["decode"] == 5 + 2 * 2 + 2 + 2  # 65, 32, 29 and 25 tokens
+
+
+def test_a_prompt_in_chunks_is_evicted_only() -> None:
+    content = staged_report(staged(), step_tokens=63)
+    assert content["prefill"] == "chunked"
+    assert content["visual_tokens"]["stages"] == [40, 40, 40, 40]
+    assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
+    assert content["kv_blocks"]["prefill"] == 5 * 4
+    assert content["kv_blocks"]["decode"] == 5 + 4 * 2
+    assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
+
+
+def test_a_prompt_that_only_stage_2_could_prune_in_chunks() -> None:
+    content = staged_report(staged((2,)), step_tokens=63)
+    assert content["prefill"] == "chunked"
+    assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == [40]
+    assert content["kv_blocks"]["prefill"] == 5 * 4
+
+
+def test_prompt_logprobs_leave_the_prompt_whole() -> None:
+    content = staged_report(staged(), unpruned="prompt_logprobs")
+    assert (content["unpruned"], content["prefill"]) == ("prompt_logprobs", None)
+    assert content["visual_tokens"]["stages"] == [40]
+    assert content["kv_blocks"]["decode"] == 5 * 5
+    assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
+
+
+def test_a_dense_request_to_an_engine_with_stages_holds_every_group() -> None:
+    plan = plan_of(clip(encoded=40, dense=40), stages=())
+    content = staged_report(plan)
+    assert content["kv_blocks"] == {"dense": 20, "prefill": 20, "decode": 25}
+    assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == []
+    assert content["prefill"] is None
+
+
+def facts_of(config: METokConfig | None) -> EngineFacts:
+    scheduler = SimpleNamespace(max_num_scheduled_tokens=None, max_num_batched_tokens=77)
+    vllm_config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=32),
+        scheduler_config=scheduler,
+        model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=28)),
+    )
+    return EngineFacts.of(vllm_config, config)
+
+
+def test_the_facts_of_an_engine() -> None:
+    facts = facts_of(METokConfig(pruning_layers=(4, 12, 20)))
+    assert (facts.block_size, facts.step_tokens) == (32, 77)
+    assert facts.layout == StageLayout((4, 12, 20), 28)
+    assert facts_of(METokConfig(stages=(1,))).layout is None
+    assert facts_of(None).layout is None

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from metok_vllm.budget import dense_tokens
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.server.commands.serve_args import parse
+from metok_vllm.video.limits import MediaLimits
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +93,9 @@ def test_the_demo() -> None:
         "float32",
         True,
     )
+    assert args.max_num_batched_tokens > dense_tokens(MediaLimits().max_frames, 14)
+    assert args.block_size == 32
+    assert args.additional_config["metok"]["stages"] == [1, 2, 3]
     assert args.additional_config["metok"]["alignment_model"] == str(ALIGNMENT_DIR)
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"]
 
