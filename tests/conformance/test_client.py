@@ -29,6 +29,9 @@ FIELDS = {
     "visual_tokens",
     "kv_blocks",
     "decoder_prefill_flops",
+    "pruning_layers",
+    "prefill",
+    "unpruned",
 }
 
 
@@ -89,7 +92,8 @@ def test_the_object_is_complete_and_usage_exact(
     told = answer.metok
     assert set(told) == FIELDS
     assert told["preset"] == "balanced"
-    assert told["stages"] == [1]
+    assert told["stages"] == [1, 2, 3]
+    assert (told["prefill"], told["unpruned"]) == ("one_step", None)
     assert told["query_source"] == "user_turn"
     assert told["fallback"] is None
     assert len(told["events"]) == events
@@ -109,8 +113,13 @@ def test_the_object_is_complete_and_usage_exact(
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
     assert dense.metok["visual_tokens"]["encoded"] == 1569
     assert dense.metok["stages"] == []
-    assert told["kv_blocks"]["dense"] == dense.metok["kv_blocks"]["prefill"] == 13
-    assert told["kv_blocks"]["prefill"] == -(-answer.usage.prompt_tokens // 128)
+    # The demo model's 8 layers make 8 cache groups; blocks hold 32 tokens.
+    blocks, of_dense = told["kv_blocks"], dense.metok["kv_blocks"]
+    assert blocks["dense"] == of_dense["prefill"] == 8 * -(-dense.usage.prompt_tokens // 32)
+    assert blocks["decode"] < blocks["prefill"] < blocks["dense"]
+    ran = told["visual_tokens"]["stages"]
+    assert encoded == ran[0] > ran[1] > ran[2] > ran[3] == 0
+    assert told["visual_tokens"]["decode"] == [encoded, 0, 0, 0]
     flops = told["decoder_prefill_flops"]
     assert flops["dense"] == dense.metok["decoder_prefill_flops"]["metok"]
     assert flops["metok"] < flops["dense"]

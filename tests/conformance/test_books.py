@@ -1,0 +1,118 @@
+"""The evictor's books as a real server tells them, while requests run and when all are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
+
+from metok_vllm.server.commands.child_server import SERVE, ChildServer
+from tests.conformance.conftest import MODEL, messages, video_part
+
+pytestmark = pytest.mark.slow
+
+QUESTION = messages("Where does the boat sail?", video_part())
+
+
+def books_of(server: ChildServer) -> list[dict[str, Any]]:
+    answer = httpx.get(f"{server.url}/metok/books", timeout=30)
+    assert answer.status_code == 200, answer.text
+    return list(answer.json()["engines"])
+
+
+def metric(server: ChildServer, name: str) -> float:
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for what comes about with the engine's next steps."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.1)
+
+
+def all_free(server: ChildServer) -> bool:
+    return all(
+        b["free_blocks"] == b["total_blocks"] and not b["requests"] for b in books_of(server)
+    )
+
+
+def test_held_blocks_are_those_of_the_response(server: ChildServer, client: OpenAI) -> None:
+    freed = metric(server, "metok_kv_blocks_freed_total")
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=QUESTION,
+        max_tokens=600,
+        temperature=0,
+        stream=True,
+        extra_body={"ignore_eos": True, "metok": {"decode_keep": 0.25}},
+    )
+    chunks = iter(stream)
+    for _ in range(4):
+        next(chunks)
+    (books,) = books_of(server)
+    ((name, request),) = books["requests"].items()
+    assert request["metok"] is True
+    assert name.startswith("chatcmpl-")
+    held = sum(request["blocks"])
+    assert books["total_blocks"] - books["free_blocks"] == held == books["held_blocks"]
+    assert metric(server, "metok_kv_blocks_held") >= held
+    told = [chunk for chunk in chunks][-1].metok  # noqa: C416 - the stream must be read to its end
+    prefill, decode = told["kv_blocks"]["prefill"], told["kv_blocks"]["decode"]
+    # A few tokens later it may have taken one more block in each of the eight groups.
+    assert decode <= held <= decode + 8
+    until(lambda: all_free(server))
+    assert metric(server, "metok_kv_blocks_held") == 0
+    gone = metric(server, "metok_kv_blocks_freed_total") - freed
+    assert prefill - decode <= gone <= prefill - decode + 8
+
+
+def test_a_request_without_metok_is_in_the_books_and_frees_nothing(
+    server: ChildServer, client: OpenAI
+) -> None:
+    until(lambda: all_free(server))
+    freed = metric(server, "metok_kv_blocks_freed_total")
+    off = {"metok": {"enabled": False}}
+    client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=4, extra_body=off)
+    assert metric(server, "metok_kv_blocks_freed_total") == freed
+
+
+@pytest.fixture(scope="module")
+def two_engines() -> Iterator[ChildServer]:
+    """Data parallelism by vLLM's own flags."""
+    flags = ["--demo", "--data-parallel-size", "2", "--api-server-count", "1"]
+    # Without it each engine wants a memory node to itself.
+    command = ["env", "VLLM_CPU_OMP_THREADS_BIND=nobind", *SERVE, *flags]
+    with ChildServer(command) as server:
+        server.wait_until_ready(280)
+        yield server
+
+
+@pytest.mark.thorough
+def test_two_data_parallel_engines_answer_alike(
+    server: ChildServer, client: OpenAI, two_engines: ChildServer
+) -> None:
+    both = OpenAI(base_url=f"{two_engines.url}/v1", api_key="none", max_retries=0, timeout=120)
+    told, words = [], []
+    for question in ("Where does the boat sail?", "What is seen first?", "Why?", "When?"):
+        ask = messages(question, video_part())
+        for asked in (client, both):
+            answer = asked.chat.completions.create(
+                model=MODEL, messages=ask, max_tokens=16, temperature=0
+            )
+            words.append(answer.choices[0].message.content)
+            told.append(answer.metok)
+    assert words[::2] == words[1::2]
+    assert told[::2] == told[1::2]
+    until(lambda: all_free(two_engines))
+    books = books_of(two_engines)
+    assert len(books) == 2
+    assert all(engine["freed_blocks"] > 0 for engine in books), "both engines had their share"
