@@ -1,0 +1,69 @@
+"""Tensor parallel ranks, asynchronous scheduling and a compiled decoder answer alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.answers_program import prompts
+from tests.engine.conftest import answer, forget_caches, logprobs, token_ids
+
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def answers_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the same prompts are answered by an engine in processes of its own."""
+    environment = os.environ | {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if "tensor_parallel_size" in settings else "0",
+        # Two ranks on a machine that may have a single memory node and two cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.engine.answers_program", json.dumps(settings)]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return result
+
+
+RANKS, AHEAD, COMPILED = (
+    {"tensor_parallel_size": 2},
+    {"schedule_ahead": True},
+    {"enforce_eager": False},
+)
+
+
+@pytest.fixture(scope="module")
+def expected(metok: Any) -> list[Any]:
+    """The answers of one synchronous, eager process."""
+    forget_caches(metok)
+    return answer(metok, prompts(), tokens=20)
+
+
+@pytest.mark.parametrize(
+    "settings", [RANKS, AHEAD, COMPILED], ids=["tensor parallel", "asynchronous", "compiled"]
+)
+def test_other_engines_answer_alike(expected: list[Any], settings: dict[str, Any]) -> None:
+    result = answers_of(settings)
+    assert result["schedules_ahead"] is bool(settings.get("schedule_ahead"))
+    assert result["tokens"] == [token_ids(output) for output in expected]
+    for got, wanted in zip(result["logprobs"], expected, strict=True):
+        assert got == pytest.approx(logprobs(wanted), abs=1e-3)
+    assert len(result["books"]) == settings.get("tensor_parallel_size", 1)
+    for books in result["books"]:
+        assert books == result["books"][0]
+        assert books["freed_blocks"] > 0
+        assert books["requests"] == {}
+        assert books["free_blocks"] == books["total_blocks"]
