@@ -1,0 +1,105 @@
+"""A pool too small for what runs: METok requests are preempted, resumed, and answer as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.staged import StagedEngine, decided
+from tests.engine.staged_prompts import OFF, Clip, Parts, laid_out
+from tests.reference.decoder import Generated
+from tests.reference.staged_checkpoint import language_model, load_model, write_checkpoint
+
+pytestmark = pytest.mark.slow
+
+# Long enough that every request needs several more blocks while it decodes.
+STEP, NEW_TOKENS, TOLERANCE = 320, 100, 1e-3
+LONG, SHORT, OTHER = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Clip(2, (4, 4))
+KINDS: dict[str, tuple[Parts, dict[str, Any]]] = {
+    "all stages": ((5, LONG, 40), {"keep_ratio": 0.5}),
+    "stages 2 and 3": ((9, SHORT, 23), {"stages": [2, 3], "decode_keep": 0.25}),
+    "stage 3": ((5, OTHER, 27), {"stages": [3]}),
+    "stage 2": ((5, SHORT, 58), {"stages": [2], "keep_ratio": 0.3}),
+    "switched off": ((5, OTHER, 31), OFF),
+    "text": ((70,), {}),
+    "in chunks": ((20, SHORT, 200), {"stages": [2, 3]}),
+    "two videos": ((7, SHORT, 9, OTHER, 15), {"stages": [2, 3]}),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("staged") / "model"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Path) -> Iterator[StagedEngine]:
+    """Four cache groups over 84 blocks: three of the prompts, or two that grow."""
+    engine = StagedEngine(
+        checkpoint,
+        language_model(load_model(checkpoint)),
+        (2, 4, 6),
+        max_num_batched_tokens=STEP,
+        max_model_len=576,
+        num_gpu_blocks_override=84,
+    )
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def mixed(engine: StagedEngine) -> dict[str, tuple[Any, Generated]]:
+    return {kind: decided(engine, *spec, NEW_TOKENS) for kind, spec in KINDS.items()}
+
+
+@pytest.mark.parametrize(
+    "arrivals", [[0] * 8, [0, 2, 4, 9, 1, 30, 14, 6], [20, 6, 9, 3, 2, 0, 1, 40]]
+)
+def test_preempted_and_resumed(
+    engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], arrivals: list[int]
+) -> None:
+    engine.forget_caches()
+    answers = engine.answer([prompt for prompt, _ in mixed.values()], NEW_TOKENS, arrivals)
+    preempted = 0
+    for (_, expected), answer in zip(mixed.values(), answers, strict=True):
+        assert answer is not None
+        assert answer.error(expected) <= TOLERANCE
+        preempted += answer.preemptions
+    assert preempted > 0
+
+
+@pytest.mark.parametrize(
+    "kind", ["all stages", "stages 2 and 3", "stage 3", "stage 2", "in chunks"]
+)
+def test_many_of_one_kind(
+    engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], kind: str
+) -> None:
+    """The same request eight times, so that it is surely one of this kind that must go."""
+    engine.forget_caches()
+    prompt, expected = mixed[kind]
+    answers = engine.answer([prompt] * 8, NEW_TOKENS)
+    for answer in answers:
+        assert answer is not None
+        assert answer.error(expected) <= TOLERANCE
+    assert sum(answer.preemptions for answer in answers if answer is not None) > 0
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 70])
+def test_neighbours_are_aborted_while_others_are_preempted(
+    engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], tokens: int
+) -> None:
+    engine.forget_caches()
+    asked = list(mixed.values())[:4]
+    neighbours = [laid_out(*spec, seed=20) for spec in list(KINDS.values())[:4]]
+    prompts = [*neighbours, *(prompt for prompt, _ in asked)]
+    aborts = {number: tokens + number for number in range(len(neighbours))}
+    answers = engine.answer(prompts, NEW_TOKENS, aborts=aborts)
+    assert answers[: len(neighbours)] == [None] * len(neighbours)
+    for (_, expected), answer in zip(asked, answers[len(neighbours) :], strict=True):
+        assert answer is not None
+        assert answer.error(expected) <= TOLERANCE
