@@ -110,7 +110,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=BOUNDARIES, ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(boundaries, marks=[pytest.mark.thorough] if number else [])
+        for number, boundaries in enumerate(BOUNDARIES)
+    ],
+    ids=str,
+)
 def run(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Run]:
     engine = StagedEngine(checkpoint, language_model(load_model(checkpoint)), request.param)
     run = Run(engine, language_model(load_model(checkpoint).double()))

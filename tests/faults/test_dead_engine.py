@@ -18,7 +18,7 @@ from tests.faults.servers import (
 from tests.faults.streams import Stream
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 # vLLM looks every five seconds whether its engine lives, and ends the server if not.
 WATCHDOG_S = 5.0

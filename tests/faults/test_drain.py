@@ -21,7 +21,7 @@ from tests.faults.servers import (
 from tests.faults.streams import Stream
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 CHAT = "/v1/chat/completions"
 TOKENS = 4_000  # many seconds of decoding, on a fast machine too

@@ -26,7 +26,7 @@ from tests.faults.servers import (
 from tests.faults.streams import Stream
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 CHAT = "/v1/chat/completions"
 MAX_INFLIGHT = 2

@@ -21,7 +21,7 @@ from tests.faults.servers import (
 )
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 LISTENS_S = 60.0
 ENGINE_S = 120.0
