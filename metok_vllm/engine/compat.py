@@ -108,6 +108,11 @@ STAGING: dict[str, tuple[str, ...]] = {
         "common_prefix_len",
         "kwargs",
     ),
+    "vllm.v1.worker.block_table:MultiGroupBlockTable.compute_slot_mapping": (
+        "num_reqs",
+        "query_start_loc",
+        "positions",
+    ),
     "vllm.v1.worker.block_table:BlockTable.compute_slot_mapping": (
         "num_reqs",
         "query_start_loc",

@@ -13,29 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.v1.worker.utils import AttentionGroup
 
 from metok_vllm.devices import array_on
 from metok_vllm.engine.geometry import BatchGeometry, BatchPlans
-from metok_vllm.engine.kv_cache.spec import StageSpec, put_in_stage
+from metok_vllm.engine.kv_cache.spec import put_in_stage
 from metok_vllm.engine.request_plans import plan_of, step_tokens
 from metok_vllm.engine.scheduler_note import NOTE, StepNote
 from metok_vllm.engine.stage_view import StageView, StageViews
+from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
 from metok_vllm.layers import NUM_STAGES
 from metok_vllm.models.staged_decoder import StagedInput
 from metok_vllm.prompt_plan import PromptPlan
-
-
-class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
-    """An attention group that builds its metadata from its stage's view of the batch."""
-
-    metok_views: StageViews
-
-    def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
-        view = self.metok_views.of(self.kv_cache_spec.stage)
-        if view is not None:
-            common_attn_metadata = view.of_metadata(common_attn_metadata)
-        return super().build_metadata(common_attn_metadata, *args, **kwargs)
 
 
 class StagedRunner:
@@ -70,9 +58,8 @@ class StagedRunner:
         super().initialize_kv_cache(*args, **kwargs)  # type: ignore[misc]
         for groups in self.attn_groups:  # type: ignore[attr-defined]
             for group in groups:
-                assert isinstance(group.kv_cache_spec, StageSpec), group.layer_names
-                group.__class__ = StagedAttentionGroup
-                group.metok_views = self.metok_views
+                StagedAttentionGroup.adopt(group, self.metok_views)
+        StagedBlockTables.adopt(self.input_batch.block_table, self.metok_look)
         names = [group.layer_names for group in self.kv_cache_config.kv_cache_groups]
         staged = self.get_model().staged  # type: ignore[attr-defined]
         of_name = {name: gid for gid, group in enumerate(names) for name in group}
@@ -127,30 +114,26 @@ class StagedRunner:
         num_tokens_unpadded: int,
         ubatch_slices: Any = None,
     ) -> Any:
-        geometry = self._look_at_batch() if self.metok_live else None
-        if geometry is not None:
-            for gid, stage in enumerate(self.metok_stage_of_group):
-                view = self.metok_views.of(stage)
-                if view is not None:
-                    self.input_batch.block_table[gid].compute_slot_mapping(
-                        self.input_batch.num_reqs, view.query_start_R1, view.position_N
-                    )
         by_gid, by_layer = super()._get_slot_mappings(  # type: ignore[misc]
             num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
         )
-        if geometry is not None and geometry.staged is not None:
+        if self.metok_live and self.metok_staged is not None:
             # Slots and rows must be equally many in every layer; padding ends at stage 0.
-            rows = geometry.staged.num_rows
+            rows = self.metok_staged.step.num_rows
             for gid, group in enumerate(self.kv_cache_config.kv_cache_groups):
                 by_gid[gid] = by_gid[gid][: rows[self.metok_stage_of_group[gid]]]
                 by_layer.update(dict.fromkeys(group.layer_names, by_gid[gid]))
         return by_gid, by_layer
 
-    def _look_at_batch(self) -> BatchGeometry | None:
-        """Views of all stages for the batch that was just prepared; None where it has no plans."""
+    def metok_look(self) -> list[StageView | None]:
+        """How each cache group sees the batch that was just prepared; None: as vLLM does."""
         self.metok_views.clear()
-        if not self.metok_plans:
-            return None
+        if self.metok_live and self.metok_plans:
+            self._look_at_batch()
+        return [self.metok_views.of(stage) for stage in self.metok_stage_of_group]
+
+    def _look_at_batch(self) -> None:
+        """Views of all stages; none for a batch without plans."""
         ids = self.input_batch.req_ids
         batch = self.metok_batch
         if batch is None or len(batch.request_ids) != len(ids) or batch.request_ids != tuple(ids):
@@ -158,7 +141,7 @@ class StagedRunner:
             batch = BatchPlans.of(ids, plans) if any(plans) else None
             self.metok_batch = batch
         if batch is None:
-            return None
+            return
         count = self.input_batch.num_reqs
         computed_R = self.input_batch.num_computed_tokens_cpu[:count]
         scheduled_R = self.num_scheduled_tokens.np[:count]  # type: ignore[attr-defined]
@@ -172,7 +155,6 @@ class StagedRunner:
                 [self._compact_slots(geometry, stage) for stage in range(NUM_STAGES)],
                 self.metok_group_of_layer,
             )
-        return geometry
 
     def _compact_slots(self, geometry: BatchGeometry, stage: int) -> list[dict[int, Tensor]]:
         """Slots from the first visual token on, by cache group, of each prompt that is evicted."""
@@ -197,6 +179,7 @@ class StagedRunner:
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         staged, self.metok_staged, self.metok_live = self.metok_staged, None, False
+        self.metok_views.clear()  # a dummy run may come before the next step
         if staged is not None:
             kwargs["metok_staged"] = staged
         return super()._model_forward(*args, **kwargs)  # type: ignore[misc]

@@ -1,0 +1,56 @@
+"""vLLM's block tables and attention groups, each seeing the batch as its stage does.
+
+Source of what is overridden: vllm/v1/worker/block_table.py and utils.py, version 0.32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from vllm.v1.worker.block_table import MultiGroupBlockTable
+from vllm.v1.worker.utils import AttentionGroup
+
+from metok_vllm.engine.kv_cache.spec import StageSpec
+from metok_vllm.engine.stage_view import StageView, StageViews
+
+
+class StagedBlockTables(MultiGroupBlockTable):  # type: ignore[misc]
+    """Computes the slots of each cache group from its stage's rows and positions."""
+
+    look: Callable[[], list[StageView | None]]
+
+    @classmethod
+    def adopt(cls, tables: Any, look: Callable[[], list[StageView | None]]) -> None:
+        """Make vLLM's tables ours; `look` gives the view of each group of the prepared batch."""
+        tables.__class__ = cls
+        tables.look = look
+
+    def compute_slot_mapping(
+        self, num_reqs: int, query_start_loc: Tensor, positions: Tensor
+    ) -> None:
+        for table, view in zip(self.block_tables, self.look(), strict=True):
+            if view is None:
+                table.compute_slot_mapping(num_reqs, query_start_loc, positions)
+            else:
+                table.compute_slot_mapping(num_reqs, view.query_start_R1, view.position_N)
+
+
+class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
+    """Builds its metadata from its stage's view of the batch."""
+
+    metok_views: StageViews
+
+    @classmethod
+    def adopt(cls, group: Any, views: StageViews) -> None:
+        """Make one of vLLM's groups ours."""
+        assert isinstance(group.kv_cache_spec, StageSpec), group.layer_names
+        group.__class__ = cls
+        group.metok_views = views
+
+    def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        view = self.metok_views.of(self.kv_cache_spec.stage)
+        if view is not None:
+            common_attn_metadata = view.of_metadata(common_attn_metadata)
+        return super().build_metadata(common_attn_metadata, *args, **kwargs)
