@@ -15,6 +15,14 @@ def tensor_on(values: Sequence[Any], device: torch.device) -> Tensor:
     return _on(torch.tensor(values), device)
 
 
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy on the host, without waiting for the device: read it when what was queued is done."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
 def array_on(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     """A host array as a tensor on `device`; on the CPU it shares the array's memory."""
     return _on(torch.from_numpy(values), device)

@@ -19,6 +19,8 @@ from metok_vllm.config import METokConfig
 from metok_vllm.layers import NUM_STAGES
 
 PRUNE, EVICT = 2, 3
+# Tokens whose keys and values a chunked prefill may set aside until its end, outside of the pool.
+MOST_SET_ASIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class PromptPlan:
         """The plan of a prompt with `videos` (key, first token, tokens, wishes), or None.
 
         `step_tokens` is what one step can take. The prompt's last row gives the first new token,
-        so a video that ends the prompt leaves its last token to the text.
+        so a video that ends the prompt leaves its last token to the text. A chunked prefill that
+        would have to set much text aside evicts nothing.
         """
         if not videos or not videos[0][3].stages:
             return None
@@ -110,6 +113,8 @@ class PromptPlan:
             keep = wishes.decode_keep if one_step else Fraction(0)
             wishes = Pruning(stages, wishes.keep_ratio, keep, wishes.key_share)
             spans.append(VideoSpan(key, start, prunable, wishes.counts(prunable)))
+        if not one_step and _set_aside(spans, prompt_tokens, step_tokens) > MOST_SET_ASIDE:
+            return None
         return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages)
 
     @cached_property
@@ -134,6 +139,11 @@ class PromptPlan:
         return self.prunes or any(video.counts.held[1] for video in self.videos)
 
     @property
+    def last_visual(self) -> int:
+        """Position after the last visual token."""
+        return self.videos[-1].start + self.videos[-1].tokens
+
+    @property
     def first_visual(self) -> int:
         """Position of the first visual token: what stands before it is never moved."""
         return self.videos[0].start
@@ -141,8 +151,7 @@ class PromptPlan:
     @property
     def query_rows(self) -> int:
         """Tokens after the last video: the rows whose attention scores the visual tokens."""
-        last = self.videos[-1]
-        return self.prompt_tokens - last.start - last.tokens
+        return self.prompt_tokens - self.last_visual
 
     def slots(self, stage: int, num_tokens: int) -> int:
         """Cache slots that a stage needs for the first `num_tokens` tokens of the request."""
@@ -158,6 +167,14 @@ class PromptPlan:
             sum((v.counts.held if held else v.counts.ran)[stage] for v in self.videos)
             for stage in range(NUM_STAGES)
         )
+
+
+def _set_aside(spans: Sequence[VideoSpan], prompt_tokens: int, step_tokens: int) -> int:
+    """Text whose keys and values wait for the last chunk, because others stand in their place."""
+    after = prompt_tokens - spans[-1].start - spans[-1].tokens
+    between = spans[-1].start - spans[0].start - sum(span.tokens for span in spans[:-1])
+    # What follows the last video is a chunk of its own where it fits one.
+    return between + (after if after > step_tokens else 0)
 
 
 def key_share(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> Fraction:

@@ -41,13 +41,13 @@ def _conflicts(vllm_config: Any) -> Iterator[tuple[str, str]]:
         ("decode_context_parallel_size", "--decode-context-parallel-size"),
         ("prefill_context_parallel_size", "--prefill-context-parallel-size"),
     ):
-        if (getattr(parallel, name, None) or 1) > 1:
+        if (getattr(parallel, name) or 1) > 1:
             yield flag, "a stage's tokens must all be on the ranks that run its layers"
     if parallel.use_ubatching:
         yield "--enable-dbo", "micro-batches cut the rows of a step apart"
     if vllm_config.kv_transfer_config is not None:
         yield "--kv-transfer-config", "connectors move blocks by token, not by stage"
-    if getattr(cache, "kv_offloading_size", None) is not None:
+    if cache.kv_offloading_size is not None:
         yield "--kv-offloading-size", "offloading moves blocks by token, not by stage"
     if vllm_config.ec_transfer_config is not None:
         yield "--ec-transfer-config", "a video's events stay with the worker that encoded it"
@@ -58,6 +58,12 @@ def _conflicts(vllm_config: Any) -> Iterator[tuple[str, str]]:
             "--mm-processor-cache-type shm",
             "the scheduler must see what a request asks of its video",
         )
+    if vllm_config.model_config.runner_type != "generate":
+        yield f"--runner {vllm_config.model_config.runner_type}", "pooling needs every row"
+    if vllm_config.compilation_config.pass_config.fuse_attn_quant:
+        yield "fuse_attn_quant in --compilation-config", "it brings back full CUDA graphs"
+    if os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH", "0") == "1":
+        yield "VLLM_USE_BREAKABLE_CUDAGRAPH=1", "a step with a METok prompt runs outside of graphs"
     if scheduler.long_prefill_token_threshold > 0:
         yield "--long-prefill-token-threshold", "a prompt that fits a step must get one"
     if scheduler.scheduler_cls is not None:

@@ -10,9 +10,14 @@ from metok_vllm.prompt_plan import PromptPlan
 
 
 def step_tokens(vllm_config: Any) -> int:
-    """Prompt tokens that one step can take."""
+    """Prompt tokens that one step can take beside the decodes of other requests.
+
+    A prompt that needs a whole step to itself would wait until nothing else runs, and whoever comes
+    after it too.
+    """
     scheduler = vllm_config.scheduler_config
-    return int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
+    budget = int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
+    return budget - min(int(scheduler.max_num_seqs), budget // 4)
 
 
 def plan_of(

@@ -21,6 +21,7 @@ from metok_vllm.engine.request_plans import plan_of, step_tokens
 from metok_vllm.engine.scheduler_note import NOTE, StepNote
 from metok_vllm.engine.stage_view import StageView, StageViews
 from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
+from metok_vllm.errors import ConfigError
 from metok_vllm.layers import NUM_STAGES
 from metok_vllm.models.staged_decoder import StagedInput
 from metok_vllm.prompt_plan import PromptPlan
@@ -56,6 +57,14 @@ class StagedRunner:
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)  # type: ignore[misc]
+        mode = self.compilation_config.cudagraph_mode  # type: ignore[attr-defined]
+        if mode is not None and mode.has_full_cudagraphs():
+            # Something put back what the configuration hook ruled out.
+            raise ConfigError(
+                f"cudagraph_mode {mode.name} replays one set of sequence lengths, and METok's "
+                "stages 2 and 3 have four: set it to PIECEWISE",
+                "stages",
+            )
         for groups in self.attn_groups:  # type: ignore[attr-defined]
             for group in groups:
                 StagedAttentionGroup.adopt(group, self.metok_views)
@@ -79,9 +88,10 @@ class StagedRunner:
         if scheduler_output.scheduled_new_reqs:
             self.metok_batch = None  # a new request may have the id of one that just ended
         resumed = scheduler_output.scheduled_cached_reqs.resumed_req_ids
-        self.metok_preempted |= scheduler_output.preempted_req_ids or set()
+        preempted = scheduler_output.preempted_req_ids or set()
+        self.metok_preempted |= preempted
         self.metok_preempted -= resumed | scheduler_output.finished_req_ids
-        for request_id in resumed:
+        for request_id in preempted | resumed:
             staged.forget(request_id)
         for new in scheduler_output.scheduled_new_reqs:
             if new.prompt_token_ids is None or new.req_id in self.metok_note.unplanned:

@@ -15,6 +15,7 @@ from vllm.v1.request import Request
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.request_plans import plan_of, step_tokens
 from metok_vllm.engine.scheduler_note import NOTE, StepNote
+from metok_vllm.prompt_plan import PromptPlan
 
 
 class StagedScheduling:
@@ -90,12 +91,8 @@ class StagedScheduling:
         """
         plan = self.books.plans.get(request.request_id)
         rest = 0 if plan is None else plan.prompt_tokens - num_computed_tokens
-        not_now: tuple[list[int], int, int, list[int], list[int]]
-        not_now = [], 0, encoder_compute_budget, [], []
         if plan is not None and rest > 0:
-            if plan.one_step and num_new_tokens < rest:
-                return not_now
-            num_new_tokens = min(num_new_tokens, rest)
+            num_new_tokens = self._rows_now(plan, num_computed_tokens, num_new_tokens)
         decided: tuple[list[int], int, int, list[int], list[int]]
         decided = super()._try_schedule_encoder_inputs(  # type: ignore[misc]
             request,
@@ -107,8 +104,20 @@ class StagedScheduling:
         if plan is not None and rest > 0 and plan.one_step and decided[1] < rest:
             # What it laid hands on in the encoder cache would be missing for those before it.
             self.encoder_cache_manager.free(request)
-            return not_now
+            return [], 0, encoder_compute_budget, [], []
         return decided
+
+    def _rows_now(self, plan: PromptPlan, computed: int, offered: int) -> int:
+        """Rows of a METok prompt to run in this step, of those offered; 0 when it must wait."""
+        rest = plan.prompt_tokens - computed
+        if offered >= rest:
+            return rest
+        if plan.one_step:
+            return 0
+        if plan.prompt_tokens - plan.last_visual > self.step_tokens:
+            return offered
+        # The text after the videos in one chunk: then nothing of it must be set aside.
+        return min(offered, max(plan.last_visual - computed, 0))
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]

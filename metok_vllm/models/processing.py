@@ -131,7 +131,7 @@ class MetokProcessorMixin:
                     times,
                     duration,
                     dense_tokens(frames, grid),
-                    video_tokens(frames, grid, config),
+                    place.length,
                     place.offset,
                     Pruning.of(config, key_share(frames, grid, config)) if stages else None,
                 )

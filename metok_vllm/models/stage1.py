@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from metok_vllm.alignment import AlignmentTowers, Normalisation, renormalise
 from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, pooled_length
 from metok_vllm.config import METokConfig
-from metok_vllm.devices import tensor_on
+from metok_vllm.devices import tensor_on, to_host
 from metok_vllm.events import EventMap, analyse
 from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_frames
 from metok_vllm.models.request import EncodeRequest
@@ -36,7 +36,9 @@ LEAST_REMEMBERED = 1024
 @dataclass(frozen=True)
 class _Encoded:
     events: EventMap
-    watch: Stopwatch | None
+    on_host: EventMap  # readable once the watch has passed its end
+    watch: Stopwatch
+    timed: bool
     config: METokConfig
     tokens: int
 
@@ -104,8 +106,10 @@ class Stage1Encoder:
             if compress:
                 row_N, _ = self._pack(events, config, total)
                 tokens_ND = tokens_ND.index_select(0, row_N)
+        on_host = EventMap(*(to_host(getattr(events, field.name)) for field in fields(EventMap)))
         watch.stop()
-        self._remember(request.key, _Encoded(events, watch, config, tokens_ND.shape[0]))
+        encoded = _Encoded(events, on_host, watch, True, config, tokens_ND.shape[0])
+        self._remember(request.key, encoded)
         return tokens_ND
 
     def token_events(self, key: str) -> TokenEvents | None:
@@ -132,11 +136,12 @@ class Stage1Encoder:
         if key not in self.remembered:
             return None
         encoded = self.remembered[key]
-        events, watch = encoded.events, encoded.watch
-        self.remembered[key] = replace(encoded, watch=None)
+        events = encoded.on_host
+        encoded.watch.wait()
+        self.remembered[key] = replace(encoded, timed=False)
         self.remembered.move_to_end(key)  # what is still asked about is forgotten last
         return {
-            "seconds": None if watch is None else watch.seconds(),
+            "seconds": encoded.watch.seconds() if encoded.timed else None,
             "event_of_frame": events.event_T.tolist(),
             "relevance_of_frame": events.relevance_T.tolist(),
             "class_of_frame": events.class_T.tolist(),

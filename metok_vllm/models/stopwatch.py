@@ -27,6 +27,12 @@ class Stopwatch:
             return last - first
         return first.elapsed_time(last) / 1e3 if last.query() else None
 
+    def wait(self) -> None:
+        """Until the device has passed the end; not for what was queued afterwards."""
+        last = self._marks[-1]
+        if not isinstance(last, float):
+            last.synchronize()
+
     def _mark(self) -> float | torch.cuda.Event:
         if not self._cuda:
             return time.perf_counter()

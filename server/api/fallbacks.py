@@ -44,7 +44,9 @@ def unpruned_reason(
         return None
     if prompt_logprobs:
         return "prompt_logprobs"
-    if prompt_plan is not None and prompt_plan.one_step:
+    if prompt_plan is None:
+        return "chunked_prefill"
+    if prompt_plan.one_step:
         return None
     # In chunks nothing is ranked. Evicting every visual token needs no ranks.
     ranked = PRUNE in wishes.stages or wishes.decode_keep > 0

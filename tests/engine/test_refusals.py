@@ -31,7 +31,9 @@ def vllm_config(**changes: Any) -> SimpleNamespace:
         model_config=SimpleNamespace(
             multimodal_config=SimpleNamespace(mm_processor_cache_type="lru"),
             hf_text_config=SimpleNamespace(num_hidden_layers=28),
+            runner_type="generate",
         ),
+        compilation_config=SimpleNamespace(pass_config=SimpleNamespace(fuse_attn_quant=False)),
         speculative_config=None,
         lora_config=None,
         kv_transfer_config=None,
@@ -63,6 +65,8 @@ CONFLICTS = [
         {"model_config__multimodal_config__mm_processor_cache_type": "shm"},
         "--mm-processor-cache-type shm",
     ),
+    ({"model_config__runner_type": "pooling"}, "--runner pooling"),
+    ({"compilation_config__pass_config__fuse_attn_quant": True}, "fuse_attn_quant"),
     ({"scheduler_config__long_prefill_token_threshold": 100}, "--long-prefill-token-threshold"),
     ({"scheduler_config__scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
     ({"parallel_config__worker_cls": "mine.Worker"}, "--worker-cls"),
@@ -124,3 +128,27 @@ def test_a_decoder_too_small_for_stages() -> None:
     small = vllm_config(model_config__hf_text_config=SimpleNamespace(num_hidden_layers=3))
     with pytest.raises(ConfigError, match=r"at least 4 layers.*stages \[1\]"):
         staging.stage(METokConfig(), small)
+
+
+def test_all_that_is_asked_about_exists_in_vllm() -> None:
+    """A field that vLLM renamed would be asked for in vain."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    from metok_vllm.demo import MODEL_DIR
+
+    real = EngineArgs(model=str(MODEL_DIR), enforce_eager=True).create_engine_config()
+
+    def compare(stand_in: Any, actual: Any, path: str) -> None:
+        for name, value in vars(stand_in).items():
+            assert hasattr(actual, name), f"{path}.{name}"
+            if isinstance(value, SimpleNamespace):
+                compare(value, getattr(actual, name), f"{path}.{name}")
+
+    compare(vllm_config(), real, "vllm_config")
+
+
+def test_breakable_graphs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(refusals.RUNNER_VARIABLE, raising=False)
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    with pytest.raises(ConfigError, match="VLLM_USE_BREAKABLE_CUDAGRAPH=1"):
+        refusals.check(vllm_config())

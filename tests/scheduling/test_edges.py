@@ -83,21 +83,6 @@ def test_streaming_session_is_the_same_to_scheduler_and_worker() -> None:
     finish(drive)
 
 
-def test_prompt_as_long_as_a_step_waits_its_turn() -> None:
-    """It needs a step to itself; those that run finish first, those behind it do not overtake."""
-    drive = Drive(Settings(batched=60))
-    short = [drive.arrive(Ask((8,), answer=10)) for _ in range(3)]
-    step(drive)
-    whole = drive.arrive(Ask((16, 20), (0,), PRUNED))
-    assert drive.lives[whole].plan is not None
-    behind = drive.arrive(Ask((8,), answer=10))
-    while whole in drive.scheduler.requests and not drive.lives[whole].scheduled:
-        step(drive)
-        assert not drive.lives[behind].scheduled or drive.lives[whole].scheduled
-    assert not any(name in drive.scheduler.requests for name in short)
-    finish(drive)
-
-
 def test_prompt_longer_than_a_step_is_evicted_at_its_end() -> None:
     """Three chunks, nothing pruned; then one block of text a stage instead of all the video."""
     drive = Drive(Settings(batched=24, layout=Settings().layout))
@@ -108,4 +93,18 @@ def test_prompt_longer_than_a_step_is_evicted_at_its_end() -> None:
         assert [len(m.req_to_blocks[name]) for m in drive.managers] == [total // 4] * 4
     step(drive)
     assert [len(m.req_to_blocks[name]) for m in drive.managers] == [19, 7, 7, 7]
+    finish(drive)
+
+
+def test_prompt_as_long_as_a_step_does_not_hold_up_those_behind_it() -> None:
+    """A prompt that needs a whole step to itself would wait for the longest answer in flight."""
+    drive = Drive(Settings(batched=64))
+    drive.arrive(Ask((5,), answer=60))
+    step(drive, 2)
+    long = drive.arrive(Ask((4, 36), (0,), PRUNED))
+    short = drive.arrive(Ask((3,), answer=1))
+    assert drive.scheduler.requests[long].num_prompt_tokens == 64
+    step(drive, 4)
+    assert short not in drive.alive
+    assert drive.scheduler.requests[long].num_output_tokens > 0
     finish(drive)
