@@ -41,6 +41,10 @@ serve: install ## serve the demo model at http://localhost:8000
 	@$(BIN)/metok serve --demo $(ARGS)
 
 # One thread per process and no downloads: results and times then depend on the tests alone.
+.PHONY: bench
+bench: install ## measure METok beside plain vLLM on this machine (ARGS=--help)
+	@$(BIN)/metok bench $(or $(ARGS),--checkpoint cpu-reference --frames 64 --max-concurrency 8)
+
 .PHONY: test
 test: export OMP_NUM_THREADS ?= 1
 test: export TOKENIZERS_PARALLELISM = false

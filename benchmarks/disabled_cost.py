@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks import engines
+from metok_vllm.benchmarks.environment import environment
 
 HALF_BILLION = engines.Decoder(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864)
 
@@ -66,7 +67,7 @@ def main() -> None:
         "benchmark": "disabled_cost",
         "decoder": vars(HALF_BILLION),
         "settings": {key: value for key, value in vars(args).items() if key != "output"},
-        "environment": engines.environment(),
+        "environment": environment(),
         "requests_per_s": [{"plain": stock, "metok_off": off} for stock, off in pairs],
         "ratio_median": statistics.median(ratios),
     }

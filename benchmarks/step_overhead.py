@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks import engines
+from metok_vllm.benchmarks.environment import environment
 
 TINY = engines.Decoder(layers=8, hidden=128, heads=4, kv_heads=2, intermediate=512)
 LAYOUTS = {4: [2, 4, 6], 8: [1, 3, 5]}  # cache groups -> boundaries
@@ -124,7 +125,7 @@ def main() -> None:
         engines.write_config(model, TINY)
         rows = [row for groups in args.groups for row in measure(model, groups, args.running)]
     result = {"benchmark": "step_overhead", "decoder": vars(TINY), "frames": FRAMES}
-    result |= {"environment": engines.environment(), "rows": rows}
+    result |= {"environment": environment(), "rows": rows}
     columns = list(rows[0])
     print(engines.table(columns, [[row[column] for column in columns] for row in rows]))
     print(json.dumps(result))

@@ -27,6 +27,7 @@ COMMANDS = {
         "metok_vllm.server.commands.demo",
         "serve the demo model and compare dense with METok",
     ),
+    "bench": ("metok_vllm.server.commands.bench", "throughput and latency under load"),
 }
 SERVE_HELP = "vLLM's OpenAI server with METok (takes every flag of `vllm serve`)"
 

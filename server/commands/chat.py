@@ -189,11 +189,11 @@ def _uploading(body: RequestBody, length: int) -> Iterator[bytes]:
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to [DONE]."""
-    for line in response.iter_lines():
-        if not line.startswith("data:"):
+    for line in _lines(response):
+        if not line.startswith(b"data:"):
             continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
+        data = line.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
             return
         try:
             chunk = json.loads(data)
@@ -203,6 +203,14 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
             raise CommandError(f"the server gave up: {_message(chunk)}")
         yield chunk
     raise CommandError("the answer broke off: the server closed the stream before its end")
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Lines end at newlines alone: JSON may hold the other characters that end a line of text."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
 
 
 def _take(answer: Answer, chunk: dict[str, Any], started: float, show: bool) -> None:

@@ -63,9 +63,7 @@ def test_nothing_to_compare() -> None:
     assert agreement([], []) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "first", "same"), [("", "", True), ("one", "one", False), ("", "x", False)]
-)
+@pytest.mark.parametrize(("text", "first", "same"), [("", "", True), ("one", "one", False)])
 def test_an_empty_answer_begins_like_an_empty_one(text: str, first: str, same: bool) -> None:
     found = agreement([said("a", "", "")], [said("a", text, first)])
     assert found is not None

@@ -23,7 +23,7 @@ from transformers import (
 from metok_vllm.alignment.towers import AlignmentTowers
 from metok_vllm.benchmarks.throughput import checkpoints, weights
 from metok_vllm.benchmarks.throughput.checkpoints import SIZES, Sizes, Tower
-from metok_vllm.benchmarks.throughput.servers import WITHOUT_LIMITS
+from metok_vllm.benchmarks.throughput.servers import REQUESTS_SAY, WITHOUT_LIMITS
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.commands import serve_args
@@ -175,9 +175,10 @@ def environment() -> Iterator[None]:
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("name", SIZES)
 def test_the_servers_take_the_flags(name: str) -> None:
-    flags = (*SIZES[name].flags, "--served-model-name", name)
+    flags = (*SIZES[name].flags, "--served-model-name", name, *REQUESTS_SAY)
     args = serve_args.parse(["m", *flags, *WITHOUT_LIMITS, "--metok-alignment-model", "a"])
     assert args.served_model_name == [name]
+    assert args.trust_request_mm_kwargs
     assert args.limit_mm_per_prompt == {"video": 1, "image": 1}
     assert args.additional_config["metok"]["alignment_model"] == "a"
     assert args.max_num_batched_tokens <= args.max_model_len <= SIZES[name].positions

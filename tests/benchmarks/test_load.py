@@ -16,8 +16,13 @@ from metok_vllm.benchmarks.throughput.scrape import Scrapes
 from metok_vllm.benchmarks.throughput.stream import Outcome
 from tests.benchmarks.openai_server import MODEL, KnownServer, known_server, requests
 
-# What a client on the same machine may see later than the server sent it. Medians stay far below.
+# What a client on the same machine may see later than the server sent it, beside the time for which
+# the machine let it stand still: that the client measures itself.
 LATE_S = 0.05
+
+
+def stalled_s(run: LoadRun) -> float:
+    return sum(run.client_lag_s)
 
 
 def sent(server: KnownServer, load: Load, count: int = 8) -> LoadRun:
@@ -34,12 +39,13 @@ def test_token_times_are_those_of_the_server() -> None:
         times = zip(outcome.token_times_s, server.sent_s[outcome.key], strict=True)
         late += [seen - told for seen, told in times]
     assert min(late) >= 0
-    assert statistics.median(late) < LATE_S
+    slack_s = LATE_S + stalled_s(run)
+    assert statistics.median(late) < slack_s
     figures = measure(run, Scrapes())
     assert figures.ttft_s.p50 is not None
-    assert figures.inter_token_s.p50 is not None
-    assert 0.1 <= figures.ttft_s.p50 < 0.1 + LATE_S
-    assert 0.03 * 0.9 < figures.inter_token_s.p50 < 0.03 + LATE_S
+    assert 0.1 <= figures.ttft_s.p50 < 0.1 + slack_s
+    assert figures.inter_token_s.mean is not None
+    assert 0.03 - slack_s / 4 <= figures.inter_token_s.mean < 0.03 + slack_s
     assert figures.inter_token_s.count == 8 * 4
 
 
@@ -49,7 +55,7 @@ def test_a_closed_loop_holds_its_concurrency() -> None:
     assert server.most_running == 3
     figures = measure(run, Scrapes())
     # Four batches of three at 0.1 s each: 30 requests a second, less what the machine takes.
-    assert 0.4 <= figures.duration_s < 0.4 + 4 * LATE_S
+    assert 0.4 <= figures.duration_s < 0.4 + 4 * LATE_S + stalled_s(run)
     assert figures.requests_per_s == pytest.approx(12 / figures.duration_s)
     assert figures.video_seconds_per_s == pytest.approx(48 / figures.duration_s)
 
@@ -84,7 +90,7 @@ def test_requests_start_when_they_arrive() -> None:
     starts = [outcome.started_s for outcome in run.outcomes]
     asked = load.arrivals_s(10)
     late = [s - starts[0] - (a - asked[0]) for s, a in zip(starts, asked, strict=True)]
-    assert max(abs(value) for value in late) < LATE_S
+    assert max(abs(value) for value in late) < LATE_S + stalled_s(run)
 
 
 def test_failures_are_counted_and_slow_nobody() -> None:

@@ -60,7 +60,7 @@ def test_first_questions_and_kinds_are_told_apart() -> None:
         (),
     )
     figures = measure(run, Scrapes())
-    assert {k: s.p50 for k, s in figures.ttft_by_question_s.items()} == {"1": 4.0, "2": 1.0}
+    assert {k: s.p50 for k, s in figures.ttft_by_question_s.items()} == {"first": 4.0, "next": 1.0}
     assert {k: s.p50 for k, s in figures.ttft_by_kind_s.items()} == {"video": 2.5, "text": 0.5}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from metok_vllm.benchmarks.throughput import servers
-from metok_vllm.benchmarks.throughput.servers import LAUNCH, Pair, memory_share, started
+from metok_vllm.benchmarks.throughput.servers import LAUNCH, memory_share, started
 from metok_vllm.server.commands.console import CommandError
 from tests.waiting import wait_until
 
@@ -32,7 +33,7 @@ if path == "dead":
 born = time.monotonic()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        ready = time.monotonic() > born + 0.5
+        ready = time.monotonic() > born + 0.3
         self.send_response(404 if self.path != path else 200 if ready else 503)
         self.end_headers()
     def log_message(self, *args):
@@ -66,7 +67,10 @@ def runs(pid: int) -> bool:
 
 
 @pytest.fixture
-def fakes(tmp_path: Path) -> Iterator[Fakes]:
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
+    # The logs of what failed stay, and are to stay here.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     fakes = Fakes(tmp_path)
     yield fakes
     for pid in fakes.alive():
@@ -91,17 +95,18 @@ def test_both_are_ready_one_started_after_the_other(fakes: Fakes) -> None:
 
 
 def test_neither_is_left_when_the_work_fails(fakes: Fakes) -> None:
-    pairs: list[Pair] = []
-    with (
-        pytest.raises(ZeroDivisionError),
-        started(fakes.command("/health"), fakes.command("/health/ready"), 30) as pair,
-    ):
-        pairs.append(pair)
-        raise ZeroDivisionError
+    logs: list[Path] = []
+
+    def fail() -> None:
+        with started(fakes.command("/health"), fakes.command("/health/ready"), 30) as pair:
+            logs.extend((pair.plain.log, pair.metok.log))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not fakes.alive()
-    for log in (pairs[0].plain.log, pairs[0].metok.log):
+    for log in logs:
         assert log.exists(), "the log stays after a failure"
-        log.unlink()
 
 
 @pytest.mark.parametrize(
@@ -138,14 +143,27 @@ with started(*commands, 30):
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGHUP, 128 + signal.SIGHUP)],
-)
-def test_signals_end_both(number: signal.Signals, status: int, fakes: Fakes) -> None:
+def test_both_get_the_same_flags_and_metok_its_own(
+    fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "PLAIN_SERVE", fakes.command("/health"))
+    monkeypatch.setattr(servers, "METOK_SERVE", fakes.command("/health/ready"))
+    monkeypatch.setattr(servers, "memory_share", lambda flags: ("--share",))
+    with servers.pair("model", ["--dtype", "half"], ["--metok-preset", "max"], 30) as pair:
+        plain, metok = (psutil.Process(s.process.pid).cmdline() for s in (pair.plain, pair.metok))
+        typed_plain, typed_metok = pair.plain_command, pair.metok_command
+    common = ["model", "--dtype", "half", "--share", "--trust-request-mm-kwargs"]
+    own = [*servers.WITHOUT_LIMITS, "--metok-preset", "max"]
+    assert plain[plain.index("model") : plain.index("--host")] == common
+    assert metok[metok.index("model") : metok.index("--host")] == [*common, *own]
+    assert typed_plain == ("vllm", "serve", *common)
+    assert typed_metok == ("metok", "serve", *common, *own)
+
+
+def test_a_signal_ends_both(fakes: Fakes) -> None:
     program = begin(fakes)
-    program.send_signal(number)
-    assert program.wait(30) == status
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(30) == 128 + signal.SIGTERM
     assert not fakes.alive()
 
 
@@ -166,11 +184,13 @@ def begin(fakes: Fakes) -> subprocess.Popen[str]:
     return program
 
 
-def test_signals_are_what_they_were_afterwards() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
-    with servers.ended_by_signals():
-        assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+def test_signals_leave_by_an_exception_and_are_then_what_they_were() -> None:
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with pytest.raises(SystemExit, match=str(128 + number)), servers.ended_by_signals():
+            signal.raise_signal(number)
+        assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.mark.parametrize(

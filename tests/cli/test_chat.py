@@ -79,7 +79,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for value in self.server.chunks:
-            self.wfile.write(f"data: {json.dumps(value)}\n\n".encode())
+            # As vLLM does: characters at which text splits stand in it as they are.
+            data = json.dumps(value, ensure_ascii=False)
+            self.wfile.write(f"data: {data}\n\n".encode())
         if self.server.done:
             self.wfile.write(b"data: [DONE]\n\n")
 
@@ -130,6 +132,14 @@ def test_streams_the_answer_and_prints_the_savings(
     assert "events: 0.0-20.0 s (0.250 key), 20.0-60.0 s (-0.010)" in shown.out
     assert "340 prompt tokens" in shown.out
     assert shown.err == "", "no progress bar where stderr is no terminal"
+
+
+def test_only_newlines_end_a_line_of_the_stream(
+    server: Server, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.chunks[0] = chunk("one\u2028two\x85three")
+    assert main(["chat", str(video), "?", "--url", server.url]) == 0
+    assert capsys.readouterr().out.startswith("one\u2028two\x85three ball")
 
 
 def test_sends_the_file_as_it_is(server: Server, video: Path) -> None:

@@ -1,0 +1,247 @@
+"""Checkpoints to measure with: sizes of real models, untrained, written when they are needed.
+
+Times do not depend on what weights have learnt; answers do, so agreement on these checkpoints says
+that two engines computed nearly the same, not that an answer is good.
+
+The tokenizer is the demo's, filled up with words that no text contains: the embedding and the
+output layer have the rows of the real vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from metok_vllm.benchmarks.throughput import weights
+from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+from metok_vllm.errors import ConfigError
+
+SEED = 0
+ONE_MEDIUM = ("--limit-mm-per-prompt", '{"video": 1, "image": 1}')
+# In one step where METok is to prune; the dense prompt of 128 frames fits as well.
+CPU_FLAGS = (
+    *("--enforce-eager", "--block-size", "32"),
+    *("--max-model-len", "16384", "--max-num-batched-tokens", "8192"),
+    *("--kv-cache-memory-bytes", str(1 << 30)),
+    *ONE_MEDIUM,
+)
+GPU_FLAGS = ("--max-num-batched-tokens", "16384", "--load-format", "dummy", *ONE_MEDIUM)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A vision tower: `image` and `patch` are sides in pixels."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    image: int
+    patch: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A video model: its decoder, its vision tower, and the towers that rank frames.
+
+    `alignment` None: the demo's. `real_weights` False: only configuration, for
+    `--load-format dummy`. `flags` are those of `vllm serve` that the model is measured with.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    positions: int
+    rope_theta: float
+    tower: Tower
+    alignment: Tower | None
+    real_weights: bool
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the servers are started with: `flags` both of them, `metok_flags` METok's alone."""
+
+    name: str
+    model: str
+    flags: tuple[str, ...]
+    metok_flags: tuple[str, ...]
+
+
+SIGLIP_SO400M = Tower(27, 1152, 16, 4304, image=384, patch=14)
+QWEN2_7B: dict[str, Any] = {
+    "layers": 28,
+    "hidden": 3584,
+    "heads": 28,
+    "kv_heads": 4,
+    "intermediate": 18944,
+    "tied": False,
+    "alignment": SIGLIP_SO400M,
+    "real_weights": False,
+}
+SIZES = {
+    # The decoder of LLaVA-OneVision-0.5B behind the demo's small tower (14 x 14 patches), so that
+    # on a CPU, too, the decoder takes most of the time.
+    "cpu-reference": Sizes(
+        layers=24,
+        hidden=896,
+        heads=14,
+        kv_heads=2,
+        intermediate=4864,
+        vocabulary=152000,
+        tied=True,
+        positions=32768,
+        rope_theta=1e6,
+        tower=Tower(3, 128, 4, 256, image=112, patch=8),
+        alignment=None,
+        real_weights=True,
+        flags=("--dtype", "bfloat16", *CPU_FLAGS),
+    ),
+    # SigLIP without its last layer, as published.
+    "llava-onevision-7b": Sizes(
+        **QWEN2_7B,
+        vocabulary=152128,
+        positions=32768,
+        rope_theta=1e6,
+        tower=Tower(26, 1152, 16, 4304, image=384, patch=14),
+        flags=("--dtype", "bfloat16", "--max-model-len", "32768", *GPU_FLAGS),
+    ),
+    # CLIP ViT-L/14-336 up to its last layer but one, as SigLIP layers: 24 x 24 patches, 144 tokens
+    # a frame. vLLM has no LongVA, so its sizes come in LLaVA-OneVision's layout.
+    "longva-7b": Sizes(
+        **QWEN2_7B,
+        vocabulary=152064,
+        positions=224000,
+        rope_theta=1e9,
+        tower=Tower(23, 1024, 16, 4096, image=336, patch=14),
+        flags=("--dtype", "bfloat16", "--max-model-len", "65536", *GPU_FLAGS),
+    ),
+}
+NAMES = ("demo", *SIZES)
+
+
+@contextmanager
+def checkpoint(name: str, parent: Path | None = None) -> Iterator[Checkpoint]:
+    """The checkpoint `name` of NAMES in a temporary folder (below `parent`) that goes afterwards.
+
+    Raises ConfigError for another name.
+    """
+    if name == "demo":
+        flags = ("--dtype", "float32", *CPU_FLAGS, "--served-model-name", name)
+        yield Checkpoint(name, str(MODEL_DIR), flags, _aligned_by(ALIGNMENT_DIR))
+        return
+    if name not in SIZES:
+        raise ConfigError(f"no checkpoint {name!r}; there are {', '.join(NAMES)}", "checkpoint")
+    sizes = SIZES[name]
+    with tempfile.TemporaryDirectory(prefix="metok-bench-", dir=parent) as folder:
+        model, alignment = Path(folder) / "model", ALIGNMENT_DIR
+        write_model(model, sizes)
+        if sizes.alignment is not None:
+            alignment = Path(folder) / "alignment"
+            write_alignment(alignment, sizes.alignment)
+        named = (*sizes.flags, "--served-model-name", name)
+        yield Checkpoint(name, str(model), named, _aligned_by(alignment))
+
+
+def write_model(folder: Path, sizes: Sizes) -> None:
+    """A LLaVA-OneVision in its published layout; without weights where `sizes` says so."""
+    import transformers
+
+    folder.mkdir()
+    for name in ("chat_template.jinja", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(MODEL_DIR / name, folder / name)
+    _write(folder / "tokenizer.json", _padded(_demo("tokenizer.json"), sizes.vocabulary))
+    side = sizes.tower.image
+    pinpoints = [[height, width] for height in (side, 2 * side) for width in (side, 2 * side)]
+    config = _demo("config.json") | {"image_grid_pinpoints": pinpoints}
+    config |= {"tie_word_embeddings": sizes.tied, "transformers_version": transformers.__version__}
+    config["text_config"] |= {
+        "num_hidden_layers": sizes.layers,
+        "max_window_layers": sizes.layers,
+        "hidden_size": sizes.hidden,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads,
+        "intermediate_size": sizes.intermediate,
+        "vocab_size": sizes.vocabulary,
+        "tie_word_embeddings": sizes.tied,
+        "max_position_embeddings": sizes.positions,
+        "rope_theta": sizes.rope_theta,
+    }
+    config["vision_config"] |= _vision(sizes.tower)
+    _write(folder / "config.json", config)
+    size = {"size": {"height": side, "width": side}}
+    changes: dict[str, dict[str, Any]] = {
+        "preprocessor_config.json": size | {"image_grid_pinpoints": pinpoints},
+        "video_preprocessor_config.json": size,
+        "processor_config.json": {"num_image_tokens": (side // sizes.tower.patch) ** 2},
+    }
+    for name, change in changes.items():
+        _write(folder / name, _demo(name) | change)
+    if sizes.real_weights:
+        known = load_file(MODEL_DIR / "model.safetensors")
+        hf_config = transformers.LlavaOnevisionConfig.from_pretrained(folder)
+        weights.save(folder, weights.video_model_weights(hf_config, SEED, known))
+
+
+def write_alignment(folder: Path, tower: Tower) -> None:
+    """A SigLIP with weights, its text tower as large as its image tower."""
+    from transformers import SiglipConfig
+
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(ALIGNMENT_DIR / name, folder / name)
+    config = _demo("alignment/config.json")
+    config["vision_config"] |= _vision(tower)
+    config["text_config"] |= _transformer(tower) | {"projection_size": tower.hidden}
+    _write(folder / "config.json", config)
+    image = _demo("alignment/preprocessor_config.json")
+    image["size"] = {"height": tower.image, "width": tower.image}
+    _write(folder / "preprocessor_config.json", image)
+    weights.save(folder, weights.alignment_weights(SiglipConfig.from_pretrained(folder), SEED))
+
+
+def _aligned_by(folder: Path) -> tuple[str, ...]:
+    return ("--metok-alignment-model", str(folder))
+
+
+def _vision(tower: Tower) -> dict[str, int]:
+    return _transformer(tower) | {"image_size": tower.image, "patch_size": tower.patch}
+
+
+def _transformer(tower: Tower) -> dict[str, int]:
+    return {
+        "num_hidden_layers": tower.layers,
+        "hidden_size": tower.hidden,
+        "num_attention_heads": tower.heads,
+        "intermediate_size": tower.intermediate,
+    }
+
+
+def _padded(tokenizer: dict[str, Any], size: int) -> dict[str, Any]:
+    vocabulary = tokenizer["model"]["vocab"]
+    # Special tokens keep their ids only where the vocabulary has them, too.
+    vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    vocabulary |= {f"Ġ#{number}": number for number in range(len(vocabulary), size)}
+    return tokenizer
+
+
+def _demo(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((MODEL_DIR / name).read_text(encoding="utf-8"))
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -1,0 +1,133 @@
+"""Two result files side by side: what `metok bench compare a.json b.json` shows.
+
+Cells are matched by length and load, servers by name. A ratio needs the agreement of the answers
+to requests that both files hold; where there is none, or requests failed, there is no ratio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from metok_vllm.benchmarks.throughput.agreement import recorded_agreement
+from metok_vllm.benchmarks.throughput.records import BENCHMARK, SCHEMA
+from metok_vllm.benchmarks.throughput.tables import place
+from metok_vllm.errors import ConfigError
+
+Record = Mapping[str, Any]
+
+COMPARED = (
+    ("requests/s", "requests_per_s", True),
+    ("TTFT p50", "ttft_s_p50", False),
+    ("a token p50", "per_output_token_s_p50", False),
+    ("E2E p50", "end_to_end_s_p50", False),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One server in one cell of both files. `ratios` above 1 are in favour of the second file."""
+
+    place: str
+    server: str
+    figures: tuple[tuple[float | None, float | None], ...]
+    ratios: tuple[float | None, ...]
+    agreement: float | None
+    refused: str | None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result file. Raises ConfigError for anything else."""
+    try:
+        result = json.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "result") from error
+    except ValueError as error:
+        raise ConfigError(f"not a JSON file: {path}", "result") from error
+    if not isinstance(result, dict) or result.get("benchmark") != BENCHMARK:
+        raise ConfigError(f"not a result of `metok bench`: {path}", "result")
+    if result.get("schema") != SCHEMA:
+        found = result.get("schema")
+        raise ConfigError(f"{path} has schema {found!r}, this version reads {SCHEMA}", "result")
+    return result
+
+
+def rows(one: Record, other: Record) -> list[Row]:
+    """Every server of every cell that both results have."""
+    theirs = {place(cell): cell for cell in other["cells"]}
+    found = []
+    for cell in one["cells"]:
+        match = theirs.get(place(cell))
+        if match is None:
+            continue
+        for name, medians in cell["medians"].items():
+            if name in match["medians"]:
+                found.append(_row(name, cell, match, medians, match["medians"][name]))
+    return found
+
+
+def differences(one: Record, other: Record) -> list[str]:
+    """What differs in environment and configuration: reasons why figures may differ."""
+    lines = []
+    for part in ("environment", "configuration"):
+        before, after = _flat(one[part]), _flat(other[part])
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) != after.get(key):
+                lines.append(f"{part} {key}: {before.get(key)} and {after.get(key)}")
+    return lines
+
+
+def comparison_table(found: list[Row]) -> Table:
+    """The rows as a table."""
+    table = Table(title="first file, second file (times as good)", title_justify="left")
+    for heading in ("", "server", *(label for label, _, _ in COMPARED), "answers equal"):
+        justify = "left" if heading in ("", "server") else "right"
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in found:
+        cells = [
+            _pair(figures, ratio) for figures, ratio in zip(row.figures, row.ratios, strict=True)
+        ]
+        same = f"{row.agreement:.0%}" if row.agreement is not None else "-"
+        table.add_row(row.place, row.server, *cells, same if row.refused is None else row.refused)
+    return table
+
+
+def _row(name: str, one: Record, other: Record, before: Record, after: Record) -> Row:
+    agreement = recorded_agreement(one["requests"][name], other["requests"][name])
+    records = [*one["requests"][name], *other["requests"][name]]
+    refused = None
+    if any(record["error"] is not None for record in records):
+        refused = "no ratio: requests failed"
+    elif agreement is None:
+        refused = "no ratio: no request in common"
+    figures = tuple((before[key], after[key]) for _, key, _ in COMPARED)
+    ratios = tuple(
+        _ratio(*pair, more_is_better=more) if refused is None else None
+        for pair, (_, _, more) in zip(figures, COMPARED, strict=True)
+    )
+    return Row(place(one), name, figures, ratios, agreement, refused)
+
+
+def _ratio(before: float | None, after: float | None, more_is_better: bool) -> float | None:
+    if not before or not after:
+        return None
+    return after / before if more_is_better else before / after
+
+
+def _pair(figures: tuple[float | None, float | None], ratio: float | None) -> str:
+    before, after = ("-" if value is None else f"{value:.3f}" for value in figures)
+    return f"{before}, {after}" + (f"\n({ratio:.2f})" if ratio is not None else "")
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return flat

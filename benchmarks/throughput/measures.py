@@ -1,0 +1,188 @@
+"""Figures of one run on one server, from what its requests became and what it said of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from metok_vllm.benchmarks.throughput.host import HostUse
+from metok_vllm.benchmarks.throughput.load import LoadRun
+from metok_vllm.benchmarks.throughput.scrape import (
+    HELD,
+    PREEMPTIONS,
+    RUNNING,
+    USAGE,
+    WAITING,
+    Scrapes,
+)
+from metok_vllm.benchmarks.throughput.split import TimeSplit, time_split
+from metok_vllm.benchmarks.throughput.stream import Outcome
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A distribution in a few figures; None for each where nothing was observed."""
+
+    count: int
+    mean: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """With linear interpolation between neighbours, as numpy and `vllm bench serve` do."""
+        seen = np.fromiter(values, dtype=float)
+        if not seen.size:
+            return cls(0, None, None, None, None)
+        p50, p90, p99 = (float(p) for p in np.percentile(seen, [50, 90, 99]))
+        return cls(seen.size, float(seen.mean()), p50, p90, p99)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """One run. Rates are of answered requests, over the time from first sent to last answered.
+
+    `inter_token_s` are the gaps between tokens as they arrive, 0 where several come in one piece;
+    `per_output_token_s` is a request's time after its first token over its other tokens.
+    `ttft_by_kind_s` tells text, image and video apart,
+    `ttft_by_question_s` the first question about a video from the next ones.
+    `visual_tokens`, `kv_blocks` and `decoder_prefill_flops` are means of METok's reports.
+    """
+
+    sent: int
+    answered: int
+    errors: Mapping[str, int]
+    duration_s: float
+    requests_per_s: float
+    video_seconds_per_s: float
+    output_tokens_per_s: float
+    prompt_tokens: float | None
+    ttft_s: Spread
+    inter_token_s: Spread
+    per_output_token_s: Spread
+    end_to_end_s: Spread
+    ttft_by_kind_s: Mapping[str, Spread]
+    ttft_by_question_s: Mapping[str, Spread]
+    kv: Mapping[str, Any] | None
+    preemptions: float | None
+    reports: Mapping[str, Any] | None
+    split: TimeSplit | None
+    host: HostUse | None
+    host_cores: float | None
+    client_lag_s: Spread
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Measures:
+    """All figures of a run. Failed requests count in `errors` and nowhere else."""
+    answered = [outcome for outcome in run.outcomes if outcome.error is None]
+    duration_s = _duration_s(answered)
+    per_s = 1 / duration_s if duration_s > 0 else 0.0
+    by_kind: dict[str, list[Outcome]] = {}
+    by_question: dict[str, list[Outcome]] = {}
+    for outcome in answered:
+        by_kind.setdefault(outcome.kind, []).append(outcome)
+        if outcome.kind == "video":
+            asked = "next" if outcome.question else "first"
+            by_question.setdefault(asked, []).append(outcome)
+    return Measures(
+        sent=len(run.outcomes),
+        answered=len(answered),
+        errors=_counts(o.error for o in run.outcomes),
+        duration_s=duration_s,
+        requests_per_s=len(answered) * per_s,
+        video_seconds_per_s=sum(o.video_seconds for o in answered) * per_s,
+        output_tokens_per_s=sum(o.completion_tokens for o in answered) * per_s,
+        prompt_tokens=_mean([o.prompt_tokens for o in answered]),
+        ttft_s=Spread.of(_ttfts(answered)),
+        inter_token_s=Spread.of(gap for o in answered for gap in np.diff(o.token_times_s)),
+        per_output_token_s=Spread.of(_per_output_token(answered)),
+        end_to_end_s=Spread.of(o.end_to_end_s for o in answered),
+        ttft_by_kind_s={kind: Spread.of(_ttfts(some)) for kind, some in by_kind.items()},
+        ttft_by_question_s={nth: Spread.of(_ttfts(some)) for nth, some in by_question.items()},
+        kv=kv_use(scrapes),
+        preemptions=scrapes.rise(PREEMPTIONS),
+        reports=_reports(answered),
+        split=time_split(run.outcomes, scrapes),
+        host=host,
+        host_cores=None if host is None else host.cores,
+        client_lag_s=Spread.of(run.client_lag_s),
+    )
+
+
+def kv_use(scrapes: Scrapes) -> dict[str, Any] | None:
+    """KV blocks over time. None where the server does not tell.
+
+    `usage` is the share of the pool: it compares servers, whose blocks differ in size. `held` are
+    the blocks of METok's requests alone.
+    """
+    usage = scrapes.over_time(USAGE)
+    if not usage:
+        return None
+    start_s = usage[0][0]
+    held = [value for _, value in scrapes.over_time(HELD)]
+    return {
+        "pool": scrapes.pool(),
+        "usage_peak": max(value for _, value in usage),
+        "usage_mean": _mean([value for _, value in usage]),
+        "held_peak": max(held) if held else None,
+        "running_peak": max((v for _, v in scrapes.over_time(RUNNING)), default=None),
+        "waiting_peak": max((v for _, v in scrapes.over_time(WAITING)), default=None),
+        "usage_over_time": [(round(time_s - start_s, 3), value) for time_s, value in usage],
+    }
+
+
+def _duration_s(answered: Sequence[Outcome]) -> float:
+    if not answered:
+        return 0.0
+    return max(o.ended_s for o in answered) - min(o.started_s for o in answered)
+
+
+def _ttfts(outcomes: Iterable[Outcome]) -> list[float]:
+    return [outcome.ttft_s for outcome in outcomes if outcome.ttft_s is not None]
+
+
+def _per_output_token(answered: Iterable[Outcome]) -> list[float]:
+    return [
+        (outcome.end_to_end_s - outcome.ttft_s) / (outcome.completion_tokens - 1)
+        for outcome in answered
+        if outcome.ttft_s is not None and outcome.completion_tokens > 1
+    ]
+
+
+def _reports(answered: Iterable[Outcome]) -> dict[str, Any] | None:
+    """Means of the numbers in METok's reports; lists by stage are averaged place by place."""
+    reports = [outcome.metok for outcome in answered if outcome.metok is not None]
+    if not reports:
+        return None
+    means: dict[str, Any] = {"count": len(reports)}
+    for group in ("visual_tokens", "kv_blocks", "decoder_prefill_flops"):
+        first = reports[0].get(group) or {}
+        means[group] = {name: _mean_of([r[group][name] for r in reports]) for name in first}
+    for name in ("fallback", "unpruned"):
+        means[name] = _counts(report.get(name) for report in reports)
+    return means
+
+
+def _counts(reasons: Iterable[str | None]) -> dict[str, int]:
+    return dict(Counter(reason for reason in reasons if reason is not None))
+
+
+def _mean_of(values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], list):
+        return _mean(values)
+    if len({len(value) for value in values}) > 1:
+        return None  # requests whose stages differ have no mean
+    return [_mean(column) for column in zip(*values, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

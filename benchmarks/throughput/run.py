@@ -1,0 +1,161 @@
+"""One experiment: a sweep of video lengths and loads over one server, or over two in turn.
+
+For every length and load, each server is warmed up; then come rounds, and in each round every
+server gets the same new requests, one server after the other (A B, A B, ...), so that what
+disturbs the machine disturbs both. Only one server is under load at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Protocol
+
+from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+from metok_vllm.benchmarks.throughput.host import HostMeter
+from metok_vllm.benchmarks.throughput.load import Load, LoadRun, send, warm_up
+from metok_vllm.benchmarks.throughput.measures import Measures, measure
+from metok_vllm.benchmarks.throughput.request import BenchRequest
+from metok_vllm.benchmarks.throughput.scrape import Scraper
+from metok_vllm.benchmarks.throughput.stream import Outcome
+
+# Enough that a closed loop spends most of its time full.
+PROMPTS_PER_SLOT = 4
+MIN_PROMPTS = 8
+
+Requests = Callable[[int], Iterator[BenchRequest]]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is run. `num_prompts` of None: four for each request in flight, at least eight.
+
+    `num_warmups` of None: as many as are in flight, at most four.
+    """
+
+    frames: tuple[int, ...]
+    loads: tuple[Load, ...]
+    num_prompts: int | None = None
+    num_warmups: int | None = None
+    rounds: int = 3
+
+    def prompts(self, load: Load) -> int:
+        """Requests in a round."""
+        if self.num_prompts is not None:
+            return self.num_prompts
+        return max(MIN_PROMPTS, PROMPTS_PER_SLOT * (load.max_concurrency or 0))
+
+    def warmups(self, load: Load) -> int:
+        """Requests to each server before the first round."""
+        return (
+            self.num_warmups if self.num_warmups is not None else min(load.max_concurrency or 4, 4)
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One server in one round."""
+
+    measures: Measures
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One length and load. `rounds` map the server's name to its run, in the order they ran."""
+
+    frames: int
+    load: Load
+    rounds: list[Mapping[str, Run]] = field(default_factory=list)
+
+
+class Watch(Protocol):
+    """Somebody who is told how far an experiment is."""
+
+    def begin(self, title: str, requests: int) -> None:
+        """A run of so many requests begins."""
+
+    def outcome(self, outcome: Outcome) -> None:
+        """A request of it is done."""
+
+    def end(self, measures: Measures | None) -> None:
+        """It is over; None after a warm-up."""
+
+
+async def experiment(
+    endpoints: Sequence[Endpoint],
+    sweep: Sweep,
+    requests: Requests,
+    watch: Watch,
+    on_cell: Callable[[Cell], None] | None = None,
+) -> list[Cell]:
+    """Run the sweep. `requests` gives an endless stream for a number of frames.
+
+    `on_cell` is called after every cell, so that what was measured outlives a later failure.
+    Raises WarmUpError where a server does not answer the workload.
+    """
+    cells = []
+    for frames in sweep.frames:
+        stream = requests(frames)
+        for load in sweep.loads:
+            cell = await _cell(endpoints, sweep, frames, load, stream, watch)
+            cells.append(cell)
+            if on_cell is not None:
+                on_cell(cell)
+    return cells
+
+
+async def _cell(
+    endpoints: Sequence[Endpoint],
+    sweep: Sweep,
+    frames: int,
+    load: Load,
+    stream: Iterator[BenchRequest],
+    watch: Watch,
+) -> Cell:
+    cell = Cell(frames, load)
+    name = f"{frames} frames, {describe(load)}"
+    if sweep.warmups(load):
+        first = list(islice(stream, sweep.warmups(load)))
+        at_once = replace(load, request_rate=float("inf"))
+        for endpoint in endpoints:
+            watch.begin(f"{name}, warm-up, {endpoint.name}", len(first))
+            await warm_up(endpoint, first, at_once)
+            watch.end(None)
+    for number in range(sweep.rounds):
+        batch = list(islice(stream, sweep.prompts(load)))
+        runs: dict[str, Run] = {}
+        for endpoint in endpoints:
+            watch.begin(f"{name}, round {number + 1}/{sweep.rounds}, {endpoint.name}", len(batch))
+            arrivals = replace(load, seed=load.seed + number)
+            runs[endpoint.name] = await run_once(endpoint, batch, arrivals, watch.outcome)
+            watch.end(runs[endpoint.name].measures)
+        cell.rounds.append(runs)
+    return cell
+
+
+async def run_once(
+    endpoint: Endpoint,
+    batch: Sequence[BenchRequest],
+    load: Load,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> Run:
+    """One batch on one server, observed from outside and inside."""
+    clock = time.perf_counter
+    async with Scraper(endpoint, clock) as scraper:
+        async with HostMeter(endpoint.pid) as host:
+            loaded: LoadRun = await send(endpoint, batch, load, clock, on_outcome)
+        await scraper.finish(sum(outcome.error is None for outcome in loaded.outcomes))
+    return Run(measure(loaded, scraper.scrapes, host.use()), loaded.outcomes)
+
+
+def describe(load: Load) -> str:
+    """A load in words."""
+    parts = []
+    if load.max_concurrency is not None:
+        parts.append(f"{load.max_concurrency} in flight")
+    if load.request_rate != float("inf"):
+        parts.append(f"{load.request_rate:g} requests/s")
+    return ", ".join(parts) or "all at once"

@@ -1,0 +1,148 @@
+"""The result as tables for people, from its JSON: what a file holds is what is shown.
+
+No ratio is shown without the agreement of the answers beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from metok_vllm.benchmarks.throughput.split import PARTS
+
+Record = Mapping[str, Any]
+
+FIGURES = (
+    ("requests/s", "requests_per_s", "{:.3f}"),
+    ("video-s/s", "video_seconds_per_s", "{:.1f}"),
+    ("tokens/s", "output_tokens_per_s", "{:.1f}"),
+    ("TTFT p50", "ttft_s_p50", "{:.2f}"),
+    ("p90", "ttft_s_p90", "{:.2f}"),
+    ("p99", "ttft_s_p99", "{:.2f}"),
+    ("next question p50", "ttft_next_question_s_p50", "{:.2f}"),
+    ("a token p50", "per_output_token_s_p50", "{:.4f}"),
+    ("p90", "per_output_token_s_p90", "{:.4f}"),
+    ("p99", "per_output_token_s_p99", "{:.4f}"),
+    ("gap p50", "inter_token_s_p50", "{:.4f}"),
+    ("p90", "inter_token_s_p90", "{:.4f}"),
+    ("p99", "inter_token_s_p99", "{:.4f}"),
+    ("E2E p50", "end_to_end_s_p50", "{:.2f}"),
+    ("p90", "end_to_end_s_p90", "{:.2f}"),
+    ("p99", "end_to_end_s_p99", "{:.2f}"),
+)
+COSTS = (
+    ("prompt tokens", "prompt_tokens", "{:.0f}"),
+    ("visual, dense", "visual_tokens_dense", "{:.0f}"),
+    ("visual, encoded", "visual_tokens_encoded", "{:.0f}"),
+    ("prefill FLOP, dense", "prefill_flops_dense", "{:.2e}"),
+    ("prefill FLOP", "prefill_flops_metok", "{:.2e}"),
+    ("KV peak", "kv_usage_peak", "{:.1%}"),
+    ("preempted", "preemptions", "{:.0f}"),
+    ("host cores", "host_cores", "{:.2f}"),
+    *((part.replace("_", " "), f"split_{part}_s", "{:.3f}") for part in PARTS),
+    ("explained", "split_explained", "{:.1%}"),
+)
+RATIOS = (
+    ("requests/s", "requests_per_s"),
+    ("output tokens/s", "output_tokens_per_s"),
+    ("TTFT p50", "ttft_s_p50"),
+    ("TTFT p99", "ttft_s_p99"),
+    ("time a token p50", "per_output_token_s_p50"),
+    ("E2E p50", "end_to_end_s_p50"),
+)
+# As many cells as two servers fill a terminal of 80 columns with.
+CELLS_A_TABLE = 2
+
+
+def tables(result: Record) -> list[Table]:
+    """Speed and cost of every server, and the comparison where there is a pair."""
+    cells = result["cells"]
+    groups = [cells[i : i + CELLS_A_TABLE] for i in range(0, len(cells), CELLS_A_TABLE)]
+    speed = "Speed (medians over rounds; times in seconds)"
+    cost = "Cost, and the parts of a mean request's time (seconds)"
+    shown = [_servers(speed, FIGURES, group, failed=True) for group in groups]
+    shown += [_servers(cost, COSTS, group) for group in groups]
+    shown += [_comparisons(group) for group in groups if any(c["comparison"] for c in group)]
+    return shown
+
+
+def place(cell: Record) -> str:
+    """The length and load of a cell in a few words."""
+    parts = [f"{cell['frames']} frames"]
+    if cell["max_concurrency"] is not None:
+        parts.append(f"{cell['max_concurrency']} in flight")
+    if cell["request_rate"] is not None:
+        parts.append(f"{cell['request_rate']:g}/s")
+    return ", ".join(parts)
+
+
+def failures(result: Record) -> list[str]:
+    """A line for every reason that requests failed for."""
+    counts: dict[tuple[str, str], int] = {}
+    for cell in result["cells"]:
+        for runs in cell["rounds"]:
+            for name, measures in runs.items():
+                for reason, count in measures["errors"].items():
+                    counts[name, reason] = counts.get((name, reason), 0) + count
+    return [f"{name}: {count} failed: {reason}" for (name, reason), count in counts.items()]
+
+
+def _servers(
+    title: str,
+    figures: Sequence[tuple[str, str, str]],
+    cells: Sequence[Record],
+    failed: bool = False,
+) -> Table:
+    """A column for every server in every cell, so that a narrow terminal holds all figures."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    columns: list[Record] = []
+    for cell in cells:
+        for name, medians in cell["medians"].items():
+            table.add_column(f"{name}\n{place(cell).replace(', ', chr(10))}", justify="right")
+            columns.append(medians)
+    for label, key, form in figures:
+        values = [column[key] for column in columns]
+        if any(value is not None for value in values):
+            table.add_row(label, *(_shown(value, form) for value in values))
+    if failed:
+        lost = [
+            sum(runs[name]["sent"] - runs[name]["answered"] for runs in cell["rounds"])
+            for cell in cells
+            for name in cell["medians"]
+        ]
+        table.add_row("failed", *map(str, lost))
+    return table
+
+
+def _comparisons(cells: Sequence[Record]) -> Table:
+    """A column for every cell: the ratios with their range over the rounds, then the quality."""
+    pairs = [(cell, cell["comparison"]) for cell in cells if cell["comparison"] is not None]
+    other, plain = pairs[0][1]["other"], pairs[0][1]["plain"]
+    title = f"{other}: times as good as {plain}, median of rounds (lowest to highest)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for cell, _ in pairs:
+        table.add_column(place(cell), justify="right")
+    for label, key in RATIOS:
+        if not any(key in pair["ratios"] for _, pair in pairs):
+            continue
+        table.add_row(label, *(_ratio(pair["ratios"].get(key)) for _, pair in pairs))
+    for label, key in (("answers equal", "exact"), ("first token equal", "first")):
+        same = [pair["agreement"] for _, pair in pairs]
+        table.add_row(label, *("-" if s is None else f"{s[key]:.0%}" for s in same))
+    if any(pair["refused"] for _, pair in pairs):
+        table.add_row("no ratio", *(pair["refused"] or "" for _, pair in pairs))
+    return table
+
+
+def _ratio(ratio: Record | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio['median']:.2f} ({min(ratio['rounds']):.2f} to {max(ratio['rounds']):.2f})"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,206 @@
+"""`metok bench` from the command line, against servers with known delays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metok_vllm.server import cli
+from metok_vllm.server.commands import bench_options
+from metok_vllm.server.commands.bench import run
+from metok_vllm.server.commands.console import CommandError
+from tests.benchmarks.openai_server import KnownServer, chunk, known_server, reply
+
+SMALL = ["--frames", "8", "--max-concurrency", "1", "2", "--rounds", "2", "--num-prompts", "2"]
+SMALL += ["--text-share", "1", "--num-warmups", "1", "--output-len", "4"]
+
+
+class AnyQuestion(KnownServer):
+    """Takes the workload's own messages: the key is the text of the first part."""
+
+    async def chat(self, body: dict[str, Any], send: Any) -> None:
+        content = body["messages"][0]["content"]
+        told = {**body, "messages": [{"content": content[-1]["text"]}]}
+        await super().chat(told, send)
+
+
+def last_line(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def test_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = AnyQuestion(first_s=0.02, gap_s=0.01)
+    folder = tmp_path / "out"
+    with known_server(server) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(folder)]
+        assert cli.main([*arguments, "--extra-body", '{"metok": {"preset": "max"}}']) == 0
+    captured = capsys.readouterr()
+    short = last_line(captured.out)
+    assert short["benchmark"] == "throughput"
+    assert [cell["max_concurrency"] for cell in short["cells"]] == [1, 2]
+    assert short["cells"][0]["comparison"] is None
+    assert short["cells"][0]["medians"]["server"]["ttft_s_p50"] >= 0.02
+    assert short["environment"]["versions"]["metok-vllm"]
+    assert "8 frames, 1 in flight, round 2/2, server: " in captured.err
+    whole = json.loads((folder / "result.json").read_text())
+    assert whole["configuration"]["output_len"] == 4
+    assert len(whole["cells"][1]["requests"]["server"]) == 4
+    assert (folder / "rounds.csv").read_text().count("\n") == 1 + 2 * 2
+    assert all(body["metok"] == {"preset": "max"} for body in server.bodies)
+    assert {body["max_tokens"] for body in server.bodies} == {4}
+
+
+def test_two_servers_and_the_comparison_of_two_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow, fast = AnyQuestion(first_s=0.2), AnyQuestion(first_s=0.02)
+    with known_server(slow) as one, known_server(fast) as other:
+        for name in ("a", "b"):
+            urls = ["--base-url", other.url, "--baseline-url", one.url]
+            assert cli.main(["bench", *urls, *SMALL, "--result-dir", str(tmp_path / name)]) == 0
+    captured = capsys.readouterr()
+    comparison = last_line(captured.out)["cells"][0]["comparison"]
+    assert comparison["ratios"]["ttft_s_p50"]["median"] > 3
+    assert comparison["agreement"]["exact"] == 1
+    assert "100%" in captured.out
+    results = [str(tmp_path / name / "result.json") for name in ("a", "b")]
+    assert cli.main(["bench", "compare", *results]) == 0
+    text = capsys.readouterr().out
+    assert "server" in text
+    assert "baseline" in text
+    assert "100%" in text
+
+
+def test_one_server_against_itself_with_other_settings() -> None:
+    with known_server(AnyQuestion()) as endpoint:
+        arguments = parsed(
+            "--base-url", endpoint.url, "--baseline-extra-body", '{"metok": {"enabled": false}}'
+        )
+        one, other = bench_options.given_endpoints(arguments)
+    assert (one.name, other.name, one.url) == ("baseline", "server", other.url)
+    assert (one.extra_body, other.extra_body) == ({"metok": {"enabled": False}}, {})
+
+
+def test_failed_requests_end_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Sometimes(AnyQuestion):
+        async def chat(self, body: dict[str, Any], send: Any) -> None:
+            if len(self.bodies) == 3:
+                self.bodies.append(body)
+                await reply(send, 503, {"error": {"message": "draining"}})
+                return
+            await super().chat(body, send)
+
+    with known_server(Sometimes()) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(tmp_path)]
+        assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "server: 1 failed: 503: draining" in captured.err
+    assert last_line(captured.out)["cells"][0]["medians"]["server"]["answered"] == 1.5
+
+
+def test_what_was_measured_outlives_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dies(AnyQuestion):
+        async def chat(self, body: dict[str, Any], send: Any) -> None:
+            if len(self.bodies) == 5:  # a warm-up and two rounds of two: the next is a warm-up
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await chunk(send, {"error": {"message": "engine dead"}})
+                await send({"type": "http.response.body"})
+                return
+            await super().chat(body, send)
+
+    with known_server(Dies()) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(tmp_path)]
+        assert cli.main(arguments) == 1
+    assert "a warm-up request to server failed: engine dead" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "result.json").read_text())["cells"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name one of --base-url, --checkpoint and --model"),
+        (["--checkpoint", "demo", "--model", "x"], "name one of"),
+        (["--base-url", "http://x", "--checkpoint", "demo"], "a server that runs"),
+        (["--model", "x", "--baseline-url", "http://x"], "go with --base-url"),
+        (["--model", "x", "--rounds", "0"], "--rounds must be 1 or more, got 0"),
+        (["--model", "x", "--max-concurrency", "0"], "max_concurrency must be at least 1, got 0"),
+        (["--model", "x", "--request-rate", "-1"], "request_rate must be above 0, got -1.0"),
+        (["--model", "x", "--text-share", "2"], "text_share and image_share"),
+        (["--base-url", "http://x", "--header", "a"], "--header takes KEY=VALUE"),
+        (["--base-url", "http://x", "--extra-body", "[]"], "invalid _object value"),
+        (["--base-url", "http://x", "--clips", "film"], "invalid choice: 'film'"),
+        (["compare", "a.json", "b.json"], "cannot read a.json"),
+    ],
+)
+def test_wrong_calls_end_with_two(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: int | str | None = cli.main(["bench", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server = AnyQuestion()
+    with known_server(server) as endpoint:
+        arguments = parsed("--base-url", endpoint.url, "--result-dir", str(tmp_path / "file"))
+        with pytest.raises(CommandError, match=r"cannot write to .*file: File exists"):
+            run(arguments)
+    assert server.bodies == []
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    arguments = parsed("--base-url", "http://127.0.0.1:9", "--result-dir", str(tmp_path / "out"))
+    with pytest.raises(CommandError, match="no server answers"):
+        run(arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_loads_are_every_concurrency_at_every_rate() -> None:
+    def loads(*options: str) -> list[tuple[int | None, float]]:
+        sweep = bench_options.sweep(parsed("--model", "x", *options))
+        return [(load.max_concurrency, load.request_rate) for load in sweep.loads]
+
+    assert loads() == [(1, float("inf")), (8, float("inf"))]
+    assert loads("--request-rate", "2") == [(None, 2)]
+    both = loads("--max-concurrency", "4", "8", "--request-rate", "1", "inf")
+    assert both == [(4, 1), (4, float("inf")), (8, 1), (8, float("inf"))]
+
+
+def test_the_record_holds_no_secret_and_no_place(tmp_path: Path) -> None:
+    arguments = parsed(
+        *("--base-url", "http://x", "--header", "Authorization=secret"),
+        *("--video-dir", str(tmp_path / "videos")),
+    )
+    recorded = json.dumps(bench_options.recorded(arguments), allow_nan=False)
+    assert "secret" not in recorded
+    assert str(tmp_path) not in recorded
+    assert "Authorization" in recorded
+    command = ["/usr/bin/python", "-m", "x", "serve", str(tmp_path), "--dtype", "half"]
+    flags = bench_options.without_places(command, str(tmp_path))
+    assert flags == [tmp_path.name, "--dtype", "half"]
+
+
+def test_the_choices_are_those_of_the_workloads() -> None:
+    from metok_vllm.benchmarks.throughput import checkpoints, clips
+
+    assert clips.CLIP_KINDS == bench_options.CLIPS
+    assert checkpoints.NAMES == bench_options.CHECKPOINTS
+
+
+def parsed(*options: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    bench_options.add_arguments(parser)
+    return parser.parse_args(list(options))
