@@ -102,6 +102,11 @@ STAGING: dict[str, tuple[str, ...]] = {
         "inputs_embeds",
         "model_kwargs",
     ),
+    "vllm.v1.attention.backend:AttentionMetadataBuilder.update_block_table": (
+        "metadata",
+        "blk_table",
+        "slot_mapping",
+    ),
     "vllm.v1.worker.utils:AttentionGroup.build_metadata": (
         "common_attn_metadata",
         "ubatch_idx",

@@ -34,6 +34,7 @@ class BatchPlans:
     prompt_R: Ints
     prefill_dropped_SR: Ints
     decode_dropped_SR: Ints
+    decodes_as: tuple[int, ...]  # of each stage, the first one that decodes with the same lengths
 
     @classmethod
     def of(cls, request_ids: Sequence[str], plans: Sequence[PromptPlan | None]) -> BatchPlans:
@@ -41,12 +42,14 @@ class BatchPlans:
         none = (0,) * NUM_STAGES
         prefill = [p.prefill_dropped if p is not None and p.one_step else none for p in plans]
         decode = [p.decode_dropped if p is not None else none for p in plans]
+        by_stage = list(zip(*decode, strict=True))
         return cls(
             tuple(request_ids),
             tuple(plans),
             np.array([p.prompt_tokens if p is not None else 0 for p in plans], dtype=np.int32),
             np.array(prefill, dtype=np.int32).T.copy(),
-            np.array(decode, dtype=np.int32).T.copy(),
+            np.array(by_stage, dtype=np.int32),
+            tuple(by_stage.index(dropped) for dropped in by_stage),
         )
 
 

@@ -158,7 +158,11 @@ class StagedRunner:
         geometry = BatchGeometry.of(batch, computed_R, scheduled_R)
         stock_rows = geometry.staged is None
         for stage in range(1, NUM_STAGES):
-            self.metok_views.put(StageView.of(geometry, stage, self.device, stock_rows))
+            first = batch.decodes_as[stage] if stock_rows else stage
+            view = self.metok_views.of(first)
+            if first == stage:
+                view = StageView.of(geometry, stage, self.device, stock_rows)
+            self.metok_views.put(stage, view)
         if geometry.staged is not None:
             self.metok_staged = StagedInput(
                 geometry.staged,

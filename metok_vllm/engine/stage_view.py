@@ -21,7 +21,6 @@ from metok_vllm.engine.geometry import BatchGeometry
 class StageView:
     """Lengths and positions of one stage, on the device and, where vLLM asks, on the host."""
 
-    stage: int
     query_start_R1: Tensor
     query_start_host_R1: Tensor
     length_R: Tensor
@@ -42,7 +41,6 @@ class StageView:
         np.cumsum(query_R, out=start_R1[1:])
         length_R = np.ascontiguousarray(length_R, dtype=np.int32)
         return cls(
-            stage,
             array_on(start_R1, device),
             torch.from_numpy(start_R1),
             array_on(length_R, device),
@@ -83,9 +81,10 @@ class StageViews:
         """A new step begins."""
         self._views.clear()
 
-    def put(self, view: StageView) -> None:
-        """The view of one stage."""
-        self._views[view.stage] = view
+    def put(self, stage: int, view: StageView | None) -> None:
+        """The view of one stage; stages that see the same share one."""
+        if view is not None:
+            self._views[stage] = view
 
     def of(self, stage: int) -> StageView | None:
         """The view of `stage`, or None."""

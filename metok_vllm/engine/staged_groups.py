@@ -6,9 +6,11 @@ Source of what is overridden: vllm/v1/worker/block_table.py and utils.py, versio
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadataBuilder
 from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.utils import AttentionGroup
 
@@ -37,6 +39,18 @@ class StagedBlockTables(MultiGroupBlockTable):  # type: ignore[misc]
                 table.compute_slot_mapping(num_reqs, view.query_start_R1, view.position_N)
 
 
+class SharingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    """vLLM builds metadata once for all groups of one spec, where a builder knows how to share it.
+
+    Its GPU builders do. The groups of a stage have the same lengths, so only tables differ.
+    """
+
+    supports_update_block_table = True
+
+    def update_block_table(self, metadata: Any, blk_table: Tensor, slot_mapping: Tensor) -> Any:
+        return replace(metadata, block_table=blk_table, slot_mapping=slot_mapping)
+
+
 class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
     """Builds its metadata from its stage's view of the batch."""
 
@@ -48,6 +62,9 @@ class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
         assert isinstance(group.kv_cache_spec, StageSpec), group.layer_names
         group.__class__ = cls
         group.metok_views = views
+        for builder in group.metadata_builders:
+            if type(builder) is CPUAttentionMetadataBuilder:
+                builder.__class__ = SharingCPUBuilder
 
     def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         view = self.metok_views.of(self.kv_cache_spec.stage)
