@@ -314,7 +314,9 @@ def engine_of(step_tokens: int = 100) -> Any:
         cache_config=SimpleNamespace(block_size=16),
         model_config=SimpleNamespace(hf_text_config=text),
         scheduler_config=SimpleNamespace(
-            max_num_scheduled_tokens=None, max_num_batched_tokens=step_tokens
+            max_num_scheduled_tokens=None,
+            max_num_batched_tokens=step_tokens,
+            max_num_seqs=0,
         ),
     )
     return SimpleNamespace(vllm_config=config, engine_core=Core([[{"a": None}]]))

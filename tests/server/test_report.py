@@ -202,7 +202,9 @@ def test_a_dense_request_to_an_engine_with_stages_holds_every_group() -> None:
 
 
 def facts_of(config: METokConfig | None) -> EngineFacts:
-    scheduler = SimpleNamespace(max_num_scheduled_tokens=None, max_num_batched_tokens=77)
+    scheduler = SimpleNamespace(
+        max_num_scheduled_tokens=None, max_num_batched_tokens=80, max_num_seqs=3
+    )
     vllm_config = SimpleNamespace(
         cache_config=SimpleNamespace(block_size=32),
         scheduler_config=scheduler,
