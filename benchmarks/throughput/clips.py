@@ -69,6 +69,8 @@ def encode(clip: Clip) -> bytes:
         stream.codec_context.time_base = Fraction(1, clip.fps)
         for number, picture_HWC in enumerate(pictures(clip)):
             frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")
+            # Converted by the encoder, the same picture now and then gave other bytes.
+            frame = frame.reformat(format=stream.pix_fmt)
             frame.pts, frame.time_base = number, Fraction(1, clip.fps)
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
