@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metok_vllm.kernels.event_topk import event_topk
+from metok_vllm.prompt_plan import VideoCounts
 from metok_vllm.staged_step import StagedPrompt, StagedStep
 
 # Quota of a token in a key event and in another one, doubled to stay whole: at p0, at p1.
@@ -65,8 +66,7 @@ def _rank(value_E: Tensor) -> Tensor:
 class _Video:
     """A video on its way through the stages: its tokens that are still there."""
 
-    prompt: StagedPrompt
-    index: int
+    counts: VideoCounts
     events: TokenEvents
     event_N: Tensor
     score_N: Tensor
@@ -87,30 +87,30 @@ class Selection:
     ) -> None:
         self.step = step
         self.device = device
-        self.videos: list[_Video] = []
+        self.prompts: list[tuple[StagedPrompt, list[_Video]]] = []
         for prompt in step.selecting():
-            for index, video in enumerate(prompt.plan.videos):
-                events = events_of(video.key) or _one_event(video.tokens, device)
-                event_N = events.event_N[: video.tokens]
-                assert len(event_N) == video.tokens
-                none = torch.empty(0, device=device)
-                self.videos.append(_Video(prompt, index, events, event_N, none))
+            videos = []
+            for span in prompt.plan.videos:
+                events = events_of(span.key) or _one_event(span.tokens, device)
+                event_N = events.event_N[: span.tokens]
+                assert len(event_N) == span.tokens
+                unscored = torch.empty(0, device=device)
+                videos.append(_Video(span.counts, events, event_N, unscored))
+            self.prompts.append((prompt, videos))
 
     def rank(self, stage: int, scores: Sequence[Tensor]) -> None:
         """Take the scores [rows of the prompt at stage - 1] of each selecting prompt."""
-        score_of = dict(zip(map(id, self.step.selecting()), scores, strict=True))
-        for video in self.videos:
-            before = list(video.prompt.videos(stage - 1))[video.index]
-            start = before[1] - video.prompt.first_row[stage - 1]
-            tokens = before[0].counts.ran[stage - 1]
-            video.score_N = score_of[id(video.prompt)][start : start + tokens]
+        for (prompt, videos), score_N in zip(self.prompts, scores, strict=True):
+            for video, (_, row) in zip(videos, prompt.videos(stage - 1), strict=True):
+                start = row - prompt.first_row[stage - 1]
+                video.score_N = score_N[start : start + video.counts.ran[stage - 1]]
 
     def enter(self, stage: int) -> Tensor | None:
         """Rows of stage - 1 that run on in `stage`, rising; None when all of them do."""
         rows = self.step.num_rows[stage]
         if rows == self.step.num_rows[stage - 1]:
             return None
-        before = self._rows(stage - 1)
+        before = self._rows(self.step.pruned(), stage - 1)
         keep = torch.ones(self.step.num_rows[stage - 1], dtype=torch.bool, device=self.device)
         keep[before] = False
         if stage < 3:
@@ -119,8 +119,9 @@ class Selection:
 
     def held(self, stage: int) -> Tensor | None:
         """Rows of `stage` that it holds for decoding beside the text; None for text alone."""
-        videos = [v for v in self.videos if v.prompt.plan.evicts]
-        wanted = [v.prompt.plan.videos[v.index].counts.held[stage] for v in videos]
+        evicted = [(prompt, videos) for prompt, videos in self.prompts if prompt.plan.evicts]
+        videos = [video for _, of_prompt in evicted for video in of_prompt]
+        wanted = [video.counts.held[stage] for video in videos]
         if not sum(wanted):
             return None
         # A share of each video, not of each event: every video counts as one.
@@ -128,7 +129,7 @@ class Selection:
         video_N = torch.cat(
             [torch.full_like(video.event_N, number) for number, video in enumerate(videos)]
         )
-        row_N = torch.cat([self._rows_of(video, stage) for video in videos])
+        row_N = self._rows([prompt for prompt, _ in evicted], stage)
         count = [torch.full((1,), n, dtype=torch.int64, device=self.device) for n in wanted]
         return row_N[event_topk(score_N, video_N, torch.cat(count), sum(wanted))]
 
@@ -136,13 +137,13 @@ class Selection:
         """Kept among the pruned prompts' visual tokens, as one index [M]; updates the videos."""
         events, counts, scores, totals = [], [], [], []
         first = 0
-        videos = [video for video in self.videos if video.prompt.plan.prunes]
+        videos = [v for prompt, of_prompt in self.prompts if prompt.plan.prunes for v in of_prompt]
         for video in videos:
             key_E = video.events.key_E
             size_E = torch.zeros(len(key_E), dtype=torch.int64, device=self.device)
             size_E.index_add_(0, video.event_N, torch.ones_like(video.event_N))
             weight_E = torch.where(key_E, KEY_WEIGHT[stage], OTHER_WEIGHT[stage])
-            total = video.prompt.plan.videos[video.index].counts.ran[stage]
+            total = video.counts.ran[stage]
             counts.append(share_out(total, size_E, weight_E, video.events.relevance_E))
             events.append(video.event_N + first)
             scores.append(video.score_N)
@@ -157,18 +158,14 @@ class Selection:
             first += len(video.events.key_E)
         return kept_M
 
-    def _rows(self, stage: int) -> Tensor:
-        """Rows at `stage` of the visual tokens of pruned prompts, in order."""
+    def _rows(self, prompts: Sequence[StagedPrompt], stage: int) -> Tensor:
+        """Rows at `stage` of the visual tokens of `prompts`, in order."""
         ranges = [
             torch.arange(row, row + video.counts.ran[stage], device=self.device)
-            for prompt in self.step.pruned()
+            for prompt in prompts
             for video, row in prompt.videos(stage)
         ]
         return torch.cat(ranges)
-
-    def _rows_of(self, video: _Video, stage: int) -> Tensor:
-        span, row = list(video.prompt.videos(stage))[video.index]
-        return torch.arange(row, row + span.counts.ran[stage], device=self.device)
 
 
 def _one_event(tokens: int, device: torch.device) -> TokenEvents:

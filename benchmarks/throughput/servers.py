@@ -9,14 +9,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from metok_vllm.server.commands.child_server import ChildServer
 from metok_vllm.server.commands.console import CommandError, complain
@@ -43,21 +40,7 @@ SHARE = "0.45"
 class PlainServer(ChildServer):
     """`vllm serve`, which answers `/health` once it serves and not before."""
 
-    def wait_until_ready(self, timeout_s: float) -> float:
-        """Seconds until `/health` answered 200. Raises CommandError as ChildServer does."""
-        started = time.monotonic()
-        while time.monotonic() - started < timeout_s:
-            if self.process.poll() is not None:
-                raise CommandError(
-                    f"the server ended with status {self.process.returncode} before it was ready"
-                )
-            try:
-                if httpx.get(f"{self.url}/health", timeout=5, trust_env=False).is_success:
-                    return time.monotonic() - started
-            except httpx.TransportError:
-                pass
-            time.sleep(0.25)
-        raise CommandError(f"the server was not ready within {timeout_s:.0f} s")
+    ready_path = "/health"
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metok_vllm.config import METokConfig
+from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.prompt_plan import EVICT, PRUNE, Pruning
 
 FIELD = "metok_request"
-SELECTION_FIELDS = (
-    "stages",
-    "num_events",
-    "key_event_ratio",
-    "key_frames_per_event",
-    "strides",
-    "keep_ratio",
-    "decode_keep",
-)
+# Whether and by which preset is decided; what remains of a request's settings is what was decided.
+SELECTION_FIELDS = REQUEST_FIELDS - {"enabled", "preset"}
 
 
 @dataclass(frozen=True)

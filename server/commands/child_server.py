@@ -31,6 +31,8 @@ class ChildServer:
     failed; `log_tail` reads it.
     """
 
+    ready_path = "/health/ready"  # answers 200 once requests are taken
+
     def __init__(self, command: Sequence[str], stop_s: float = STOP_S) -> None:
         self.stop_s = stop_s
         self.port = free_port()
@@ -63,7 +65,7 @@ class ChildServer:
             raise CommandError(f"processes of the server are left: {left}; log: {self.log}")
 
     def wait_until_ready(self, timeout_s: float) -> float:
-        """Seconds until `/health/ready` answered 200. Raises CommandError with the log's end."""
+        """Seconds until `ready_path` answered 200. Raises CommandError if it never does."""
         started = time.monotonic()
         while time.monotonic() - started < timeout_s:
             if self.process.poll() is not None:
@@ -72,7 +74,7 @@ class ChildServer:
                 )
             try:
                 # No proxy of the environment stands between this machine and itself.
-                ready = httpx.get(f"{self.url}/health/ready", timeout=5, trust_env=False)
+                ready = httpx.get(f"{self.url}{self.ready_path}", timeout=5, trust_env=False)
                 if ready.status_code == 200:
                     return time.monotonic() - started
             except httpx.TransportError:
