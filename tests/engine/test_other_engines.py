@@ -1,4 +1,4 @@
-"""Tensor parallel ranks, asynchronous scheduling and a compiled decoder answer alike."""
+"""Tensor parallel ranks, asynchronous scheduling, a compiled decoder and Triton answer alike."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def answers_of(settings: dict[str, Any]) -> dict[str, Any]:
+def answers_of(settings: dict[str, Any], kernels: dict[str, str]) -> dict[str, Any]:
     """What the same prompts are answered by an engine in processes of its own."""
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if "tensor_parallel_size" in settings else "0",
@@ -27,6 +27,7 @@ def answers_of(settings: dict[str, Any]) -> dict[str, Any]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "OMP_NUM_THREADS": "1",
+        **kernels,
     }
     command = [sys.executable, "-m", "tests.engine.answers_program", json.dumps(settings)]
     done = subprocess.run(
@@ -45,6 +46,10 @@ RANKS, AHEAD, COMPILED = (
 )
 
 
+# The kernels that run on CUDA, in Triton's interpreter.
+TRITON = {"METOK_KERNELS": "triton", "TRITON_INTERPRET": "1"}
+
+
 @pytest.fixture(scope="module")
 def expected(metok: Any) -> list[Any]:
     """The answers of one synchronous, eager process."""
@@ -53,10 +58,14 @@ def expected(metok: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "settings", [RANKS, AHEAD, COMPILED], ids=["tensor parallel", "asynchronous", "compiled"]
+    ("settings", "kernels"),
+    [(RANKS, {}), (AHEAD, {}), (COMPILED, {}), ({}, TRITON)],
+    ids=["tensor parallel", "asynchronous", "compiled", "Triton kernels"],
 )
-def test_other_engines_answer_alike(expected: list[Any], settings: dict[str, Any]) -> None:
-    result = answers_of(settings)
+def test_other_engines_answer_alike(
+    expected: list[Any], settings: dict[str, Any], kernels: dict[str, str]
+) -> None:
+    result = answers_of(settings, kernels)
     assert result["schedules_ahead"] is bool(settings.get("schedule_ahead"))
     assert result["tokens"] == [token_ids(output) for output in expected]
     for got, wanted in zip(result["logprobs"], expected, strict=True):
