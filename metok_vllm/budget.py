@@ -75,6 +75,11 @@ def encoded_tokens(num_frames: int, grid: int, config: METokConfig, mode: str = 
     )
 
 
+def kept_tokens(num_frames: int, grid: int, rule_keep: float, mode: str = "bilinear") -> int:
+    """ceil(rule_keep * T * t(2)): what an encoder rule keeps of the dense tokens, newline aside."""
+    return math.ceil(_exact(rule_keep) * num_frames * pooled_length(grid, DENSE_STRIDE, mode))
+
+
 def dense_tokens(num_frames: int, grid: int, mode: str = "bilinear") -> int:
     """N0: the model's own input, every frame at stride 2 and one newline."""
     return num_frames * pooled_length(grid, DENSE_STRIDE, mode) + 1

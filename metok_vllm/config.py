@@ -17,22 +17,11 @@ import yaml
 
 from metok_vllm.config_checks import check_types, check_values, shown
 from metok_vllm.errors import ConfigError
+from metok_vllm.presets import OFF, check_presets, preset_values
+from metok_vllm.rules import ENCODER_RULES, METOK
 from metok_vllm.settings import setting
 
 ENV_PREFIX = "METOK_"
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "quality": {
-        "num_events": 8,
-        "key_event_ratio": 0.75,
-        "key_frames_per_event": 8,
-        "keep_ratio": 0.9,
-        "decode_keep": 0.25,
-    },
-    "balanced": {},
-    "max": {"key_event_ratio": 0.4, "key_frames_per_event": 2, "keep_ratio": 0.5},
-    "off": {"enabled": False},
-}
 
 # Block tables are laid out once, so whatever moves a layer boundary belongs to the server.
 REQUEST_FIELDS = frozenset(
@@ -46,6 +35,8 @@ REQUEST_FIELDS = frozenset(
         "strides",
         "keep_ratio",
         "decode_keep",
+        "rule",
+        "rule_keep",
     }
 )
 # What a request may set only where the stage that reads it runs.
@@ -62,6 +53,9 @@ class METokConfig:
 
     enabled: bool = setting(True, "whether METok works on requests that do not say")
     preset: str = setting("balanced", "quality, balanced, max or off; other fields override it")
+    presets: Mapping[str, Any] | None = setting(
+        None, "values of quality, balanced and max for this model, as calibration finds them"
+    )
     stages: tuple[int, ...] = setting((1, 2, 3), "which stages run")
     num_events: int = setting(5, "events a video is cut into")
     key_event_ratio: float = setting(0.6, "share of the events that are key events")
@@ -76,6 +70,8 @@ class METokConfig:
     )
     keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
     decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
+    rule: str = setting(METOK, "metok, or what to compare it with: random, evs, vidcom2 or fastv")
+    rule_keep: float = setting(0.25, "share of the dense visual tokens that another rule keeps")
     alignment_model: str | None = setting(
         None, "SigLIP or CLIP (path or hub name) that ranks frames by the question"
     )
@@ -93,16 +89,39 @@ class METokConfig:
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         check_types(self)
-        _preset(self.preset)
+        preset_values(self.preset, None)
+        check_presets(self.presets, REQUEST_FIELDS - {"enabled", "preset"})
         check_values(self)
+        for name in self.presets or ():
+            # What a request would be refused is refused now.
+            _replace(self, {**preset_values(name, self.presets), "preset": name, "presets": None})
+
+    @property
+    def running_stages(self) -> tuple[int, ...]:
+        """METok's stages that run under this configuration: none where it is off or another rule
+        is chosen."""
+        return self.stages if self.enabled and self.rule == METOK else ()
+
+    @property
+    def compresses(self) -> bool:
+        """Whether a video is anything but the model's own dense input."""
+        return self.enabled and (self.rule != METOK or bool(self.stages))
+
+    @property
+    def encoder_rule(self) -> bool:
+        """Whether another rule chooses a video's tokens in the encoder, in place of stage 1."""
+        return self.enabled and self.rule in ENCODER_RULES
 
     def updated(self, values: Mapping[str, Any]) -> METokConfig:
         """A copy with `values` on top. A preset among them comes first, explicit fields win."""
         _check_known(values)
         merged = dict(values)
-        preset = merged.get("preset")
+        own = merged.get("presets", self.presets)
+        # New values for the preset that is chosen already count as choosing it again.
+        preset = merged.get("preset", self.preset if merged.get("presets") else None)
         if preset is not None:
-            merged = {**_preset(preset), **merged}
+            check_presets(own, REQUEST_FIELDS - {"enabled", "preset"})
+            merged = {**preset_values(preset, own), **merged}
         return _replace(self, merged)
 
     def for_request(self, values: Mapping[str, Any]) -> METokConfig:
@@ -120,14 +139,16 @@ class METokConfig:
                 )
         base = self
         preset = values.get("preset")
-        if preset == "off" and values.get("enabled"):
+        if preset == OFF and values.get("enabled"):
             raise ConfigError("metok.preset 'off' contradicts metok.enabled true", "preset")
         if preset is not None:
             defaults = METokConfig()
             reset = {name: getattr(defaults, name) for name in REQUEST_FIELDS - {"stages"}}
-            base = _replace(self, {**reset, **_preset(preset), "preset": preset})
+            base = _replace(
+                self, {**reset, **preset_values(preset, self.presets), "preset": preset}
+            )
         config = _replace(base, dict(values))
-        if config.enabled and config.preset == "off":
+        if config.enabled and config.preset == OFF:
             # Switched on where the server's preset is off: its values are the default preset's.
             config = replace(config, preset=METokConfig().preset)
         if not set(config.stages) <= set(self.stages):
@@ -135,6 +156,12 @@ class METokConfig:
                 f"metok.stages {shown(list(config.stages))} cannot be asked for: this server runs "
                 f"stages {list(self.stages)}",
                 "stages",
+            )
+        if "rule_keep" in values and config.rule == METOK:
+            raise ConfigError(
+                f"metok.rule_keep {shown(config.rule_keep)} needs another rule than 'metok', which "
+                "has keep_ratio and decode_keep",
+                "rule_keep",
             )
         for name, stage in STAGE_OF_FIELD.items():
             if name in values and stage not in config.stages:
@@ -172,14 +199,6 @@ class METokConfig:
             _check_known(layer)
             merged.update(layer)
         return cls.from_dict(merged)
-
-
-def _preset(name: object) -> dict[str, Any]:
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ConfigError(
-            f"metok.preset must be one of {', '.join(PRESETS)}; got {shown(name)}", "preset"
-        )
-    return PRESETS[name]
 
 
 def _replace(config: METokConfig, values: Mapping[str, Any]) -> METokConfig:

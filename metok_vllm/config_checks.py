@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from metok_vllm.errors import ConfigError
+from metok_vllm.rules import FASTV, RULES
 
 ALIGNMENT_MODES = ("shared", "separate", "none")
 MOST = (
@@ -39,7 +40,8 @@ def check_types(config: Any) -> None:
     for name in ("num_events", "feature_cache_bytes", "encoder_chunk_frames"):
         if not is_int(getattr(config, name)):
             fail(name, "an integer")
-    for name in ("key_event_ratio", "keep_ratio", "decode_keep", "key_frames_per_event"):
+    shares = ("key_event_ratio", "keep_ratio", "decode_keep", "rule_keep", "key_frames_per_event")
+    for name in shares:
         if not is_int(getattr(config, name)) and not isinstance(getattr(config, name), float):
             fail(name, "a number")
     for name in ("stages", "strides"):
@@ -49,6 +51,8 @@ def check_types(config: Any) -> None:
     layers = config.pruning_layers
     if layers is not None and (not isinstance(layers, tuple) or not all(map(is_int, layers))):
         fail("pruning_layers", "a list of three layer numbers")
+    if not isinstance(config.rule, str):
+        fail("rule", f"one of {', '.join(RULES)}")
     if config.alignment_model is not None and not isinstance(config.alignment_model, str):
         fail("alignment_model", "a path or a model name")
 
@@ -82,6 +86,14 @@ def check_values(config: Any) -> None:
         )
     require(0 < config.keep_ratio <= 1, "keep_ratio", "in (0, 1]")
     require(0 <= config.decode_keep <= 1, "decode_keep", "in [0, 1]")
+    require(config.rule in RULES, "rule", f"one of {', '.join(RULES)}")
+    if config.rule == FASTV and 2 not in config.stages:
+        raise ConfigError(
+            f"metok.rule 'fastv' needs stage 2, which is not among the stages "
+            f"{list(config.stages)}",
+            "rule",
+        )
+    require(0 < config.rule_keep <= 1, "rule_keep", "in (0, 1]")
     require(
         config.alignment_mode in ALIGNMENT_MODES,
         "alignment_mode",

@@ -12,7 +12,11 @@ from metok_vllm.accounting import visual_tokens_by_stage
 from metok_vllm.plan import RequestPlan
 from metok_vllm.prompt_plan import EVICT, PRUNE, PromptPlan
 
-REQUESTS = Counter("metok_requests", "Finished requests with a video, by METok preset.", ["preset"])
+REQUESTS = Counter(
+    "metok_requests",
+    "Finished requests with a video, by METok preset (or the rule used instead).",
+    ["preset"],
+)
 VISUAL_TOKENS = Counter(
     "metok_visual_tokens",
     "Visual tokens of finished requests, by point: dense (without METok), encoded (given to the "
@@ -69,8 +73,7 @@ def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> N
     A point counts the requests that its stage was on for, with all their tokens where the stage
     could do nothing.
     """
-    preset = plan.preset if plan.stages else "off"
-    REQUESTS.labels(preset).inc()
+    REQUESTS.labels(plan.name).inc()
     VISUAL_TOKENS.labels("dense").inc(plan.dense_tokens)
     VISUAL_TOKENS.labels("encoded").inc(plan.encoded_tokens)
     if 1 in plan.stages:

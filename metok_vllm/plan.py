@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metok_vllm.budget import dense_tokens, encoded_tokens
+from metok_vllm.budget import dense_tokens, encoded_tokens, kept_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.prompt_plan import PromptPlan, Pruning
+from metok_vllm.rules import METOK
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,23 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """What METok will do for one request; `stages` is empty when it is off for the request."""
+    """What METok will do for one request.
+
+    `stages` is empty when METok is off for the request, and when another `rule` works instead.
+    """
 
     preset: str
     stages: tuple[int, ...]
     query_source: str
     videos: tuple[VideoPlan, ...]
+    rule: str = METOK
+
+    @property
+    def name(self) -> str:
+        """Which setting served the request: METok's preset, another rule's name, or off."""
+        if self.rule != METOK:
+            return self.rule
+        return self.preset if self.stages else "off"
 
     @property
     def dense_tokens(self) -> int:
@@ -57,7 +69,9 @@ class RequestPlan:
 
 
 def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:
-    """Tokens of one video under `config`: budgeted with stage 1, dense without."""
-    if config.enabled and 1 in config.stages:
+    """Tokens of one video under `config`: budgeted with stage 1 or an encoder rule, or dense."""
+    if config.encoder_rule:
+        return kept_tokens(num_frames, grid, config.rule_keep) + 1
+    if 1 in config.running_stages:
         return encoded_tokens(num_frames, grid, config)
     return dense_tokens(num_frames, grid)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
 from metok_vllm.budget import key_event_count, key_frame_count, pooled_length
 from metok_vllm.config import METokConfig
 from metok_vllm.layers import NUM_STAGES
+from metok_vllm.rules import FASTV, METOK
 
 PRUNE, EVICT = 2, 3
 # Tokens whose keys and values a chunked prefill may set aside until its end, outside of the pool.
@@ -26,32 +27,43 @@ MOST_SET_ASIDE = 2048
 @dataclass(frozen=True)
 class Pruning:
     """What a request wants of stages 2 and 3. `key_share` is the part of a video's tokens that
-    belongs to key events if its events were equally long."""
+    belongs to key events if its events were equally long.
+
+    `fastv_keep` is set where FastV's rule works instead: that share stays from the first boundary
+    on, in decoding too.
+    """
 
     stages: tuple[int, ...]
     keep_ratio: Fraction
     decode_keep: Fraction
     key_share: Fraction
+    fastv_keep: Fraction | None = None
 
     @classmethod
     def of(cls, config: METokConfig, share: Fraction) -> Pruning:
         """The wishes in a configuration, shares read as the decimals that users write."""
-        stages = tuple(stage for stage in config.stages if stage in (PRUNE, EVICT))
         keep, decode = Fraction(repr(config.keep_ratio)), Fraction(repr(config.decode_keep))
+        if config.rule == FASTV:
+            return cls((PRUNE,), keep, decode, share, Fraction(repr(config.rule_keep)))
+        own = config.stages if config.rule == METOK else ()
+        stages = tuple(stage for stage in own if stage in (PRUNE, EVICT))
         return cls(stages, keep, decode, share)
 
     def counts(self, tokens: int) -> VideoCounts:
         """Visual tokens of a video that enters the decoder with `tokens`, stage by stage."""
         ran = (tokens,) * NUM_STAGES
-        if PRUNE in self.stages:
+        if PRUNE in self.stages and self.fastv_keep is not None:
+            kept = math.ceil(self.fastv_keep * tokens)
+            ran = (tokens, kept, kept, kept)
+        elif PRUNE in self.stages:
             key, other = self.key_share * tokens, (1 - self.key_share) * tokens
             first = math.ceil(self.keep_ratio * (key + other / 2))
             second = math.ceil(self.keep_ratio * self.keep_ratio * key)
             ran = (tokens, first, second, 0)
         held = ran
         if EVICT in self.stages:
-            kept = [math.ceil(self.decode_keep * n) for n in ran[1:3]]
-            held = (tokens, kept[0], kept[1], 0)
+            stay = [math.ceil(self.decode_keep * n) for n in ran[1:3]]
+            held = (tokens, stay[0], stay[1], 0)
         return VideoCounts(ran, held)
 
 
@@ -79,7 +91,8 @@ class PromptPlan:
     """Stages 2 and 3 of one request.
 
     A prompt that does not fit one step is prefilled in chunks: then nothing is pruned, and what
-    stage 3 evicts goes at the end (`one_step` is False).
+    stage 3 evicts goes at the end (`one_step` is False). `fastv`: the prompt's last token alone
+    ranks, and a video is one event.
     """
 
     prompt_tokens: int
@@ -87,6 +100,7 @@ class PromptPlan:
     one_step: bool
     prunes: bool
     evicts: bool
+    fastv: bool = False
 
     @classmethod
     def of(
@@ -111,11 +125,12 @@ class PromptPlan:
         for key, start, tokens, wishes in sorted(videos, key=lambda video: video[1]):
             prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
             keep = wishes.decode_keep if one_step else Fraction(0)
-            wishes = Pruning(stages, wishes.keep_ratio, keep, wishes.key_share)
+            wishes = replace(wishes, stages=stages, decode_keep=keep)
             spans.append(VideoSpan(key, start, prunable, wishes.counts(prunable)))
         if not one_step and _set_aside(spans, prompt_tokens, step_tokens) > MOST_SET_ASIDE:
             return None
-        return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages)
+        fastv = videos[0][3].fastv_keep is not None
+        return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages, fastv)
 
     @cached_property
     def prefill_dropped(self) -> tuple[int, ...]:
@@ -150,8 +165,9 @@ class PromptPlan:
 
     @property
     def query_rows(self) -> int:
-        """Tokens after the last video: the rows whose attention scores the visual tokens."""
-        return self.prompt_tokens - self.last_visual
+        """The prompt's last rows whose attention scores the visual tokens: those after the last
+        video, or FastV's single one."""
+        return 1 if self.fastv else self.prompt_tokens - self.last_visual
 
     def slots(self, stage: int, num_tokens: int) -> int:
         """Cache slots that a stage needs for the first `num_tokens` tokens of the request."""

@@ -91,7 +91,9 @@ class Selection:
         for prompt in step.selecting():
             videos = []
             for span in prompt.plan.videos:
-                events = events_of(span.key) or _one_event(span.tokens, device)
+                # FastV selects among all tokens of a video.
+                known = None if prompt.plan.fastv else events_of(span.key)
+                events = known or _one_event(span.tokens, device)
                 event_N = events.event_N[: span.tokens]
                 assert len(event_N) == span.tokens
                 unscored = torch.empty(0, device=device)
@@ -110,7 +112,7 @@ class Selection:
         rows = self.step.num_rows[stage]
         if rows == self.step.num_rows[stage - 1]:
             return None
-        before = self._rows(self.step.pruned(), stage - 1)
+        before = self._rows([prompt for prompt, _ in self._losing(stage)], stage - 1)
         keep = torch.ones(self.step.num_rows[stage - 1], dtype=torch.bool, device=self.device)
         keep[before] = False
         if stage < 3:
@@ -133,11 +135,15 @@ class Selection:
         count = [torch.full((1,), n, dtype=torch.int64, device=self.device) for n in wanted]
         return row_N[event_topk(score_N, video_N, torch.cat(count), sum(wanted))]
 
+    def _losing(self, stage: int) -> list[tuple[StagedPrompt, list[_Video]]]:
+        """Prompts that lose rows at the entry of `stage`."""
+        return [(p, videos) for p, videos in self.prompts if p.rows[stage] < p.rows[stage - 1]]
+
     def _narrow(self, stage: int) -> Tensor:
-        """Kept among the pruned prompts' visual tokens, as one index [M]; updates the videos."""
+        """Kept among these prompts' visual tokens, as one index [M]; updates the videos."""
         events, counts, scores, totals = [], [], [], []
         first = 0
-        videos = [v for prompt, of_prompt in self.prompts if prompt.plan.prunes for v in of_prompt]
+        videos = [video for _, of_prompt in self._losing(stage) for video in of_prompt]
         for video in videos:
             key_E = video.events.key_E
             size_E = torch.zeros(len(key_E), dtype=torch.int64, device=self.device)

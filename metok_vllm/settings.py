@@ -14,8 +14,11 @@ T = TypeVar("T")
 
 
 def setting(default: Any, text: str) -> Any:
-    """A dataclass field with its default and the one line that `--help` shows."""
-    return dataclasses.field(default=default, metadata={"help": text})
+    """A dataclass field with its default and the one line that `--help` shows.
+
+    What has no default may be a mapping, which has no hash.
+    """
+    return dataclasses.field(default=default, hash=default is not None, metadata={"help": text})
 
 
 def help_of(field: dataclasses.Field[Any]) -> str:

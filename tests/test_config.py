@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.config import PRESETS, REQUEST_FIELDS, METokConfig
+from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.errors import ConfigError
+from metok_vllm.presets import PRESETS
 
 
 def test_layers_rise_from_file_to_environment_to_flags(tmp_path: Path) -> None:
@@ -77,6 +78,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"pruning_layers": "3"}, "pruning_layers"),
     ({"keep_ratio": 0}, "keep_ratio"),
     ({"decode_keep": -0.1}, "decode_keep"),
+    ({"rule": "evss"}, "rule"),
+    ({"rule": 1}, "rule"),
+    ({"rule": None}, "rule"),
+    ({"rule_keep": 0}, "rule_keep"),
+    ({"rule_keep": 1.01}, "rule_keep"),
+    ({"rule_keep": "0.5"}, "rule_keep"),
+    ({"rule_keep": True}, "rule_keep"),
+    ({"rule_keep": float("nan")}, "rule_keep"),
     ({"alignment_mode": "maybe"}, "alignment_mode"),
     ({"alignment_model": 3}, "alignment_model"),
     ({"feature_cache_bytes": -1}, "feature_cache_bytes"),
@@ -138,6 +147,45 @@ def test_a_request_may_leave_stages_out() -> None:
             METokConfig().for_request({"stages": stages})
 
 
+def test_a_request_may_choose_another_rule() -> None:
+    server = METokConfig.load({"rule_keep": 0.1}, environ={"METOK_RULE": "evs"})
+    assert (server.rule, server.rule_keep, server.running_stages) == ("evs", 0.1, ())
+    assert METokConfig().for_request({"rule": "random", "rule_keep": 1}).encoder_rule
+    assert server.for_request({"rule_keep": 0.4}).rule_keep == 0.4
+    back = server.for_request({"rule": "metok"})
+    assert (back.encoder_rule, back.running_stages) == (False, (1, 2, 3))
+    assert server.for_request({"preset": "max"}).rule == "metok"
+    off = server.for_request({"enabled": False})
+    assert (off.compresses, off.encoder_rule, off.running_stages) == (False, False, ())
+
+
+def test_the_stages_of_a_request_do_not_matter_to_a_rule_in_the_encoder() -> None:
+    config = METokConfig(stages=(1,)).for_request({"rule": "vidcom2", "stages": []})
+    assert config.compresses
+    assert not METokConfig().for_request({"stages": []}).compresses
+
+
+def test_rule_keep_needs_another_rule() -> None:
+    for server in (METokConfig(), METokConfig(rule_keep=0.5)):
+        for values in ({"rule_keep": 0.5}, {"rule": "metok", "rule_keep": 0.5}):
+            with pytest.raises(ConfigError, match=r"rule_keep 0\.5 needs another rule") as caught:
+                server.for_request(values)
+            assert caught.value.field == "rule_keep"
+
+
+def test_fastv_works_where_stage_2_does() -> None:
+    assert METokConfig(stages=(2,)).for_request({"rule": "fastv"}).compresses
+    for server, values in (
+        (METokConfig(stages=(1,)), {"rule": "fastv"}),
+        (METokConfig(), {"rule": "fastv", "stages": [1, 3]}),
+    ):
+        with pytest.raises(ConfigError, match="'fastv' needs stage 2") as caught:
+            server.for_request(values)
+        assert caught.value.field == "rule"
+    with pytest.raises(ConfigError, match="'fastv' needs stage 2"):
+        METokConfig.load({"rule": "fastv", "stages": [3]}, environ={})
+
+
 def test_off_and_on_at_once_is_refused_and_names_are_never_mixed_up() -> None:
     with pytest.raises(ConfigError, match="contradicts"):
         METokConfig().for_request({"preset": "off", "enabled": True})
@@ -161,3 +209,39 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigError, match="configuration file"):
         METokConfig.load(config_file=file, environ={})
+
+
+def test_a_servers_own_presets_come_before_the_papers(tmp_path: Path) -> None:
+    file = tmp_path / "metok.yaml"
+    file.write_text(
+        "pruning_layers: [3, 6, 9]\n"
+        "presets:\n  balanced: {keep_ratio: 0.9}\n  max: {decode_keep: 0.5, stages: [2, 3]}\n"
+    )
+    server = METokConfig.load(config_file=file, environ={})
+    assert (server.preset, server.keep_ratio, server.pruning_layers) == ("balanced", 0.9, (3, 6, 9))
+    assert METokConfig.from_dict(server.to_dict()) == server
+    asked = server.for_request({"preset": "max"})
+    assert (asked.decode_keep, asked.keep_ratio, asked.stages) == (0.5, 0.76, (2, 3))
+    # A preset without values of its own is the paper's.
+    assert server.for_request({"preset": "quality"}).key_frames_per_event == 8
+    explicit = METokConfig.load({"keep_ratio": 0.6}, file, environ={})
+    assert explicit.keep_ratio == 0.6
+    assert METokConfig.load({"preset": "max"}, file, environ={}).decode_keep == 0.5
+    with pytest.raises(ConfigError, match="fixed when the server starts"):
+        server.for_request({"presets": {}})
+
+
+@pytest.mark.parametrize(
+    ("presets", "message"),
+    [
+        ([], r"must map quality, balanced, max to their values, got \[\]"),
+        ({"max": 3}, "must map quality, balanced, max"),
+        ({"fast": {}}, "may have quality, balanced, max; got 'fast'"),
+        ({"off": {}}, "may have quality, balanced, max; got 'off'"),
+        ({"max": {"pruning_layers": [1, 2, 3]}}, "got 'pruning_layers'"),
+        ({"max": {"keep_ratio": 2}}, r"keep_ratio must be in \(0, 1\], got 2"),
+    ],
+)
+def test_presets_are_checked(presets: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        METokConfig.from_dict({"presets": presets})

@@ -43,6 +43,13 @@ def test_a_dense_request_counts_as_off() -> None:
     assert value("metok_visual_tokens_total", point="stage1") == stage1
 
 
+def test_a_request_of_another_rule_counts_under_its_name() -> None:
+    before = [value("metok_requests_total", preset=name) for name in ("evs", "balanced", "off")]
+    metrics.count_request(RequestPlan("balanced", (), "none", (VIDEO,), "evs"))
+    after = [value("metok_requests_total", preset=name) for name in ("evs", "balanced", "off")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("stages", "step_tokens", "stage2", "stage3"),
     [

@@ -14,6 +14,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.layers import NUM_STAGES
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
 from metok_vllm.prompt_plan import PromptPlan, Pruning, key_share
+from metok_vllm.rules import ENCODER_RULES
 from tests.reference.pruning import planned_tokens
 
 KEEP = Fraction("0.76")
@@ -124,6 +125,18 @@ class TestCounts:
         counts = Pruning.of(config, Fraction(1)).counts(encoded)
         assert counts.ran[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
 
+    @given(tokens=st.integers(1, 500), share=hundredths)
+    def test_fastv_drops_once_and_holds_what_it_ran_on(self, tokens: int, share: float) -> None:
+        config = METokConfig(rule="fastv", rule_keep=share, decode_keep=0.5)
+        counts = Pruning.of(config, Fraction(1, 2)).counts(tokens)
+        kept = -(-Fraction(repr(share)) * tokens // 1)
+        assert counts.ran == counts.held == (tokens, kept, kept, kept)
+
+    @pytest.mark.parametrize("rule", ENCODER_RULES)
+    def test_a_rule_in_the_encoder_leaves_the_decoder_alone(self, rule: str) -> None:
+        pruning = Pruning.of(METokConfig(rule=rule, decode_keep=0.5), Fraction(1, 2))
+        assert PromptPlan.of(120, [("a", 10, 100, pruning)], 120) is None
+
 
 class TestSlots:
     @given(plans())
@@ -205,6 +218,19 @@ class TestOnePrompt:
         assert evicted is not None
         assert (pruned.needs_scores, kept.needs_scores) == (True, True)
         assert not evicted.needs_scores
+
+    def test_fastv_asks_the_last_token_alone_and_evicts_nothing(self) -> None:
+        pruning = Pruning.of(METokConfig(rule="fastv"), Fraction(1))
+        made = PromptPlan.of(300, [("a", 10, 100, pruning), ("b", 150, 101, pruning)], 300)
+        assert made is not None
+        assert made.query_rows == 1
+        assert (made.prunes, made.evicts, made.needs_scores) == (True, False, True)
+        assert made.visual_tokens() == made.visual_tokens(held=True) == (201, 51, 51, 51)
+        assert made.prefill_dropped == made.decode_dropped == (0, 150, 150, 150)
+        last = PromptPlan.of(111, [("a", 10, 101, pruning)], 111)
+        assert last is not None
+        assert (last.visual_tokens(), last.query_rows) == ((100, 25, 25, 25), 1)
+        assert PromptPlan.of(300, [("a", 10, 100, pruning)], 299) is None
 
 
 class TestNoPlan:

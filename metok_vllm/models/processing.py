@@ -30,6 +30,7 @@ from metok_vllm.models import request as wire
 from metok_vllm.models.query import USER_TURN, QueryFinder
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
 from metok_vllm.prompt_plan import Pruning, key_share
+from metok_vllm.rules import METOK
 
 logger = init_logger("vllm.metok")
 
@@ -87,10 +88,12 @@ class MetokProcessorMixin:
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
 
-        source = "none"
-        if config.enabled and config.stages:
+        source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
+        if config.running_stages:
             query, source = (asked, USER_TURN) if asked else self.query_finder.find(inputs.prompt)
-            payload = wire.selection_payload(config, self._query_ids(query))
+            query_ids = self._query_ids(query)
+        if config.compresses:
+            payload = wire.selection_payload(config, query_ids)
             kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload}
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
         keyed.hf_processor_mm_kwargs = kwargs
@@ -118,7 +121,6 @@ class MetokProcessorMixin:
         keys: Sequence[str],
         places: Sequence[Any],
     ) -> RequestPlan:
-        stages = config.stages if config.enabled else ()
         grid = self.info.metok_grid
         plans = []
         for index, (key, place) in enumerate(zip(keys, places, strict=True)):
@@ -133,10 +135,13 @@ class MetokProcessorMixin:
                     dense_tokens(frames, grid),
                     place.length,
                     place.offset,
-                    Pruning.of(config, key_share(frames, grid, config)) if stages else None,
+                    Pruning.of(config, key_share(frames, grid, config))
+                    if config.compresses
+                    else None,
                 )
             )
-        return RequestPlan(config.preset if config.enabled else "off", stages, source, tuple(plans))
+        preset, rule = (config.preset, config.rule) if config.enabled else ("off", METOK)
+        return RequestPlan(preset, config.running_stages, source, tuple(plans), rule)
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)

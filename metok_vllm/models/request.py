@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.prompt_plan import EVICT, PRUNE, Pruning
+from metok_vllm.rules import METOK
 
 FIELD = "metok_request"
 # Whether and by which preset is decided; what remains of a request's settings is what was decided.
@@ -33,7 +34,10 @@ class EncodeRequest:
 
 def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
     """All that decides what is selected of a video, canonical: it is part of every cache key."""
-    settings = {name: getattr(config, name) for name in SELECTION_FIELDS}
+    if config.rule != METOK:  # nothing else is read, and the question does not matter
+        settings = {"rule": config.rule, "rule_keep": config.rule_keep, "query_ids": []}
+        return json.dumps(settings, sort_keys=True)
+    settings = {name: getattr(config, name) for name in SELECTION_FIELDS - {"rule_keep"}}
     if PRUNE not in config.stages:
         del settings["keep_ratio"]
     if EVICT not in config.stages:

@@ -1,7 +1,8 @@
 """Stage 1 in the encoder: one video's frames in, packed visual tokens out.
 
 Without stage 1 the tokens are the model's own dense ones; events are found all the same, because
-stage 2 selects inside them.
+stage 2 selects inside them. A request may choose another rule in place of METok: that one is given
+the dense tokens, and there are no events.
 
 Frames go through the vision tower once, in chunks; of a chunk only its pooled tokens, its frame
 means and its image embeddings stay, so memory is bounded by `encoder_chunk_frames` and by the
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, renormalise
-from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, pooled_length
+from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, kept_tokens, pooled_length
 from metok_vllm.config import METokConfig
 from metok_vllm.devices import tensor_on, to_host
 from metok_vllm.events import EventMap, analyse
@@ -29,6 +30,8 @@ from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_fra
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stopwatch import Stopwatch
 from metok_vllm.pruning import TokenEvents
+from metok_vllm.rules import FASTV, METOK
+from metok_vllm.rules.encoder import compress as compress_by_rule
 
 LEAST_REMEMBERED = 1024
 
@@ -71,6 +74,8 @@ class Stage1Encoder:
 
     def encode(self, pixels_TCHW: Tensor, newline_D: Tensor, request: EncodeRequest) -> Tensor:
         """Visual tokens [N1, D] of one video; the events stay readable under `request.key`."""
+        if request.config.rule != METOK:
+            return self._encode_by_rule(pixels_TCHW, newline_D, request)
         watch = Stopwatch(pixels_TCHW.device)
         config = request.config
         text_D = self._embed_query(request)
@@ -148,6 +153,18 @@ class Stage1Encoder:
             "event_relevance": events.event_relevance_E.tolist(),
             "event_key": events.key_E.tolist(),
         }
+
+    def _encode_by_rule(
+        self, pixels_TCHW: Tensor, newline_D: Tensor, request: EncodeRequest
+    ) -> Tensor:
+        """Visual tokens [N, D] by another rule than METok's."""
+        rule, frames = request.config.rule, len(pixels_TCHW)
+        chunks = pixels_TCHW.split(self.config.encoder_chunk_frames)
+        seen = (self.project(self.see(chunk_TCHW)) for chunk_TCHW in chunks)
+        x_TPD = torch.cat([pool_frames(x, self.grid, DENSE_STRIDE) for x in seen])
+        share = 1 if rule == FASTV else request.config.rule_keep
+        keep = kept_tokens(frames, self.grid, share)
+        return compress_by_rule(rule, x_TPD, newline_D.to(x_TPD.dtype), keep, request.key)
 
     def _embed_query(self, request: EncodeRequest) -> Tensor | None:
         if self.towers is None or not request.query_ids:

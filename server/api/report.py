@@ -64,7 +64,7 @@ def metok_report(
     """
     layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
     dense_prompt = prompt_tokens - encoded + plan.dense_tokens
-    on = bool(plan.stages)
+    on = plan.name != "off"
     held = visual_tokens_by_stage(encoded, prompt_plan, held=True)
     kind = prefill_kind(plan, prompt_tokens, engine.step_tokens)
     events = [
@@ -73,7 +73,8 @@ def metok_report(
         for event in video_events(index, video, worker_entry(workers, video.key))
     ]
     return {
-        "preset": plan.preset if on else "off",
+        "preset": plan.name,
+        "rule": plan.rule,
         "stages": list(plan.stages),
         "query_source": plan.query_source,
         "fallback": fallback,

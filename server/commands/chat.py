@@ -24,7 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from metok_vllm.config import PRESETS
+from metok_vllm.presets import PRESETS
 from metok_vllm.server.commands.console import CommandError, err, out, write, write_json
 from metok_vllm.server.commands.savings import events_line, savings_table, unpruned_line
 

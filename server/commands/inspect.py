@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from metok_vllm.config import PRESETS, METokConfig
+from metok_vllm.config import METokConfig
 from metok_vllm.config_checks import ALIGNMENT_MODES
 from metok_vllm.errors import ConfigError
+from metok_vllm.presets import PRESETS
 from metok_vllm.server.commands.console import CommandError, err, out, write_json
 from metok_vllm.server.commands.savings import share_saved
 

@@ -1,0 +1,70 @@
+"""FastV by the naive decoder: one prompt, full attention matrices, tokens dropped once.
+
+Chen et al. 2024, arXiv 2403.06764. Shapes: N prompt tokens, P tokens present in a layer, S new
+tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tests.reference.decoder import Generated, LanguageModel, Prefill, Video, run_layer
+from tests.reference.stage1 import exact
+
+
+def video_at(start: int, tokens: int, share: float, prompt_length: int) -> Video:
+    """A video of one event, of which `share` stays from the first boundary on."""
+    droppable = tokens - (start + tokens == prompt_length)
+    kept = math.ceil(exact(share) * droppable)
+    return Video(start, [0] * tokens, [True], [0.0], (droppable, kept, kept, kept))
+
+
+class FastVPrefill(Prefill):
+    """Ranks by the prompt's last token and drops nothing after the first boundary."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        embeds_ND: Tensor,
+        videos: Sequence[Video],
+        boundaries: tuple[int, int, int],
+    ) -> None:
+        super().__init__(model, embeds_ND, videos, boundaries)
+        self.question = [len(embeds_ND) - 1]
+
+    def _enter(
+        self, entry: int, attention_HPP: Tensor, present: Sequence[int], prune: bool
+    ) -> None:
+        if entry == 0:
+            super()._enter(entry, attention_HPP, present, prune)
+        else:
+            self.kept.append(self.kept[-1])
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel,
+    embeds_ND: Tensor,
+    videos: Sequence[Video],
+    boundaries: tuple[int, int, int],
+    new_tokens: int,
+) -> Generated:
+    """Greedy answer to one prompt, given as embeddings with the visual rows in place."""
+    prefill = FastVPrefill(model, embeds_ND, videos, boundaries)
+    hidden_PD = prefill.run(prune=True)
+    tokens: list[int] = []
+    rows_V: list[Tensor] = []
+    for step in range(new_tokens):
+        logits_V = model.lm_head(model.decoder.norm(hidden_PD[-1])).float()
+        rows_V.append(torch.log_softmax(logits_V, dim=-1))
+        tokens.append(int(logits_V.argmax()))
+        hidden_PD = model.decoder.embed_tokens(torch.tensor(tokens[-1:]))
+        for layer in range(len(model.decoder.layers)):
+            position = [len(embeds_ND) + step]
+            hidden_PD, _ = run_layer(model, layer, hidden_PD, position, None, prefill.cache)
+    kept, scores, held = prefill.kept, prefill.scores, prefill.held
+    return Generated(tokens, torch.stack(rows_V), kept, scores, held, prefill.margin)
