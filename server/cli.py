@@ -28,6 +28,10 @@ COMMANDS = {
         "serve the demo model and compare dense with METok",
     ),
     "bench": ("metok_vllm.server.commands.bench", "throughput and latency under load"),
+    "calibrate": (
+        "metok_vllm.server.commands.calibrate",
+        "find the layers at which a model can lose its visual tokens",
+    ),
 }
 SERVE_HELP = "vLLM's OpenAI server with METok (takes every flag of `vllm serve`)"
 
@@ -77,9 +81,8 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metok", description="Questions about long videos, answered with fewer tokens."
     )
-    parser.add_argument(
-        "--version", action="version", version=f"metok-vllm {metadata.version('metok-vllm')}"
-    )
+    version = f"metok-vllm {metadata.version('metok-vllm')}"
+    parser.add_argument("-V", "--version", action="version", version=version)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help=SERVE_HELP)
     for name, (module, help_text) in COMMANDS.items():

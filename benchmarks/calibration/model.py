@@ -1,0 +1,172 @@
+"""The model to calibrate: a LLaVA-OneVision checkpoint in Hugging Face, and its prompts.
+
+Real weights, processor and chat template; frames as the server's reader samples them, visual tokens
+and events from the server's own encoder (`metok_vllm.models.stage1`).
+
+Shape suffixes: T frames, C channels, H height, W width, P patches, D features, N tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, text_window
+from metok_vllm.benchmarks.calibration.decoder import Decoder
+from metok_vllm.benchmarks.calibration.whole import Prompt
+from metok_vllm.compat import ensure_torchvision_ops
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
+from metok_vllm.models.request import EncodeRequest
+from metok_vllm.models.stage1 import Stage1Encoder
+
+FAMILY = "llava_onevision"
+KEY = "calibrated"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class CalibratedModel:
+    """Model, processor and configuration; `config` is what the server would be started with."""
+
+    model: Any
+    processor: Any
+    config: METokConfig
+    towers: AlignmentTowers | None = None
+
+    @classmethod
+    def load(
+        cls, path: str, config: METokConfig, device: str = "cpu", dtype: str = "float32"
+    ) -> CalibratedModel:
+        """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
+        ensure_torchvision_ops()
+        from transformers import AutoConfig, AutoProcessor, LlavaOnevisionForConditionalGeneration
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        try:
+            kind = AutoConfig.from_pretrained(path).model_type
+            if kind != FAMILY:
+                raise ConfigError(
+                    f"metok calibrate knows LLaVA-OneVision checkpoints ({FAMILY}), got {kind!r}",
+                    "model",
+                )
+            processor = AutoProcessor.from_pretrained(path)
+            model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+                path, dtype=DTYPES[dtype], output_loading_info=True
+            )
+        except ConfigError:
+            raise
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"the model cannot be loaded: {reason}", "model") from error
+        # Transformers would go on with random numbers in their place.
+        if info["missing_keys"]:
+            names = ", ".join(sorted(info["missing_keys"])[:3])
+            raise ConfigError(f"the checkpoint lacks weights of the model: {names}", "model")
+        towers = None
+        if config.alignment_model is not None and config.alignment_mode != "none":
+            towers = AlignmentTowers.load(config.alignment_model, device, DTYPES[dtype])
+            if config.alignment_mode == "shared":
+                towers.share_vision(model.config)
+        return cls(model.to(device).eval().requires_grad_(False), processor, config, towers)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder, layer by layer."""
+        return Decoder(self.model)
+
+    @property
+    def text_config(self) -> Any:
+        return self.model.config.text_config
+
+    @property
+    def grid(self) -> int:
+        """Patches a side of a frame."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        found = self.model.generation_config.eos_token_id
+        return frozenset([found] if isinstance(found, int) else found or [])
+
+    def prompt(
+        self, frames_THWC: NDArray[np.uint8], question: str, stages: tuple[int, ...]
+    ) -> Prompt:
+        """The chat prompt with the video's tokens in place, with stage 1 or dense."""
+        pixels_TCHW = self._pixels(frames_THWC)
+        request = EncodeRequest(KEY, self.config.updated({"stages": stages}), self._query(question))
+        visual_ND = self.encoder.encode(pixels_TCHW, self.model.model.image_newline, request)
+        events = self.encoder.token_events(KEY)
+        assert events is not None
+        ids = self._ids(question)
+        start = ids.index(self.model.config.video_token_id)
+        before, after = self.decoder.embed(ids[:start]), self.decoder.embed(ids[start + 1 :])
+        embeds_ND = torch.cat([before, visual_ND.to(before.dtype), after])
+        # A video that ends the prompt leaves its last token to the text: the plan sees to that.
+        return Prompt(embeds_ND, start, len(visual_ND), len(frames_THWC), events, stages)
+
+    @cached_property
+    def encoder(self) -> Stage1Encoder:
+        """The server's encoder on this model's own vision tower and projector."""
+        video = self.processor.video_processor
+        size = self.model.config.vision_config.image_size
+        pixels = Normalisation.of(video.image_mean, video.image_std, size)
+        project = self.model.model.multi_modal_projector
+        return Stage1Encoder(self.config, self._see, project, self.grid, pixels, self.towers)
+
+    def _ids(self, question: str) -> list[int]:
+        content = [{"type": "video"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        ids = self.processor.tokenizer(text)["input_ids"]
+        count = ids.count(self.model.config.video_token_id)
+        if count != 1:
+            raise ConfigError(
+                f"the chat template must place one video, it placed {count} in {text[:200]!r}",
+                "model",
+            )
+        return list(ids)
+
+    def _pixels(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
+        frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)
+        pixels: Tensor = self.processor.video_processor(
+            videos=[frames_TCHW], do_sample_frames=False, return_tensors="pt"
+        )["pixel_values_videos"][0]
+        return pixels.to(self.model.device, self.model.dtype)
+
+    def _see(self, pixels_TCHW: Tensor) -> Tensor:
+        """Patch features before the projector, [T, P, vision width]."""
+        config = self.model.config
+        tower = self.model.model.vision_tower
+        hidden = tower(pixels_TCHW, output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        seen_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
+        return seen_TPD[:, 1:] if config.vision_feature_select_strategy == "default" else seen_TPD
+
+    def _query(self, question: str) -> tuple[tuple[int, ...], ...]:
+        if self.towers is None:
+            return ()
+        tokenizer, window = self._query_tokenizer
+        return tuple(
+            tuple(row) for row in encode_query(tokenizer, question, length=window).tolist()
+        )
+
+    @cached_property
+    def _query_tokenizer(self) -> tuple[Any, int]:
+        from transformers import AutoTokenizer
+
+        assert self.config.alignment_model is not None
+        path = self.config.alignment_model
+        return AutoTokenizer.from_pretrained(path), text_window(path)
