@@ -12,25 +12,21 @@ import io
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
-import av
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
+
+from metok_vllm.benchmarks.mp4 import Picture, encode_mp4
 
 ClipKind = Literal["cuts", "static", "noise"]
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
 SCENES = (4, 9)  # in a clip with cuts, the last excluded
 PATCHES = (6, 8)  # colours of a scene, down and across
 NOISE_BLOCK = 8  # pixels; finer noise would make a video of megabytes
-# One thread and no B-frames: the same bytes on any number of cores, and quick to write.
-ENCODER = {"preset": "veryfast", "crf": "28", "bf": "0", "threads": "1"}
-
-Picture = npt.NDArray[np.uint8]
+ENCODER = {"preset": "veryfast", "crf": "28"}
 
 
 @dataclass(frozen=True)
@@ -61,20 +57,7 @@ def video_bytes(clip: Clip) -> bytes:
 
 def encode(clip: Clip) -> bytes:
     """The clip as H.264 in an mp4."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=clip.fps, options=ENCODER)
-        stream.width, stream.height = clip.width, clip.height
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = Fraction(1, clip.fps)
-        for number, picture_HWC in enumerate(pictures(clip)):
-            frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")
-            # Converted by the encoder, the same picture now and then gave other bytes.
-            frame = frame.reformat(format=stream.pix_fmt)
-            frame.pts, frame.time_base = number, Fraction(1, clip.fps)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
-    return file.getvalue()
+    return encode_mp4(pictures(clip), clip.fps, clip.width, clip.height, ENCODER)
 
 
 def pictures(clip: Clip) -> Iterator[Picture]:

@@ -1,0 +1,30 @@
+"""`python -m metok_vllm.benchmarks.eventqa`: write a folder of event-QA clips with questions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from metok_vllm.benchmarks.eventqa.clips import QUESTIONS_FILE, write_folder
+from metok_vllm.benchmarks.eventqa.questions import KINDS
+from metok_vllm.benchmarks.eventqa.world import SPLITS
+
+
+def main() -> None:
+    """Write what the arguments say."""
+    parser = argparse.ArgumentParser(prog="metok_vllm.benchmarks.eventqa", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--videos", type=int, default=25, help="clips, one question of each kind")
+    parser.add_argument("--frames", type=int, default=32, help="frames of each clip, 2 a second")
+    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    chosen = parser.parse_args()
+    told = write_folder(
+        chosen.out, chosen.videos, chosen.frames, chosen.split, chosen.seed, tuple(chosen.kinds)
+    )
+    print(f"wrote {chosen.videos} clips and {len(told)} questions ({QUESTIONS_FILE})")
+
+
+if __name__ == "__main__":
+    main()

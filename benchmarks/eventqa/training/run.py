@@ -1,0 +1,71 @@
+"""What all phases of one training run share, and where they leave off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metok_vllm.benchmarks.eventqa.training.lessons import BEFORE
+from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
+from metok_vllm.benchmarks.eventqa.training.stepping import LossOf, Phase, train
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How long each phase is."""
+
+    towers: int = 1400
+    shapes: int = 600
+    names: int = 450
+    places: int = 600
+    projector: int = 300
+    frames: int = 600
+    length: int = 400
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """Events drawn for the towers and for the decoder, and whole films."""
+
+    tower_events: int = 12_000
+    bank_events: int = 4_000
+    films: int = 240
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run lives, its seed, tokenizers and amounts."""
+
+    sizes: Sizes
+    folder: Path
+    seed: int
+    chat: Any
+    words: Any
+    ids: dict[str, int]
+    steps: Steps
+    amounts: Amounts = Amounts()
+
+    @property
+    def before(self) -> Tensor:
+        """Token ids in front of the video."""
+        return torch.tensor(self.chat.encode(BEFORE).ids[:-1])
+
+    def phase(
+        self, phase: Phase, modules: Mapping[str, nn.Module], prepare: Callable[[], LossOf]
+    ) -> None:
+        """Run a phase to its end unless it was; `modules` are then as it left them.
+
+        `prepare` gives the loss; what it needs is drawn only if there is something to train.
+        """
+        path = self.folder / f"{phase.name}.pt"
+        if not path.exists() or torch.load(path, weights_only=True)["step"] < phase.steps:
+            train(phase, modules, prepare(), self.folder, self.seed)
+        state = torch.load(path, weights_only=True)["modules"]
+        for name, module in modules.items():
+            module.load_state_dict(state[name])
+            module.eval()
