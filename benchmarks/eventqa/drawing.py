@@ -199,7 +199,8 @@ def _star(x: Array, y: Array) -> Array:
     angle = np.arctan2(x, -y)
     fifth = np.float32(2 * np.pi / 5)
     lobe = np.abs(angle - fifth * np.round(angle / fifth)) / (fifth / 2)
-    distance: Array = np.hypot(x, y) - (np.float32(1.1) - np.float32(0.7) * lobe)
+    reach = (np.float32(1.1) - np.float32(0.7) * lobe).astype(np.float32)
+    distance: Array = np.hypot(x, y) - reach
     return distance * np.float32(0.6)
 
 

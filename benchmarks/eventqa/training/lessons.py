@@ -23,7 +23,7 @@ from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, Scene
 
 BEFORE = "<|im_start|>user <video>"
 IGNORED = -100
-PRACTICE: tuple[Kind, ...] = (*KINDS, "exists", "order", "exists", "list")
+PRACTICE: tuple[Kind, ...] = (*KINDS, "exists", "order", "order", "count")
 
 
 @dataclass(frozen=True)
