@@ -1,8 +1,10 @@
-"""`metok bench`: throughput and latency under load, of one server or of two in turn.
+"""`metok bench`: throughput and latency under load, of one server or of two in turn; or, with
+`--quality`, what METok's presets do to the answers.
 
 metok bench --checkpoint cpu-reference --frames 8 64 --max-concurrency 1 8
 metok bench --base-url http://localhost:8000 --frames 64 --request-rate 0.5
 metok bench compare before/result.json after/result.json
+metok bench --quality FOLDER --model MODEL --frames 32
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from metok_vllm.benchmarks.throughput.run import Cell
 
 RESULT, ROWS = "result.json", "rounds.csv"
+UNTRAINED = "the weights are untrained: answers say how near two engines compute, no more"
 # Cells of one sweep must not share a text or picture that a server has cached.
 SEEDS_APART = 1000
 
@@ -38,7 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure, or compare two results. Raises CommandError for what the user can put right."""
     if arguments.action == "compare":
         return _compare(arguments)
-    return _measure(arguments)
+    bench_options.check(arguments)
+    return _measure(arguments) if arguments.quality is None else _quality(arguments)
 
 
 def _measure(arguments: argparse.Namespace) -> int:
@@ -50,9 +54,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     from metok_vllm.benchmarks.throughput.run import experiment
     from metok_vllm.benchmarks.throughput.workloads import workload
 
-    bench_options.check(arguments)
     sweep, settings = bench_options.sweep(arguments), bench_options.workload_settings(arguments)
-    folder = Path(arguments.result_dir or time.strftime("metok-bench-%Y%m%d-%H%M%S"))
+    folder = _result_folder(arguments)
     configuration = bench_options.recorded(arguments)
     cells: list[Cell] = []
 
@@ -74,8 +77,42 @@ def _measure(arguments: argparse.Namespace) -> int:
     except (EndpointError, WarmUpError) as error:
         raise CommandError(str(error)) from error
     if arguments.checkpoint is not None:
-        complain("the weights are untrained: answers say how near two engines compute, no more")
+        complain(UNTRAINED)
     return _show(result, folder)
+
+
+def _quality(arguments: argparse.Namespace) -> int:
+    from metok_vllm.benchmarks.quality.command import Plan, read_cells
+    from metok_vllm.benchmarks.quality.command import run as measure_quality
+    from metok_vllm.benchmarks.quality.harness import CONCURRENCY
+    from metok_vllm.benchmarks.quality.settings import presets
+    from metok_vllm.benchmarks.quality.source import opened
+    from metok_vllm.benchmarks.throughput.endpoint import EndpointError
+
+    settings = presets(arguments.presets)
+    cells, chance = read_cells([arguments.quality], arguments.frames, lambda _: settings)
+    if arguments.checkpoint not in (None, "demo"):
+        complain(UNTRAINED)
+    try:
+        with opened(bench_options.quality_source(arguments)) as (serve, geometry):
+            plan = Plan(
+                cells,
+                chance,
+                _result_folder(arguments),
+                geometry,
+                (arguments.max_concurrency or [CONCURRENCY])[0],
+                arguments.seed,
+                bench_options.recorded(arguments),
+            )
+            return measure_quality(plan, serve)
+    except EndpointError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"a file cannot be read or written: {error}") from error
+
+
+def _result_folder(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.result_dir or time.strftime("metok-bench-%Y%m%d-%H%M%S"))
 
 
 def _save(folder: Path, result: dict[str, Any], cells: Sequence[Cell]) -> None:

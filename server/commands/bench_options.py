@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from metok_vllm.server.commands.console import CommandError
 
 if TYPE_CHECKING:
+    from metok_vllm.benchmarks.quality.source import Source
     from metok_vllm.benchmarks.throughput.endpoint import Endpoint
     from metok_vllm.benchmarks.throughput.run import Sweep
     from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings
 
 CLIPS = ("cuts", "static", "noise")
+PRESETS = ("quality", "balanced", "max")
 CHECKPOINTS = ("demo", "cpu-reference", "llava-onevision-7b", "longva-7b")
 # Values of headers may be keys; the folder of results says nothing about a figure.
 NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
@@ -33,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_servers(parser.add_argument_group("servers (one of the first three)"))
     _add_load(parser.add_argument_group("load"))
     _add_workload(parser.add_argument_group("workload"))
+    _add_quality(parser.add_argument_group("quality in place of speed"))
     parser.add_argument(
         "--result-dir", help="where results are written (default: metok-bench-<time>)"
     )
@@ -91,6 +94,17 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output-len", type=int, default=32, help="tokens of every answer")
 
 
+def _add_quality(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--quality",
+        type=Path,
+        metavar="FOLDER",
+        help="how near presets come to dense on the videos of this folder, with its questions.json "
+        "or questions.txt; takes --frames, --seed and one --max-concurrency (default: 4)",
+    )
+    group.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
+
+
 def check(arguments: argparse.Namespace) -> None:
     """Raises CommandError (status 2) for options that do not fit together."""
     a = arguments
@@ -107,6 +121,12 @@ def check(arguments: argparse.Namespace) -> None:
         if value is not None and value < least:
             option = name.replace("_", "-")
             raise CommandError(f"--{option} must be {least} or more, got {value}", 2)
+    if a.quality is not None and (a.baseline_url or a.baseline_extra_body or a.extra_body):
+        raise CommandError(
+            "--quality asks under presets, with dense to compare: no --baseline-url, no bodies", 2
+        )
+    if a.quality is not None and len(a.max_concurrency or [1]) > 1:
+        raise CommandError("--quality takes one --max-concurrency", 2)
     if any("=" not in header for header in a.header):
         raise CommandError("--header takes KEY=VALUE", 2)
 
@@ -150,7 +170,7 @@ def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
     from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
 
     a = arguments
-    headers = dict(header.split("=", 1) for header in a.header)
+    headers = _headers(a)
     found = []
     if a.baseline_url is not None or a.baseline_extra_body is not None:
         url, body = a.baseline_url or a.base_url, a.baseline_extra_body
@@ -165,6 +185,24 @@ def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
         pid=a.server_pid,
     )
     return [*found, server]
+
+
+def quality_source(arguments: argparse.Namespace) -> Source:
+    """Where the answers of `--quality` come from."""
+    from metok_vllm.benchmarks.quality.source import Source
+
+    a = arguments
+    flags, metok_flags = server_flags(a)
+    runs = a.base_url is not None
+    return Source(
+        base_url=a.base_url,
+        checkpoint=a.checkpoint,
+        model=None if runs else a.model,
+        name=a.model if runs else None,
+        flags=flags,
+        metok_flags=metok_flags,
+        headers=_headers(a),
+    )
 
 
 def server_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -188,6 +226,10 @@ def without_places(command: Sequence[str], model: str) -> list[str]:
     """A server's command from its model on, with folders of this machine by their last name."""
     flags = command[list(command).index(model) :]
     return [Path(f).name if os.sep in f and Path(f).exists() else f for f in flags]
+
+
+def _headers(arguments: argparse.Namespace) -> dict[str, str]:
+    return dict(header.split("=", 1) for header in arguments.header)
 
 
 def _object(text: str) -> dict[str, Any]:

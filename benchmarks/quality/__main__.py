@@ -1,0 +1,98 @@
+"""Quality of settings against each other, through the real server.
+
+python -m metok_vllm.benchmarks.quality --folder F --frames 16 64 128 --settings frontier --out DIR
+python -m metok_vllm.benchmarks.quality --folder F --base-url http://localhost:8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metok_vllm.benchmarks.quality.command import Plan, Settings, read_cells, run
+from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
+from metok_vllm.benchmarks.quality.geometry import Geometry
+from metok_vllm.benchmarks.quality.harness import CONCURRENCY
+from metok_vllm.benchmarks.quality.settings import presets, read_settings, stages
+from metok_vllm.benchmarks.quality.source import Source, opened
+from metok_vllm.benchmarks.throughput.endpoint import EndpointError
+from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError, MetokError
+from metok_vllm.server.commands.console import CommandError, complain
+
+NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Its options."""
+    made = argparse.ArgumentParser(prog="python -m metok_vllm.benchmarks.quality")
+    made.add_argument("--folder", type=Path, action="append", required=True, help="may come again")
+    made.add_argument("--frames", type=int, nargs="+", default=[32])
+    made.add_argument(
+        "--settings", default="presets", help="frontier, presets, stages or a JSON file"
+    )
+    made.add_argument("--out", type=Path, required=True, help="folder of the results")
+    made.add_argument("--model", help="path or name (default: the demo)")
+    made.add_argument("--base-url", help="a running METok server in place of our own")
+    made.add_argument("--server-flags", default="", help='--server-flags="--dtype half"')
+    made.add_argument("--metok-config", type=Path, help="YAML that the server is started with")
+    made.add_argument("--dtype", help="with --base-url and --model: that of the server")
+    made.add_argument("--limit", type=int, help="questions a folder, evenly spread")
+    made.add_argument("--max-concurrency", type=int, default=CONCURRENCY)
+    made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        return _measure(arguments)
+    except CommandError as error:
+        complain(str(error))
+        return error.status
+    except (MetokError, EndpointError, OSError) as error:
+        complain(str(error))
+        return 2
+
+
+def settings_of(name: str, geometry: Geometry | None, file: Path | None = None) -> Settings:
+    """Settings for a number of frames. `file` is the METok configuration of the server."""
+    base = None if file is None else METokConfig.load(config_file=file)
+    if name == "frontier":
+        if geometry is None:
+            raise ConfigError("the frontier needs the model's sizes: name it with --model", name)
+        known = geometry
+        return lambda frames: frontier(frames, known, base)
+    fixed = {"presets": lambda: presets(TARGETS), "stages": stages}.get(name)
+    found = read_settings(Path(name)) if fixed is None else fixed()
+    return lambda _: found
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    a = arguments
+    nothing_named = a.base_url is None and a.model is None
+    config = [] if a.metok_config is None else ["--metok-config", str(a.metok_config)]
+    source = Source(
+        base_url=a.base_url,
+        checkpoint="demo" if nothing_named else None,
+        model=a.model,
+        dtype=a.dtype,
+        flags=shlex.split(a.server_flags),
+        metok_flags=config,
+    )
+    with opened(source) as (serve, geometry):
+        settings = settings_of(a.settings, geometry, a.metok_config)
+        cells, chance = read_cells(a.folder, a.frames, settings, a.limit)
+        recorded = {k: v for k, v in vars(a).items() if k not in NOT_RECORDED}
+        recorded["model"] = "demo" if nothing_named else Path(a.model or "").name
+        recorded["folders"] = [folder.name for folder in a.folder]
+        plan = Plan(cells, chance, a.out, geometry, a.max_concurrency, a.seed, recorded)
+        return run(plan, serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

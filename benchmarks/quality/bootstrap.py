@@ -1,0 +1,60 @@
+"""Intervals by resampling videos: questions about one video are not independent of each other.
+
+A percentile bootstrap over clusters (Efron and Tibshirani, 1993, chapter 13; Field and Welsh,
+2007). One set of draws serves every setting, so differences are paired. Where every answer is
+right, every draw is too: an interval of no width says that nothing failed, not that nothing can.
+
+Shape suffixes: R draws, V videos.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and the interval around it."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Draws:
+    """How often each of `videos` comes up in each of `resamples` draws of as many videos."""
+
+    def __init__(self, videos: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> None:
+        self.index = {name: place for place, name in enumerate(dict.fromkeys(videos))}
+        count = len(self.index)
+        if not count:
+            raise ValueError("there are no videos to draw from")
+        rng = np.random.default_rng(seed)
+        self.times_RV = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+
+    def means(self, videos: Sequence[str], values: Sequence[float]) -> Floats:
+        """The mean of `values`, each of one of the videos, in every draw that has any: [<= R]."""
+        places = [self.index[video] for video in videos]
+        sums_V = np.bincount(places, values, minlength=len(self.index))
+        counts_V = np.bincount(places, minlength=len(self.index))
+        counts_R = self.times_RV @ counts_V
+        with_any_R = counts_R > 0
+        means: Floats = (self.times_RV @ sums_V)[with_any_R] / counts_R[with_any_R]
+        return means
+
+    def estimate(self, videos: Sequence[str], values: Sequence[float]) -> Estimate | None:
+        """The mean of `values` and its interval; None where there are none."""
+        if not values:
+            return None
+        edge = (1 - LEVEL) / 2
+        low, high = np.quantile(self.means(videos, values), (edge, 1 - edge))
+        return Estimate(float(np.mean(values)), float(low), float(high))

@@ -1,0 +1,128 @@
+"""One measurement from folders to files: what both command lines run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metok_vllm.benchmarks.environment import environment
+from metok_vllm.benchmarks.quality.asked import Asked, read_chance, read_folder
+from metok_vllm.benchmarks.quality.charts import draw_chart
+from metok_vllm.benchmarks.quality.geometry import Geometry
+from metok_vllm.benchmarks.quality.harness import CONCURRENCY, Batch, Cell, Serve, measure
+from metok_vllm.benchmarks.quality.records import (
+    ANSWERS,
+    RESULT,
+    ROWS,
+    one_line,
+    result,
+    write_answers,
+    write_csv,
+)
+from metok_vllm.benchmarks.quality.rows import ALL, Row, rows
+from metok_vllm.benchmarks.quality.settings import Setting
+from metok_vllm.benchmarks.quality.tables import failures, percent, tables
+from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+from metok_vllm.benchmarks.throughput.records import write_json
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.commands.console import complain, out, write
+
+Settings = Callable[[int], Sequence[Setting]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked and where the result goes. `configuration` is kept in the result."""
+
+    cells: tuple[Cell, ...]
+    chance: Mapping[str, float]
+    out: Path
+    geometry: Geometry | None = None
+    concurrency: int = CONCURRENCY
+    seed: int = 0
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_cells(
+    folders: Sequence[Path], frames: Sequence[int], settings: Settings, limit: int | None = None
+) -> tuple[tuple[Cell, ...], dict[str, float]]:
+    """A cell for each number of frames, and what guessing gets.
+
+    One folder is asked at every number of frames; as many folders as numbers go together in order.
+    Raises ConfigError otherwise, and for folders that cannot be used.
+    """
+    if len(folders) == 1:
+        folders = [folders[0]] * len(frames)
+    if len(folders) != len(frames):
+        raise ConfigError(
+            f"{len(folders)} folders and {len(frames)} numbers of frames do not go together: "
+            "name one folder, or one for each number",
+            "folder",
+        )
+    if len(set(frames)) < len(frames) or min(frames) < 1:
+        raise ConfigError(f"frames must be different and 1 or more, got {list(frames)}", "frames")
+    cells: list[Cell] = []
+    chance: dict[str, float] = {}
+    for folder, count in zip(folders, frames, strict=True):
+        asked: list[Asked] = read_folder(folder, count, limit)
+        cells.append(Cell(count, tuple(asked), tuple(settings(count))))
+        chance |= read_chance(folder)
+    return tuple(cells), chance
+
+
+def run(plan: Plan, serve: Serve) -> int:
+    """Measure, save after every setting, show; 1 where questions failed, 0 otherwise."""
+    plan.out.mkdir(parents=True, exist_ok=True)
+    batches: list[Batch] = []
+    facts = environment()
+    record, found = _save(plan, facts, batches)  # a folder that cannot be written to shows at once
+    for batch in measure(plan.cells, serve, plan.geometry, plan.concurrency):
+        batches.append(batch)
+        record, found = _save(plan, facts, batches)
+        complain(_progress(plan, batches, found))
+    return _show(plan, record, found, batches)
+
+
+def _save(
+    plan: Plan, facts: Mapping[str, Any], batches: Sequence[Batch]
+) -> tuple[dict[str, Any], list[Row]]:
+    found = rows(batches, plan.chance, plan.seed)
+    record = result(found, plan.cells, facts, plan.configuration, plan.geometry)
+    write_json(plan.out / RESULT, record)
+    write_csv(plan.out / ROWS, found)
+    write_answers(plan.out / ANSWERS, batches)
+    return record, found
+
+
+def _progress(plan: Plan, batches: Sequence[Batch], found: Sequence[Row]) -> str:
+    cell, setting, _ = batches[-1]
+    (row,) = (r for r in found if (r.frames, r.setting, r.kind) == (cell.frames, setting.name, ALL))
+    said = f"as dense {percent(row.agreement)} %"
+    if row.accuracy is not None:
+        said = f"right {percent(row.accuracy)} %, {said}"
+    total = sum(len(cell.settings) for cell in plan.cells)
+    return f"{len(batches)}/{total}: {cell.frames} frames, {setting.name}: {said}"
+
+
+def _show(
+    plan: Plan, record: Mapping[str, Any], found: Sequence[Row], batches: Sequence[Batch]
+) -> int:
+    console = out()
+    for table in tables(found):
+        console.print(table)
+    for line in failures(found):
+        complain(line)
+    reasons = {answer.error for _, _, answers in batches for answer in answers if answer.error}
+    for reason in sorted(reasons):
+        complain(f"failed: {reason}")
+    names = [RESULT, ROWS, ANSWERS]
+    try:
+        picture = draw_chart(record, plan.out)
+        names += [picture.name] if picture is not None else []
+    except NoMatplotlib as error:
+        complain(f"no chart: {error}")
+    console.print(f"In {plan.out}: {', '.join(names)}", markup=False)
+    write(one_line(record) + "\n")
+    return 1 if reasons else 0

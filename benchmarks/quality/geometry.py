@@ -1,0 +1,88 @@
+"""The model's sizes, as far as tokens and bytes of KV cache depend on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from metok_vllm.errors import ConfigError
+from metok_vllm.layers import NUM_STAGES, StageLayout
+
+DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
+MODEL_DTYPE = "auto"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """`grid` patches a side of a frame; `value_bytes` of one number in the KV cache."""
+
+    layers: int
+    kv_heads: int
+    head_size: int
+    value_bytes: int
+    grid: int
+
+    @classmethod
+    def of_model(cls, model: str, dtype: str = MODEL_DTYPE) -> Geometry:
+        """From the Hugging Face configuration of a model served with `dtype`.
+
+        Raises ConfigError where it cannot be read or is no video model of a known layout.
+        """
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read the configuration of {model}: {error}") from error
+        text: Any = getattr(config, "text_config", None)
+        vision: Any = getattr(config, "vision_config", None)
+        if text is None or vision is None or not getattr(vision, "patch_size", None):
+            raise ConfigError(f"{model} is no video model whose sizes are known")
+        if dtype == MODEL_DTYPE:
+            dtype = str(getattr(text, "dtype", None) or config.dtype).removeprefix("torch.")
+        if dtype not in DTYPE_BYTES:
+            raise ConfigError(f"no size is known for values of dtype {dtype!r}", "dtype")
+        heads = text.num_attention_heads
+        return cls(
+            layers=text.num_hidden_layers,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            value_bytes=DTYPE_BYTES[dtype],
+            grid=vision.image_size // vision.patch_size,
+        )
+
+    @property
+    def token_layer_bytes(self) -> int:
+        """KV bytes of one token in one layer."""
+        return 2 * self.kv_heads * self.head_size * self.value_bytes
+
+    def layout(self, boundaries: Sequence[int] | None) -> StageLayout:
+        """The pruning stages of a server with these layers; None is its default."""
+        if boundaries is None:
+            return StageLayout.of(None, self.layers)
+        p0, p1, p2 = boundaries
+        return StageLayout.of((p0, p1, p2), self.layers)
+
+    def kv_token_layers(self, report: Mapping[str, Any], prompt_tokens: int) -> int:
+        """Prompt tokens held for decoding, summed over layers, by a response's `metok` object."""
+        held = report["visual_tokens"]["decode"]
+        if len(held) != NUM_STAGES:
+            return self.layers * prompt_tokens
+        text = prompt_tokens - report["visual_tokens"]["encoded"]
+        sizes = self.layout(report["pruning_layers"]).stage_sizes
+        return sum(size * (text + tokens) for size, tokens in zip(sizes, held, strict=True))
+
+    def kv_bytes(self, report: Mapping[str, Any], block_size: int) -> int:
+        """Bytes of the blocks that a request holds when its first token is decoded.
+
+        A block is `block_size` tokens in the layers of one cache group.
+        """
+        boundaries = report["pruning_layers"]
+        group = self.layers if boundaries is None else self.layout(boundaries).layers_per_group
+        blocks: int = report["kv_blocks"]["decode"]
+        return blocks * block_size * group * self.token_layer_bytes
+
+    def to_dict(self) -> dict[str, int]:
+        """JSON-ready."""
+        return asdict(self)

@@ -1,0 +1,177 @@
+"""The measurement: every question under every setting, each kind of server started once.
+
+Dense is asked first; its likeliest first tokens are what every other setting's distribution is
+read at. Questions go out in a closed loop, one setting after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from metok_vllm.benchmarks.quality.ask import Reply, ask
+from metok_vllm.benchmarks.quality.asked import Asked, normalised
+from metok_vllm.benchmarks.quality.divergence import first_token_kl
+from metok_vllm.benchmarks.quality.geometry import Geometry
+from metok_vllm.benchmarks.quality.settings import Setting, checked, server_key
+from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+from metok_vllm.errors import ConfigError
+
+TIMEOUT_S = 600.0
+CONCURRENCY = 4
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server; `block_size` is None where it does not tell."""
+
+    endpoint: Endpoint
+    block_size: int | None
+
+
+Serve = Callable[[Mapping[str, Any]], AbstractContextManager[Server]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Questions at one number of frames, and what answers them; the first setting is dense."""
+
+    frames: int
+    asked: tuple[Asked, ...]
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer and its figures; None where not known, and all None after an `error`.
+
+    `right` compares with the right answer, `agrees` with dense's (equal text), `kl` is in nats.
+    `kv_tokens` are tokens held for decoding, summed over layers; `kv_bytes` the blocks that hold
+    them; the shares are of what the dense prompt takes. FLOPs are the decoder's prefill.
+    """
+
+    setting: str
+    frames: int
+    number: int
+    video: str
+    kind: str
+    text: str
+    error: str | None
+    right: bool | None = None
+    agrees: bool | None = None
+    kl: float | None = None
+    prompt_tokens: int | None = None
+    kv_tokens: int | None = None
+    kv_bytes: int | None = None
+    kv_share: float | None = None
+    flops: int | None = None
+    flops_share: float | None = None
+    unpruned: str | None = None
+
+
+Batch = tuple[Cell, Setting, list[Answered]]
+
+
+def measure(
+    cells: Sequence[Cell],
+    serve: Serve,
+    geometry: Geometry | None,
+    concurrency: int = CONCURRENCY,
+) -> Iterator[Batch]:
+    """The answers to each cell's questions under each setting, as they come.
+
+    Without `geometry` bytes are unknown. Raises ConfigError for settings that cannot be compared.
+    """
+    if concurrency < 1:
+        raise ConfigError(f"max_concurrency must be at least 1, got {concurrency}")
+    by_server: dict[str, list[tuple[Cell, Setting]]] = {}
+    for cell in cells:
+        for setting in checked(cell.settings):
+            by_server.setdefault(server_key(setting), []).append((cell, setting))
+    dense: dict[int, list[Reply]] = {}
+    # Dense stands on the first server, which is that of the first setting of all.
+    for pairs in by_server.values():
+        with serve(pairs[0][1].server) as server:
+            for cell, setting in pairs:
+                known = dense.get(id(cell))
+                replies = asyncio.run(ask_all(server.endpoint, cell, setting, known, concurrency))
+                known = dense.setdefault(id(cell), replies)
+                facts = zip(cell.asked, replies, known, strict=True)
+                yield (
+                    cell,
+                    setting,
+                    [
+                        answered(number, setting, *fact, server=server, geometry=geometry)
+                        for number, fact in enumerate(facts)
+                    ],
+                )
+
+
+async def ask_all(
+    endpoint: Endpoint,
+    cell: Cell,
+    setting: Setting,
+    dense: Sequence[Reply] | None,
+    concurrency: int,
+) -> list[Reply]:
+    """A reply for every question of the cell, so many in flight at a time."""
+    slots = asyncio.Semaphore(concurrency)
+    async with endpoint.client(TIMEOUT_S) as client:
+
+        async def one(number: int, asked: Asked) -> Reply:
+            likeliest = tuple(dense[number].first) if dense is not None else ()
+            async with slots:
+                return await ask(client, endpoint, asked, setting, likeliest)
+
+        return await asyncio.gather(*(one(n, asked) for n, asked in enumerate(cell.asked)))
+
+
+def answered(
+    number: int,
+    setting: Setting,
+    asked: Asked,
+    reply: Reply,
+    dense: Reply,
+    *,
+    server: Server,
+    geometry: Geometry | None,
+) -> Answered:
+    """The figures of one reply beside dense's reply to the same question."""
+    place = (setting.name, asked.frames, number, asked.video.name, asked.kind)
+    if reply.error is not None:
+        return Answered(*place, "", reply.error)
+    report, size = reply.metok, server.block_size
+    flops = report["decoder_prefill_flops"]
+    right = None
+    if asked.answer is not None:
+        right = normalised(reply.text) == normalised(asked.answer)
+    tokens = kv_bytes = None
+    if geometry is not None:
+        tokens = geometry.kv_token_layers(report, reply.prompt_tokens)
+        kv_bytes = None if size is None else geometry.kv_bytes(report, size)
+    # A report knows only the frames that it was given; blocks of two servers may differ in size.
+    same = dense.error is None and not setting.server
+    all_blocks = dense.metok["kv_blocks"]["decode"] if same else report["kv_blocks"]["dense"]
+    all_flops = (dense.metok if same else report)["decoder_prefill_flops"]["dense"]
+    return Answered(
+        *place,
+        reply.text,
+        None,
+        right=right,
+        agrees=reply.text == dense.text if dense.error is None else None,
+        kl=first_token_kl(dense.first, reply.first) if dense.error is None else None,
+        prompt_tokens=reply.prompt_tokens,
+        kv_tokens=tokens,
+        kv_bytes=kv_bytes,
+        kv_share=_of(report["kv_blocks"]["decode"], all_blocks),
+        flops=int(flops["metok"]),
+        flops_share=_of(flops["metok"], all_flops),
+        unpruned=report.get("unpruned"),
+    )
+
+
+def _of(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

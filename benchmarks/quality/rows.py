@@ -1,0 +1,109 @@
+"""From answers to figures: a row for each setting, number of frames and kind of question."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from metok_vllm.benchmarks.quality.bootstrap import Draws, Estimate
+from metok_vllm.benchmarks.quality.harness import Answered, Batch, Cell
+from metok_vllm.benchmarks.quality.settings import Setting
+
+ALL = "all"  # the kind of a row over all kinds
+
+
+@dataclass(frozen=True)
+class Row:
+    """Estimates are over the answered questions, with intervals over videos; None where unknown.
+
+    `difference` is the accuracy less that of dense on the same questions. `chance` is what guessing
+    gets. `lessened` answers had less pruned than asked for. The last four are means.
+    """
+
+    setting: str
+    line: str
+    frames: int
+    kind: str
+    videos: int
+    questions: int
+    failed: int
+    lessened: int
+    chance: float | None
+    accuracy: Estimate | None
+    difference: Estimate | None
+    agreement: Estimate | None
+    kl: Estimate | None
+    kv_tokens: float | None
+    kv_bytes: float | None
+    kv_share: float | None
+    flops: float | None
+    flops_share: float | None
+
+
+def rows(batches: Iterable[Batch], chance: Mapping[str, float], seed: int = 0) -> list[Row]:
+    """All rows in the order of the cells and settings, kinds after `all`."""
+    by_cell: dict[int, tuple[Cell, list[tuple[Setting, list[Answered]]]]] = {}
+    for cell, setting, answers in batches:
+        by_cell.setdefault(id(cell), (cell, []))[1].append((setting, answers))
+    found = []
+    for cell, measured in by_cell.values():
+        draws = Draws([asked.video.name for asked in cell.asked], seed)
+        dense = measured[0][1]  # asked first
+        kinds = list(dict.fromkeys(asked.kind for asked in cell.asked))
+        for setting, answers in measured:
+            for kind in (ALL, *kinds) if len(kinds) > 1 else (ALL,):
+                found.append(_row(setting, kind, answers, dense, draws, chance))
+    return found
+
+
+def _row(
+    setting: Setting,
+    kind: str,
+    answers: Sequence[Answered],
+    dense: Sequence[Answered],
+    draws: Draws,
+    chance: Mapping[str, float],
+) -> Row:
+    mine = [a for a in answers if kind in (ALL, a.kind)]
+    before = {a.number: a.right for a in dense if a.right is not None}
+
+    def estimate(value: Callable[[Answered], float | None]) -> Estimate | None:
+        known = [(a.video, v) for a in mine if (v := value(a)) is not None]
+        return draws.estimate([video for video, _ in known], [v for _, v in known])
+
+    def mean(value: Callable[[Answered], float | None]) -> float | None:
+        known = [v for a in mine if (v := value(a)) is not None]
+        return statistics.fmean(known) if known else None
+
+    def gain(a: Answered) -> float | None:
+        if a.right is None or a.number not in before:
+            return None
+        return float(a.right) - float(before[a.number] or 0)
+
+    return Row(
+        setting=setting.name,
+        line=setting.line,
+        frames=mine[0].frames,
+        kind=kind,
+        videos=len({a.video for a in mine}),
+        questions=len(mine),
+        failed=sum(a.error is not None for a in mine),
+        lessened=sum(a.unpruned is not None for a in mine),
+        chance=_chance([a.kind for a in mine], chance),
+        accuracy=estimate(lambda a: a.right),
+        difference=None if setting.is_dense else estimate(gain),
+        agreement=estimate(lambda a: a.agrees),
+        kl=estimate(lambda a: a.kl),
+        kv_tokens=mean(lambda a: a.kv_tokens),
+        kv_bytes=mean(lambda a: a.kv_bytes),
+        kv_share=mean(lambda a: a.kv_share),
+        flops=mean(lambda a: a.flops),
+        flops_share=mean(lambda a: a.flops_share),
+    )
+
+
+def _chance(kinds: Sequence[str], chance: Mapping[str, float]) -> float | None:
+    if not set(kinds) <= chance.keys():
+        return None
+    return statistics.fmean(chance[kind] for kind in kinds)

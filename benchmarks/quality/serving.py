@@ -1,0 +1,83 @@
+"""Where the answers come from: a server that runs, or one of our own for each kind of server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from metok_vllm.benchmarks.quality.harness import Serve, Server
+from metok_vllm.benchmarks.throughput.endpoint import ASK_S, Endpoint, find_endpoint, is_local
+from metok_vllm.benchmarks.throughput.scrape import Scrapes, Snapshot
+from metok_vllm.benchmarks.throughput.servers import (
+    METOK_SERVE,
+    READY_S,
+    REQUESTS_SAY,
+    WITHOUT_LIMITS,
+    ended_by_signals,
+)
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.server.commands.console import CommandError, complain
+
+
+def running(endpoint: Endpoint) -> Serve:
+    """A server that runs already. Settings that need another one are a ConfigError."""
+
+    @contextmanager
+    def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
+        if fields:
+            names = ", ".join(fields)
+            raise ConfigError(f"{names}: fixed when a server starts, and this one runs", "settings")
+        yield Server(endpoint, block_size(endpoint))
+
+    return serve
+
+
+def started(model: str, flags: Sequence[str], metok_flags: Sequence[str]) -> Serve:
+    """`metok serve` on a model, anew for every set of server fields.
+
+    Raises CommandError where a server does not come up, with the end of its log on stderr.
+    """
+
+    @contextmanager
+    def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
+        told = [*metok_flags, *_flags(fields)]
+        command = [*METOK_SERVE, model, *flags, *REQUESTS_SAY, *WITHOUT_LIMITS, *told]
+        with ended_by_signals(), ChildServer(command) as child:
+            try:
+                child.wait_until_ready(READY_S)
+            except CommandError:
+                complain(f"the end of the server's log ({child.log}):\n{child.log_tail()}")
+                raise
+            endpoint = find_endpoint("metok", child.url, pid=child.process.pid)
+            yield Server(endpoint, block_size(endpoint))
+
+    return serve
+
+
+def block_size(endpoint: Endpoint) -> int | None:
+    """Tokens in a KV block by the server's metrics; None where it does not tell."""
+    url = f"{endpoint.url}/metrics"
+    try:
+        answer = httpx.get(
+            url, headers=dict(endpoint.headers), timeout=ASK_S, trust_env=not is_local(url)
+        )
+        answer.raise_for_status()
+        scrapes = Scrapes(before=Snapshot.parse(time.perf_counter(), answer.text))
+    except (httpx.HTTPError, ValueError):
+        return None
+    pool = scrapes.pool()
+    return None if pool is None else pool["block_size"]
+
+
+def _flags(fields: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name, value in fields.items():
+        said = value if isinstance(value, str) else json.dumps(value)
+        found += [f"--metok-{name.replace('_', '-')}", said]
+    return found
