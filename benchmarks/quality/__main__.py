@@ -12,17 +12,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN
 from metok_vllm.benchmarks.quality.command import Plan, Settings, read_cells, run
 from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY
-from metok_vllm.benchmarks.quality.settings import presets, read_settings, stages
-from metok_vllm.benchmarks.quality.source import Source, opened
+from metok_vllm.benchmarks.quality.settings import for_server, presets, read_settings, stages
+from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
 from metok_vllm.benchmarks.throughput.endpoint import EndpointError
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.server.commands.console import CommandError, complain
 
+FRONTIER = "frontier"
 NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config")
 
 
@@ -38,9 +40,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", help="path or name (default: the demo)")
     made.add_argument("--base-url", help="a running METok server in place of our own")
     made.add_argument("--server-flags", default="", help='--server-flags="--dtype half"')
-    made.add_argument("--metok-config", type=Path, help="YAML that the server is started with")
+    made.add_argument(
+        "--metok-config", type=Path, help="YAML that the server is, or was, started with"
+    )
     made.add_argument("--dtype", help="with --base-url and --model: that of the server")
-    made.add_argument("--limit", type=int, help="questions a folder, evenly spread")
+    made.add_argument("--limit", type=int, help="questions a folder, of whole videos")
+    made.add_argument("--output-len", type=int, default=OUTPUT_LEN, help="tokens of an answer")
     made.add_argument("--max-concurrency", type=int, default=CONCURRENCY)
     made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return made
@@ -57,40 +62,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MetokError, EndpointError, OSError) as error:
         complain(str(error))
         return 2
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return 130
 
 
-def settings_of(name: str, geometry: Geometry | None, file: Path | None = None) -> Settings:
-    """Settings for a number of frames. `file` is the METok configuration of the server."""
-    base = None if file is None else METokConfig.load(config_file=file)
-    if name == "frontier":
+def settings_of(
+    name: str, geometry: Geometry | None, config: METokConfig | None = None, own: bool = False
+) -> Settings:
+    """Settings for a number of frames on a server with `config` (None: not known), which is a
+    setting as well where it is somebody's `own`."""
+    if name == FRONTIER:
         if geometry is None:
             raise ConfigError("the frontier needs the model's sizes: name it with --model", name)
         known = geometry
-        return lambda frames: frontier(frames, known, base)
+        return lambda frames: frontier(frames, known, config, own)
     fixed = {"presets": lambda: presets(TARGETS), "stages": stages}.get(name)
-    found = read_settings(Path(name)) if fixed is None else fixed()
+    found = for_server(read_settings(Path(name)) if fixed is None else fixed(), config, own)
     return lambda _: found
 
 
 def _measure(arguments: argparse.Namespace) -> int:
     a = arguments
     nothing_named = a.base_url is None and a.model is None
-    config = [] if a.metok_config is None else ["--metok-config", str(a.metok_config)]
     source = Source(
         base_url=a.base_url,
-        checkpoint="demo" if nothing_named else None,
+        checkpoint=DEMO if nothing_named else None,
         model=a.model,
         dtype=a.dtype,
         flags=shlex.split(a.server_flags),
-        metok_flags=config,
+        config_file=a.metok_config,
     )
+    config = source.config()
     with opened(source) as (serve, geometry):
-        settings = settings_of(a.settings, geometry, a.metok_config)
-        cells, chance = read_cells(a.folder, a.frames, settings, a.limit)
+        settings = settings_of(a.settings, geometry, config, source.names_file)
+        cells = read_cells(a.folder, a.frames, settings, a.limit)
         recorded = {k: v for k, v in vars(a).items() if k not in NOT_RECORDED}
-        recorded["model"] = "demo" if nothing_named else Path(a.model or "").name
+        recorded["model"] = DEMO if nothing_named else Path(a.model or "").name
         recorded["folders"] = [folder.name for folder in a.folder]
-        plan = Plan(cells, chance, a.out, geometry, a.max_concurrency, a.seed, recorded)
+        plan = Plan(
+            cells,
+            a.out,
+            geometry,
+            a.max_concurrency,
+            a.output_len,
+            a.seed,
+            recorded,
+            (config or METokConfig()) if a.settings == FRONTIER else None,
+        )
         return run(plan, serve)
 
 

@@ -13,8 +13,9 @@ from metok_vllm.benchmarks.quality.asked import Asked, data_url, frames_in
 from metok_vllm.benchmarks.quality.settings import Setting
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.stream import refusal
+from metok_vllm.errors import MetokError
 
-MAX_TOKENS = 16
+OUTPUT_LEN = 16  # tokens of an answer, at most
 TOP = 20  # the most that a server gives unless told otherwise
 TOKEN_ID = "token_id:"
 NO_REPORT = "the answer has no `metok` object: this server does not run METok"
@@ -41,14 +42,20 @@ async def ask(
     asked: Asked,
     setting: Setting,
     likeliest: Sequence[int] = (),
+    output_len: int = OUTPUT_LEN,
 ) -> Reply:
     """Ask under a setting. `likeliest` are the tokens whose probabilities are wanted; none: those
     that come first in this answer. A failure of any kind is a reply."""
     try:
-        body = body_of(asked, setting, likeliest) | {"model": endpoint.model}
+        body = body_of(asked, setting, likeliest, output_len) | {"model": endpoint.model}
         response = await client.post("/v1/chat/completions", json={**body, **endpoint.extra_body})
     except httpx.HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}".removesuffix(": "))
+    except MetokError as error:
+        return Reply(error=str(error))
+    except OSError as error:
+        # Its own text names the whole path.
+        return Reply(error=f"{asked.name}: {error.strerror or type(error).__name__}")
     if response.status_code != 200:
         return Reply(error=refusal(response.status_code, response.content))
     try:
@@ -57,7 +64,9 @@ async def ask(
         return Reply(error=f"not an answer with log-probabilities: {type(error).__name__} {error}")
 
 
-def body_of(asked: Asked, setting: Setting, likeliest: Sequence[int] = ()) -> dict[str, Any]:
+def body_of(
+    asked: Asked, setting: Setting, likeliest: Sequence[int] = (), output_len: int = OUTPUT_LEN
+) -> dict[str, Any]:
     """The request without its model."""
     frames = asked.frames
     if setting.frames_share < 1:
@@ -72,7 +81,7 @@ def body_of(asked: Asked, setting: Setting, likeliest: Sequence[int] = ()) -> di
                 ],
             }
         ],
-        "max_tokens": MAX_TOKENS,
+        "max_tokens": output_len,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": TOP,

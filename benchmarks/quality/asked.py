@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -22,14 +23,19 @@ from metok_vllm.errors import ConfigError, MediaError
 from metok_vllm.video import probe
 
 QUESTION = "question"  # the kind of a question whose kind nobody told
+ALL = "all"  # the kind of figures over all kinds, so of no question
 VIDEOS_AT_HAND = 8
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a video of which `frames` are looked at; `answer` None where unknown."""
+    """A question about a video of which `frames` are looked at; `answer` None where unknown.
+
+    `name` is the video's place in its folder: videos of two subfolders may share a file name.
+    """
 
     video: Path
+    name: str
     question: str
     kind: str
     answer: str | None
@@ -37,7 +43,8 @@ class Asked:
 
 
 def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[Asked]:
-    """All questions of a folder, or `limit` of them evenly spread.
+    """All questions of a folder, or `limit` of them: those of whole videos, evenly spread, of which
+    the last is cut.
 
     Raises ConfigError for a folder without videos and for questions that cannot be used.
     """
@@ -47,14 +54,14 @@ def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[Ask
     else:
         questions = _lines(folder / "questions.txt") or QUESTIONS
         videos = VideoFolder(folder, seed=0).files
-        found = [Asked(v, q, QUESTION, None, frames) for v in videos for q in questions]
+        found = [Asked(v, v.name, q, QUESTION, None, frames) for v in videos for q in questions]
     if not found:
         raise ConfigError(f"no questions in {listed.name}", "questions")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be 1 or more, got {limit}", "limit")
     if limit is None or limit >= len(found):
         return found
-    return [found[i * len(found) // limit] for i in range(limit)]
+    return _of_whole_videos(found, limit)
 
 
 def read_chance(folder: Path) -> dict[str, float]:
@@ -92,6 +99,20 @@ def frames_in(video: Path) -> int:
         raise MediaError(f"{video.name}: {error}", error.reason) from error
 
 
+def _of_whole_videos(found: Sequence[Asked], limit: int) -> list[Asked]:
+    # Single questions at even distances would fall in step with a fixed order of kinds.
+    by_video: dict[str, list[Asked]] = {}
+    for asked in found:
+        by_video.setdefault(asked.name, []).append(asked)
+    videos = list(by_video.values())
+    for count in range(1, len(videos) + 1):
+        spread = [videos[i * len(videos) // count] for i in range(count)]
+        taken = [asked for of_video in spread for asked in of_video]
+        if len(taken) >= limit:
+            return taken[:limit]
+    raise AssertionError("all videos together have no fewer questions than the limit")
+
+
 def _asked(folder: Path, entry: Any, frames: int) -> Asked:
     if not isinstance(entry, Mapping) or not {"video", "question"} <= entry.keys():
         raise ConfigError(f"an entry needs a video and a question, got {entry!r:.80}", "questions")
@@ -101,9 +122,11 @@ def _asked(folder: Path, entry: Any, frames: int) -> Asked:
     video = folder / entry["video"]
     if not video.is_file():
         raise ConfigError(f"there is no video {entry['video']!r} beside its questions", "questions")
-    return Asked(
-        video, entry["question"], entry.get("kind") or QUESTION, entry.get("answer"), frames
-    )
+    kind = entry.get("kind") or QUESTION
+    if kind == ALL:
+        raise ConfigError(f"kind {ALL!r} is that of the figures over all kinds", "questions")
+    name = Path(os.path.relpath(video, folder)).as_posix()
+    return Asked(video, name, entry["question"], kind, entry.get("answer"), frames)
 
 
 def _entries(path: Path) -> Sequence[Any]:
@@ -116,7 +139,11 @@ def _entries(path: Path) -> Sequence[Any]:
 def _lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name} is not UTF-8: {error}", "questions") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _json(path: Path) -> Any:

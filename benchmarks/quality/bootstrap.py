@@ -3,6 +3,7 @@
 A percentile bootstrap over clusters (Efron and Tibshirani, 1993, chapter 13; Field and Welsh,
 2007). One set of draws serves every setting, so differences are paired. Where every answer is
 right, every draw is too: an interval of no width says that nothing failed, not that nothing can.
+One video has nothing to be resampled with, so there is no interval.
 
 Shape suffixes: R draws, V videos.
 """
@@ -17,17 +18,18 @@ import numpy.typing as npt
 
 RESAMPLES = 2000
 LEVEL = 0.95
+LEAST_VIDEOS = 2
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the interval around it."""
+    """A mean and the interval around it; None where there are not two videos."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 class Draws:
@@ -55,6 +57,9 @@ class Draws:
         """The mean of `values` and its interval; None where there are none."""
         if not values:
             return None
+        mean = float(np.mean(values))
+        if len(set(videos)) < LEAST_VIDEOS:
+            return Estimate(mean, None, None)
         edge = (1 - LEVEL) / 2
         low, high = np.quantile(self.means(videos, values), (edge, 1 - edge))
-        return Estimate(float(np.mean(values)), float(low), float(high))
+        return Estimate(mean, float(low), float(high))

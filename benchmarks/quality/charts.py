@@ -6,13 +6,15 @@ marker, and are named where they end, so no reader depends on colours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import Estimate
 from metok_vllm.benchmarks.quality.records import read_rows
-from metok_vllm.benchmarks.quality.rows import ALL, Row
+from metok_vllm.benchmarks.quality.rows import Row
 from metok_vllm.benchmarks.quality.settings import DENSE, STAGES
 from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 
@@ -92,8 +94,8 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
         colour = COLOURS[number % len(COLOURS)]
         xs, ys = [p[0] for p in places], [100 * p[1].mean for p in places]
         # An interval of quantiles need not hold the mean where there are few videos.
-        below = [max(0.0, 100 * (p[1].mean - p[1].low)) for p in places]
-        above = [max(0.0, 100 * (p[1].high - p[1].mean)) for p in places]
+        below = [_length(p[1].low, p[1].mean) for p in places]
+        above = [_length(p[1].mean, p[1].high) for p in places]
         axes.errorbar(
             xs,
             ys,
@@ -155,6 +157,11 @@ def _label(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
 def _title(row: Row) -> str:
     chance = "" if row.chance is None else f", guessing {100 * row.chance:.0f} %"
     return f"{row.frames} frames, {row.questions} questions about {row.videos} videos{chance}"
+
+
+def _length(low: float | None, high: float | None) -> float:
+    """In per cent; no number, of which nothing is drawn, where there is no interval."""
+    return math.nan if low is None or high is None else max(0.0, 100 * (high - low))
 
 
 def _kib(value: float | None) -> float | None:

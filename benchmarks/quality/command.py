@@ -8,10 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks.environment import environment
-from metok_vllm.benchmarks.quality.asked import Asked, read_chance, read_folder
+from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN
+from metok_vllm.benchmarks.quality.asked import ALL, read_chance, read_folder
 from metok_vllm.benchmarks.quality.charts import draw_chart
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY, Batch, Cell, Serve, measure
+from metok_vllm.benchmarks.quality.matched import (
+    LARGEST_GAP,
+    check_layers,
+    check_lengths,
+    gaps,
+    largest,
+)
 from metok_vllm.benchmarks.quality.records import (
     ANSWERS,
     RESULT,
@@ -21,11 +29,12 @@ from metok_vllm.benchmarks.quality.records import (
     write_answers,
     write_csv,
 )
-from metok_vllm.benchmarks.quality.rows import ALL, Row, rows
+from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.settings import Setting
 from metok_vllm.benchmarks.quality.tables import failures, percent, tables
 from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 from metok_vllm.benchmarks.throughput.records import write_json
+from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.commands.console import complain, out, write
 
@@ -34,24 +43,30 @@ Settings = Callable[[int], Sequence[Setting]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked and where the result goes. `configuration` is kept in the result."""
+    """What is asked and where the result goes. `configuration` is kept in the result.
+
+    `assumed` is the server's configuration where settings were solved for it: a server that prunes
+    elsewhere is refused. `output_len` are tokens of an answer.
+    """
 
     cells: tuple[Cell, ...]
-    chance: Mapping[str, float]
     out: Path
     geometry: Geometry | None = None
     concurrency: int = CONCURRENCY
+    output_len: int = OUTPUT_LEN
     seed: int = 0
     configuration: Mapping[str, Any] = field(default_factory=dict)
+    assumed: METokConfig | None = None
 
 
 def read_cells(
     folders: Sequence[Path], frames: Sequence[int], settings: Settings, limit: int | None = None
-) -> tuple[tuple[Cell, ...], dict[str, float]]:
-    """A cell for each number of frames, and what guessing gets.
+) -> tuple[Cell, ...]:
+    """A cell for each number of frames.
 
     One folder is asked at every number of frames; as many folders as numbers go together in order.
-    Raises ConfigError otherwise, and for folders that cannot be used.
+    Raises ConfigError otherwise, for folders that cannot be used, and for videos that are too short
+    for settings at equal KV.
     """
     if len(folders) == 1:
         folders = [folders[0]] * len(frames)
@@ -64,32 +79,38 @@ def read_cells(
     if len(set(frames)) < len(frames) or min(frames) < 1:
         raise ConfigError(f"frames must be different and 1 or more, got {list(frames)}", "frames")
     cells: list[Cell] = []
-    chance: dict[str, float] = {}
     for folder, count in zip(folders, frames, strict=True):
-        asked: list[Asked] = read_folder(folder, count, limit)
-        cells.append(Cell(count, tuple(asked), tuple(settings(count))))
-        chance |= read_chance(folder)
-    return tuple(cells), chance
+        asked = tuple(read_folder(folder, count, limit))
+        cell = Cell(count, asked, tuple(settings(count)), read_chance(folder))
+        check_lengths(cell)
+        cells.append(cell)
+    return tuple(cells)
 
 
 def run(plan: Plan, serve: Serve) -> int:
-    """Measure, save after every setting, show; 1 where questions failed, 0 otherwise."""
+    """Measure, save after every setting, show; 1 where questions failed, 0 otherwise.
+
+    Raises ConfigError where the server is not the one that the settings were made for.
+    """
     plan.out.mkdir(parents=True, exist_ok=True)
     batches: list[Batch] = []
     facts = environment()
     record, found = _save(plan, facts, batches)  # a folder that cannot be written to shows at once
-    for batch in measure(plan.cells, serve, plan.geometry, plan.concurrency):
+    for batch in measure(plan.cells, serve, plan.geometry, plan.concurrency, plan.output_len):
         batches.append(batch)
         record, found = _save(plan, facts, batches)
         complain(_progress(plan, batches, found))
+        if plan.assumed is not None and plan.geometry is not None:
+            check_layers(batch[2], plan.assumed, plan.geometry)
     return _show(plan, record, found, batches)
 
 
 def _save(
     plan: Plan, facts: Mapping[str, Any], batches: Sequence[Batch]
 ) -> tuple[dict[str, Any], list[Row]]:
-    found = rows(batches, plan.chance, plan.seed)
-    record = result(found, plan.cells, facts, plan.configuration, plan.geometry)
+    found = rows(batches, plan.seed)
+    equal_kv = gaps(found, plan.cells)
+    record = result(found, plan.cells, facts, plan.configuration, plan.geometry, equal_kv)
     write_json(plan.out / RESULT, record)
     write_csv(plan.out / ROWS, found)
     write_answers(plan.out / ANSWERS, batches)
@@ -112,6 +133,12 @@ def _show(
     console = out()
     for table in tables(found):
         console.print(table)
+    unequal = gaps(found, plan.cells)
+    if (most := largest(unequal)) is not None:
+        console.print(f"The largest gap at equal KV: {most}", markup=False)
+    for gap in unequal:
+        if abs(gap.gap) > LARGEST_GAP:
+            complain(f"not at equal KV: {gap}")
     for line in failures(found):
         complain(line)
     reasons = {answer.error for _, _, answers in batches for answer in answers if answer.error}

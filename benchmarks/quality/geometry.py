@@ -9,8 +9,14 @@ from typing import Any
 from metok_vllm.errors import ConfigError
 from metok_vllm.layers import NUM_STAGES, StageLayout
 
-DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2}
-MODEL_DTYPE = "auto"
+AUTO = "auto"
+# vLLM's `auto` is half precision for single-precision checkpoints, too (config/model.py,
+# `_resolve_auto_dtype`).
+DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, AUTO: 2}
+# Those that store a value in one byte and nothing beside it; `auto` is the model's dtype.
+CACHE_BYTES = {"bfloat16": 2, "float16": 2} | dict.fromkeys(
+    ("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"), 1
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,9 @@ class Geometry:
     grid: int
 
     @classmethod
-    def of_model(cls, model: str, dtype: str = MODEL_DTYPE) -> Geometry:
-        """From the Hugging Face configuration of a model served with `dtype`.
+    def of_model(cls, model: str, dtype: str = AUTO, cache_dtype: str = AUTO) -> Geometry:
+        """From the Hugging Face configuration of a model served with vLLM's `--dtype` and
+        `--kv-cache-dtype`.
 
         Raises ConfigError where it cannot be read or is no video model of a known layout.
         """
@@ -39,16 +46,16 @@ class Geometry:
         vision: Any = getattr(config, "vision_config", None)
         if text is None or vision is None or not getattr(vision, "patch_size", None):
             raise ConfigError(f"{model} is no video model whose sizes are known")
-        if dtype == MODEL_DTYPE:
-            dtype = str(getattr(text, "dtype", None) or config.dtype).removeprefix("torch.")
         if dtype not in DTYPE_BYTES:
             raise ConfigError(f"no size is known for values of dtype {dtype!r}", "dtype")
+        if cache_dtype not in (AUTO, *CACHE_BYTES):
+            raise ConfigError(f"no size is known for a KV cache of {cache_dtype!r}", "dtype")
         heads = text.num_attention_heads
         return cls(
             layers=text.num_hidden_layers,
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            value_bytes=DTYPE_BYTES[dtype],
+            value_bytes=CACHE_BYTES.get(cache_dtype, DTYPE_BYTES[dtype]),
             grid=vision.image_size // vision.patch_size,
         )
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from metok_vllm.benchmarks.quality.ask import Reply, ask
+from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN, Reply, ask
 from metok_vllm.benchmarks.quality.asked import Asked, normalised
 from metok_vllm.benchmarks.quality.divergence import first_token_kl
 from metok_vllm.benchmarks.quality.geometry import Geometry
@@ -37,11 +37,15 @@ Serve = Callable[[Mapping[str, Any]], AbstractContextManager[Server]]
 
 @dataclass(frozen=True)
 class Cell:
-    """Questions at one number of frames, and what answers them; the first setting is dense."""
+    """Questions at one number of frames, and what answers them; the first setting is dense.
+
+    `chance` is what guessing gets by kind, in 0 to 1.
+    """
 
     frames: int
     asked: tuple[Asked, ...]
     settings: tuple[Setting, ...]
+    chance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,9 @@ class Answered:
     """One answer and its figures; None where not known, and all None after an `error`.
 
     `right` compares with the right answer, `agrees` with dense's (equal text), `kl` is in nats.
-    `kv_tokens` are tokens held for decoding, summed over layers; `kv_bytes` the blocks that hold
-    them; the shares are of what the dense prompt takes. FLOPs are the decoder's prefill.
+    `video` is the video's place in its folder. `kv_tokens` are tokens held for decoding, summed
+    over layers; `kv_bytes` the blocks that hold them; the shares are of what the dense prompt
+    takes. FLOPs are the decoder's prefill.
     """
 
     setting: str
@@ -70,6 +75,7 @@ class Answered:
     flops: int | None = None
     flops_share: float | None = None
     unpruned: str | None = None
+    pruning_layers: tuple[int, ...] | None = None
 
 
 Batch = tuple[Cell, Setting, list[Answered]]
@@ -80,6 +86,7 @@ def measure(
     serve: Serve,
     geometry: Geometry | None,
     concurrency: int = CONCURRENCY,
+    output_len: int = OUTPUT_LEN,
 ) -> Iterator[Batch]:
     """The answers to each cell's questions under each setting, as they come.
 
@@ -87,6 +94,8 @@ def measure(
     """
     if concurrency < 1:
         raise ConfigError(f"max_concurrency must be at least 1, got {concurrency}")
+    if output_len < 1:
+        raise ConfigError(f"output_len must be at least 1, got {output_len}", "output_len")
     by_server: dict[str, list[tuple[Cell, Setting]]] = {}
     for cell in cells:
         for setting in checked(cell.settings):
@@ -97,7 +106,9 @@ def measure(
         with serve(pairs[0][1].server) as server:
             for cell, setting in pairs:
                 known = dense.get(id(cell))
-                replies = asyncio.run(ask_all(server.endpoint, cell, setting, known, concurrency))
+                replies = asyncio.run(
+                    ask_all(server.endpoint, cell, setting, known, concurrency, output_len)
+                )
                 known = dense.setdefault(id(cell), replies)
                 facts = zip(cell.asked, replies, known, strict=True)
                 yield (
@@ -116,6 +127,7 @@ async def ask_all(
     setting: Setting,
     dense: Sequence[Reply] | None,
     concurrency: int,
+    output_len: int,
 ) -> list[Reply]:
     """A reply for every question of the cell, so many in flight at a time."""
     slots = asyncio.Semaphore(concurrency)
@@ -124,7 +136,7 @@ async def ask_all(
         async def one(number: int, asked: Asked) -> Reply:
             likeliest = tuple(dense[number].first) if dense is not None else ()
             async with slots:
-                return await ask(client, endpoint, asked, setting, likeliest)
+                return await ask(client, endpoint, asked, setting, likeliest, output_len)
 
         return await asyncio.gather(*(one(n, asked) for n, asked in enumerate(cell.asked)))
 
@@ -140,11 +152,11 @@ def answered(
     geometry: Geometry | None,
 ) -> Answered:
     """The figures of one reply beside dense's reply to the same question."""
-    place = (setting.name, asked.frames, number, asked.video.name, asked.kind)
+    place = (setting.name, asked.frames, number, asked.name, asked.kind)
     if reply.error is not None:
         return Answered(*place, "", reply.error)
     report, size = reply.metok, server.block_size
-    flops = report["decoder_prefill_flops"]
+    flops, boundaries = report["decoder_prefill_flops"], report.get("pruning_layers")
     right = None
     if asked.answer is not None:
         right = normalised(reply.text) == normalised(asked.answer)
@@ -170,6 +182,7 @@ def answered(
         flops=int(flops["metok"]),
         flops_share=_of(flops["metok"], all_flops),
         unpruned=report.get("unpruned"),
+        pruning_layers=None if boundaries is None else tuple(boundaries),
     )
 
 

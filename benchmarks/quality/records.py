@@ -13,10 +13,12 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import LEVEL, RESAMPLES, Estimate
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Batch, Cell
-from metok_vllm.benchmarks.quality.rows import ALL, Row
+from metok_vllm.benchmarks.quality.matched import Gap
+from metok_vllm.benchmarks.quality.rows import Row
 
 BENCHMARK = "quality"
 SCHEMA = 1
@@ -30,6 +32,7 @@ def result(
     environment: Mapping[str, Any],
     configuration: Mapping[str, Any],
     geometry: Geometry | None,
+    equal_kv: Sequence[Gap] = (),
 ) -> dict[str, Any]:
     """The whole measurement but its answers, JSON-ready."""
     return {
@@ -43,10 +46,12 @@ def result(
             {
                 "frames": cell.frames,
                 "questions": len(cell.asked),
+                "chance": dict(cell.chance),
                 "settings": [setting.to_dict() for setting in cell.settings],
             }
             for cell in cells
         ],
+        "equal_kv": [asdict(gap) for gap in equal_kv],
         "rows": [asdict(row) for row in found],
     }
 

@@ -6,11 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import Draws, Estimate
 from metok_vllm.benchmarks.quality.harness import Answered, Batch, Cell
 from metok_vllm.benchmarks.quality.settings import Setting
-
-ALL = "all"  # the kind of a row over all kinds
 
 
 @dataclass(frozen=True)
@@ -41,19 +40,19 @@ class Row:
     flops_share: float | None
 
 
-def rows(batches: Iterable[Batch], chance: Mapping[str, float], seed: int = 0) -> list[Row]:
+def rows(batches: Iterable[Batch], seed: int = 0) -> list[Row]:
     """All rows in the order of the cells and settings, kinds after `all`."""
     by_cell: dict[int, tuple[Cell, list[tuple[Setting, list[Answered]]]]] = {}
     for cell, setting, answers in batches:
         by_cell.setdefault(id(cell), (cell, []))[1].append((setting, answers))
     found = []
     for cell, measured in by_cell.values():
-        draws = Draws([asked.video.name for asked in cell.asked], seed)
+        draws = Draws([asked.name for asked in cell.asked], seed)
         dense = measured[0][1]  # asked first
         kinds = list(dict.fromkeys(asked.kind for asked in cell.asked))
         for setting, answers in measured:
             for kind in (ALL, *kinds) if len(kinds) > 1 else (ALL,):
-                found.append(_row(setting, kind, answers, dense, draws, chance))
+                found.append(_row(setting, kind, answers, dense, draws, cell.chance))
     return found
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.presets import PRESETS
+from metok_vllm.rules import METOK
+from metok_vllm.server.commands.console import complain
 
 Fields = Mapping[str, Any]
 
@@ -21,7 +23,8 @@ class Setting:
 
     `request` is the `metok` object of its requests (None: the server's own settings).
     `frames_share` below 1 asks with that share of the frames. `server` are fields of METokConfig
-    that the server must be started with.
+    that the server must be started with. `equal_to` names the setting whose KV cache this one is
+    to be as large as.
     """
 
     name: str
@@ -29,14 +32,31 @@ class Setting:
     request: Fields | None = None
     frames_share: float = 1.0
     server: Fields = field(default_factory=dict)
+    equal_to: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not 0 < self.frames_share <= 1:
             raise ConfigError(f"frames_share must be in (0, 1], got {self.frames_share}", self.name)
         known = {f.name for f in fields(METokConfig)}
         for name in self.server:
             if name not in known:
                 raise ConfigError(f"{self.name}: {name!r} is no setting of a server", name)
+
+    def _check_types(self) -> None:
+        def require(ok: bool, name: str, wanted: str) -> None:
+            if not ok:
+                got = f"{getattr(self, name)!r:.80}"
+                raise ConfigError(f"{self.name}: {name} must be {wanted}, got {got}", name)
+
+        require(isinstance(self.name, str), "name", "text")
+        require(isinstance(self.line, str), "line", "text")
+        share = self.frames_share
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        require(number, "frames_share", "a number")
+        require(isinstance(self.request, Mapping | None), "request", "an object")
+        require(isinstance(self.server, Mapping), "server", "an object")
+        require(isinstance(self.equal_to, str | None), "equal_to", "the name of a setting")
 
     @property
     def is_dense(self) -> bool:
@@ -55,6 +75,7 @@ class Setting:
 OFF = {"enabled": False}
 STAGES = "METok's stages"  # a line whose settings have no order
 DENSE = Setting("dense", "dense", OFF)
+AS_SERVED = Setting("as served", "METok")
 
 
 def presets(names: Iterable[str]) -> list[Setting]:
@@ -76,7 +97,9 @@ def stages(preset: str = "balanced") -> list[Setting]:
 
 def pooling(stride: int, num_events: int = 1) -> Setting:
     """Every frame at one stride; the newline stands at the end, as in the dense input."""
-    request = {"stages": [1], "strides": [stride] * 3, "num_events": num_events}
+    request: dict[str, Any] = {"stages": [1], "strides": [stride] * 3, "num_events": num_events}
+    # Whatever rule the server has, and if it is off.
+    request |= {"enabled": True, "rule": METOK}
     return Setting(f"pool {stride}", "uniform pooling", request)
 
 
@@ -108,7 +131,33 @@ def checked(settings: Sequence[Setting]) -> list[Setting]:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"two settings are called {name!r}", "settings")
+    for setting in settings:
+        if setting.equal_to is not None and setting.equal_to not in names:
+            raise ConfigError(f"{setting.name}: no setting {setting.equal_to!r}", "equal_to")
     return list(settings)
+
+
+def for_server(settings: Sequence[Setting], config: METokConfig | None, own: bool) -> list[Setting]:
+    """The settings, with the server's own where `own` says that somebody has made it.
+
+    Those that a server with `config` (None: not known) would refuse are left out and named on
+    stderr, and with them what was to be equal to them.
+    """
+    found = list(settings)
+    if own and AS_SERVED not in found:
+        found.append(AS_SERVED)
+    refused = set()
+    for setting in found:
+        try:
+            if config is not None:
+                request_config(config, setting)
+        except ConfigError as error:
+            refused.add(setting.name)
+            complain(f"{setting.name} is left out, the server would refuse it: {error}")
+    for setting in found:
+        if setting.equal_to in refused and setting.name not in refused:
+            complain(f"{setting.name} is left out, there is no {setting.equal_to} to be equal to")
+    return checked([s for s in found if not {s.name, s.equal_to} & refused])
 
 
 def request_config(base: METokConfig, setting: Setting) -> METokConfig:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from metok_vllm.benchmarks.quality.geometry import MODEL_DTYPE, Geometry
+from metok_vllm.benchmarks.quality.geometry import AUTO, Geometry
 from metok_vllm.benchmarks.quality.harness import Serve
+from metok_vllm.benchmarks.quality.server_flags import CONFIG_FLAG, flag_value, served_config
 from metok_vllm.benchmarks.quality.serving import running, started
 from metok_vllm.benchmarks.throughput.checkpoints import checkpoint
 from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
+from metok_vllm.config import METokConfig
+from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.commands.console import complain
+
+DEMO = "demo"
+CACHE_FLAG = "--kv-cache-dtype"
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Source:
     """Exactly one of `base_url`, `checkpoint` and `model` says where answers come from.
 
     With `base_url`, `name` is the model to ask for; a running server does not tell its sizes, so
-    `model` (path or hub name) and `dtype` may stand beside it.
+    `model` (path or hub name) and `dtype` may stand beside it. `config_file` is METok's YAML file:
+    our server is started with it, a running one is taken to have been.
     """
 
     base_url: str | None = None
@@ -30,7 +38,34 @@ class Source:
     dtype: str | None = None
     flags: Sequence[str] = ()
     metok_flags: Sequence[str] = ()
+    config_file: Path | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names_file(self) -> bool:
+        """Whether somebody has given a METok configuration for the server."""
+        words = (*self.flags, *self.metok_flags)
+        return self.config_file is not None or flag_value(words, CONFIG_FLAG) is not None
+
+    @property
+    def metok_words(self) -> tuple[str, ...]:
+        """What our server's METok is told. The demo's own file is used as `metok serve --demo`
+        does."""
+        file = self.config_file
+        if self.checkpoint == DEMO and not self.names_file:
+            file = CONFIG_FILE
+        return (*self.metok_flags, *(() if file is None else (CONFIG_FLAG, str(file))))
+
+    def config(self) -> METokConfig | None:
+        """METok's settings on the server: of a running one, those of `config_file`.
+
+        None where they are not known. Raises ConfigError for settings that no server takes.
+        """
+        if self.base_url is None:
+            return served_config((*self.flags, *self.metok_words))
+        if self.config_file is None:
+            return None
+        return METokConfig.load(config_file=self.config_file, environ={})
 
 
 @contextmanager
@@ -44,29 +79,20 @@ def opened(source: Source) -> Iterator[tuple[Serve, Geometry | None]]:
         return
     if source.checkpoint is None:
         assert source.model is not None
-        yield _started(source.model, source.flags, source.metok_flags)
+        yield _started(source.model, source.flags, source.metok_words)
         return
     with checkpoint(source.checkpoint) as made:
-        flags, metok_flags = (*made.flags, *source.flags), (*made.metok_flags, *source.metok_flags)
+        flags, metok_flags = (*made.flags, *source.flags), (*made.metok_flags, *source.metok_words)
         yield _started(made.model, flags, metok_flags)
-
-
-def flag_value(flags: Sequence[str], name: str) -> str | None:
-    """The value of the last such flag, in either way of writing it."""
-    found = None
-    for flag, following in zip(flags, [*flags[1:], None], strict=True):
-        if flag == name:
-            found = following
-        elif flag.startswith(f"{name}="):
-            found = flag.partition("=")[2]
-    return found
 
 
 def _started(
     model: str, flags: Sequence[str], metok_flags: Sequence[str]
 ) -> tuple[Serve, Geometry | None]:
+    words = (*flags, *metok_flags)
+    dtype, cache_dtype = (flag_value(words, name) or AUTO for name in ("--dtype", CACHE_FLAG))
     try:
-        geometry = Geometry.of_model(model, flag_value(flags, "--dtype") or MODEL_DTYPE)
+        geometry = Geometry.of_model(model, dtype, cache_dtype)
     except ConfigError as error:
         complain(f"KV cache is shown as a share only: {error}")
         geometry = None

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
+from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import Estimate
-from metok_vllm.benchmarks.quality.rows import ALL, Row
+from metok_vllm.benchmarks.quality.rows import Row
 
 Shown = Callable[[Row], str]
 
@@ -79,9 +80,11 @@ def _table(title: str, columns: dict[str, Shown], found: Sequence[Row]) -> Table
 
 
 def percent(estimate: Estimate | None, form: str = ".1f") -> str:
-    """A share in per cent with its interval."""
+    """A share in per cent with its interval, which is a dash where there is none."""
     if estimate is None:
         return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{format(100 * estimate.mean, form)} [-]"
     mean, low, high = (format(100 * v, form) for v in (estimate.mean, estimate.low, estimate.high))
     return f"{mean} [{low}, {high}]"
 

@@ -85,22 +85,23 @@ def _quality(arguments: argparse.Namespace) -> int:
     from metok_vllm.benchmarks.quality.command import Plan, read_cells
     from metok_vllm.benchmarks.quality.command import run as measure_quality
     from metok_vllm.benchmarks.quality.harness import CONCURRENCY
-    from metok_vllm.benchmarks.quality.settings import presets
+    from metok_vllm.benchmarks.quality.settings import for_server, presets
     from metok_vllm.benchmarks.quality.source import opened
     from metok_vllm.benchmarks.throughput.endpoint import EndpointError
 
-    settings = presets(arguments.presets)
-    cells, chance = read_cells([arguments.quality], arguments.frames, lambda _: settings)
+    source = bench_options.quality_source(arguments)
+    settings = for_server(presets(arguments.presets), source.config(), source.names_file)
+    cells = read_cells([arguments.quality], arguments.frames, lambda _: settings)
     if arguments.checkpoint not in (None, "demo"):
         complain(UNTRAINED)
     try:
-        with opened(bench_options.quality_source(arguments)) as (serve, geometry):
+        with opened(source) as (serve, geometry):
             plan = Plan(
                 cells,
-                chance,
                 _result_folder(arguments),
                 geometry,
                 (arguments.max_concurrency or [CONCURRENCY])[0],
+                bench_options.output_len(arguments),
                 arguments.seed,
                 bench_options.recorded(arguments),
             )

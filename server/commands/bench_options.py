@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CLIPS = ("cuts", "static", "noise")
 PRESETS = ("quality", "balanced", "max")
+OUTPUT_LEN, QUALITY_OUTPUT_LEN = 32, 16
 CHECKPOINTS = ("demo", "cpu-reference", "llava-onevision-7b", "longva-7b")
 # Values of headers may be keys; the folder of results says nothing about a figure.
 NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
@@ -91,7 +92,8 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--videos-in-turn", type=int, default=1)
     group.add_argument("--text-share", type=float, default=0.0, help="of the requests, 0 to 1")
     group.add_argument("--image-share", type=float, default=0.0)
-    group.add_argument("--output-len", type=int, default=32, help="tokens of every answer")
+    defaults = f"default: {OUTPUT_LEN}, with --quality at most {QUALITY_OUTPUT_LEN}"
+    group.add_argument("--output-len", type=int, help=f"tokens of every answer ({defaults})")
 
 
 def _add_quality(group: argparse._ArgumentGroup) -> None:
@@ -100,7 +102,7 @@ def _add_quality(group: argparse._ArgumentGroup) -> None:
         type=Path,
         metavar="FOLDER",
         help="how near presets come to dense on the videos of this folder, with its questions.json "
-        "or questions.txt; takes --frames, --seed and one --max-concurrency (default: 4)",
+        "or questions.txt; takes --frames, --output-len, --seed, one --max-concurrency (else 4)",
     )
     group.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
 
@@ -161,7 +163,7 @@ def workload_settings(arguments: argparse.Namespace) -> WorkloadSettings:
         videos_in_turn=a.videos_in_turn,
         text_share=a.text_share,
         image_share=a.image_share,
-        max_tokens=a.output_len,
+        max_tokens=output_len(a),
     )
 
 
@@ -191,9 +193,8 @@ def quality_source(arguments: argparse.Namespace) -> Source:
     """Where the answers of `--quality` come from."""
     from metok_vllm.benchmarks.quality.source import Source
 
-    a = arguments
+    a, runs = arguments, arguments.base_url is not None
     flags, metok_flags = server_flags(a)
-    runs = a.base_url is not None
     return Source(
         base_url=a.base_url,
         checkpoint=a.checkpoint,
@@ -203,6 +204,13 @@ def quality_source(arguments: argparse.Namespace) -> Source:
         metok_flags=metok_flags,
         headers=_headers(a),
     )
+
+
+def output_len(arguments: argparse.Namespace) -> int:
+    """Tokens of an answer."""
+    if arguments.output_len is not None:
+        return int(arguments.output_len)
+    return OUTPUT_LEN if arguments.quality is None else QUALITY_OUTPUT_LEN
 
 
 def server_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -216,6 +224,7 @@ def server_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
 def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options as the result file keeps them."""
     options = {key: v for key, v in vars(arguments).items() if key not in NOT_RECORDED}
+    options["output_len"] = output_len(arguments)
     options["header"] = [header.partition("=")[0] for header in arguments.header]
     return {
         key: value.name if isinstance(value, Path) else value for key, value in options.items()

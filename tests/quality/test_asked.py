@@ -47,6 +47,39 @@ def test_a_question_a_line_and_no_questions_at_all(tmp_path: Path) -> None:
     ]
 
 
+def test_questions_that_are_no_text(tmp_path: Path) -> None:
+    write_folder(tmp_path, 1, [])
+    for name in ("questions.json", "questions.txt"):
+        (tmp_path / name).write_bytes(b"Wer f\xfchrt?")
+        with pytest.raises(ConfigError, match=f"{name} is not"):
+            read_folder(tmp_path, 8)
+        (tmp_path / name).unlink()
+
+
+def test_a_limit_takes_whole_videos_evenly_spread(tmp_path: Path) -> None:
+    kinds = [f"kind {n}" for n in range(8)]
+    write_folder(tmp_path, 10, [{"question": f"{kind}?", "kind": kind} for kind in kinds])
+    found = read_folder(tmp_path, 8, limit=20)  # every fourth question would be of two kinds
+    assert [(a.name, a.kind) for a in found] == [
+        *(("0.mp4", kind) for kind in kinds),
+        *(("3.mp4", kind) for kind in kinds),
+        *(("6.mp4", kind) for kind in kinds[:4]),
+    ]
+    assert len({a.name for a in read_folder(tmp_path, 8, limit=79)}) == 10
+    listed = json.loads((tmp_path / "questions.json").read_text())
+    (tmp_path / "questions.json").write_text(json.dumps([listed[0], *listed[72:]]))
+    # The only question of the first video is not enough.
+    assert [a.name for a in read_folder(tmp_path, 8, limit=3)] == ["0.mp4", "9.mp4", "9.mp4"]
+
+
+def test_videos_of_two_subfolders_may_share_a_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_folder(tmp_path / name, 1, [])
+    entries = [{"video": v, "question": "?"} for v in ("a/0.mp4", "b/../a/0.mp4", "b/0.mp4")]
+    (tmp_path / "questions.json").write_text(json.dumps(entries))
+    assert [a.name for a in read_folder(tmp_path, 8)] == ["a/0.mp4", "a/0.mp4", "b/0.mp4"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -56,6 +89,7 @@ def test_a_question_a_line_and_no_questions_at_all(tmp_path: Path) -> None:
         ('[{"video": "0.mp4"}]', "needs a video and a question"),
         ('[{"video": "9.mp4", "question": "?"}]', "no video '9.mp4'"),
         ('[{"video": "0.mp4", "question": "?", "answer": 2}]', "answer must be text, got 2"),
+        ('[{"video": "0.mp4", "question": "?", "kind": "all"}]', "kind 'all' is that of"),
     ],
 )
 def test_questions_that_cannot_be_used(tmp_path: Path, content: str, said: str) -> None:
@@ -93,7 +127,7 @@ def test_folders_and_numbers_of_frames(tmp_path: Path) -> None:
     other = write_folder(tmp_path / "b", 2, [{"question": "Where?"}])
 
     def cells(folders: list[Path], frames: list[int]) -> list[tuple[int, int]]:
-        found, _ = read_cells(folders, frames, lambda count: [DENSE])
+        found = read_cells(folders, frames, lambda count: [DENSE])
         return [(cell.frames, len(cell.asked)) for cell in found]
 
     assert cells([one], [8, 16]) == [(8, 1), (16, 1)]
@@ -102,6 +136,14 @@ def test_folders_and_numbers_of_frames(tmp_path: Path) -> None:
         cells([one, other], [8])
     with pytest.raises(ConfigError, match=r"must be different and 1 or more, got \[8, 8\]"):
         cells([one], [8, 8])
+
+
+def test_every_folder_has_its_own_guessing(tmp_path: Path) -> None:
+    folders = [write_folder(tmp_path / name, 1, [{"question": "?"}]) for name in "ab"]
+    for folder, share in zip(folders, (0.5, 0.25), strict=True):
+        (folder / "chance.json").write_text(json.dumps({"question": share}))
+    cells = read_cells(folders, [4, 8], lambda count: [DENSE])
+    assert [cell.chance for cell in cells] == [{"question": 0.5}, {"question": 0.25}]
 
 
 def test_settings_from_a_file(tmp_path: Path) -> None:
@@ -118,6 +160,13 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ('[{"line": "x"}]', "a setting has a name"),
         ('[{"name": "x", "rule": "evs"}]', "a setting has a name"),
         ("{}", "must hold a list"),
+        ('[{"name": "x", "frames_share": "half"}]', "x: frames_share must be a number, got 'half'"),
+        ('[{"name": "x", "frames_share": true}]', "x: frames_share must be a number, got True"),
+        ('[{"name": "x", "server": ["rule"]}]', r"x: server must be an object, got \['rule'\]"),
+        ('[{"name": "x", "request": "max"}]', "x: request must be an object, got 'max'"),
+        ('[{"name": 2}]', "2: name must be text, got 2"),
+        ('[{"name": "x", "line": null}]', "x: line must be text, got None"),
+        ('[{"name": "x", "equal_to": "y"}]', "x: no setting 'y'"),
     ):
         path.write_text(content)
         with pytest.raises(ConfigError, match=said):

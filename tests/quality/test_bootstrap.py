@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality.bootstrap import Draws
+from metok_vllm.benchmarks.quality.bootstrap import Draws, Estimate
 
 VIDEOS = ["a", "b", "c", "d"]
 
@@ -46,6 +46,8 @@ def test_one_question_a_video_is_a_binomial() -> None:
     values = [float(n < share * count) for n in range(count)]
     estimate = Draws(videos, resamples=20_000).estimate(videos, values)
     assert estimate is not None
+    assert estimate.low is not None
+    assert estimate.high is not None
     half = 1.96 * math.sqrt(share * (1 - share) / count)
     assert estimate.mean == pytest.approx(share)
     assert estimate.low == pytest.approx(share - half, abs=0.005)
@@ -71,6 +73,14 @@ def test_the_same_seed_gives_the_same_interval() -> None:
     values = [0.0, 1.0, 1.0, 0.0]
     assert Draws(VIDEOS, 3).estimate(VIDEOS, values) == Draws(VIDEOS, 3).estimate(VIDEOS, values)
     assert (Draws(VIDEOS, 3).times_RV != Draws(VIDEOS, 4).times_RV).any()
+
+
+def test_one_video_has_no_interval() -> None:
+    draws = Draws(VIDEOS)
+    assert draws.estimate(["a", "a"], [0.0, 1.0]) == Estimate(0.5, None, None)
+    two = draws.estimate(["a", "b"], [0.0, 1.0])
+    assert two is not None
+    assert (two.low, two.high) == (0, 1)
 
 
 def test_nothing_has_no_estimate() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.benchmarks.quality.asked import read_folder
+from metok_vllm.benchmarks.quality.asked import ALL, read_folder
 from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, measure
-from metok_vllm.benchmarks.quality.rows import ALL, Row, rows
+from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.serving import running
 from metok_vllm.benchmarks.quality.settings import DENSE, Setting, presets
 from metok_vllm.errors import ConfigError
@@ -35,11 +35,12 @@ def measured(
     folder: Path, server: CannedServer, settings: tuple[Setting, ...], frames: int = 8
 ) -> tuple[dict[str, list[Answered]], dict[tuple[str, str], Row]]:
     write_folder(folder, 3, QUESTIONS)
-    cell = Cell(frames, tuple(read_folder(folder, frames)), settings)
+    asked = tuple(read_folder(folder, frames))
+    cell = Cell(frames, asked, settings, {"scene": 0.5, "count": 0.25})
     with canned_server(server) as endpoint:
         batches = list(measure([cell], running(endpoint), GEOMETRY))
     answers = {setting.name: found for _, setting, found in batches}
-    found = rows(batches, {"scene": 0.5, "count": 0.25})
+    found = rows(batches)
     return answers, {(row.setting, row.kind): row for row in found}
 
 
@@ -96,6 +97,30 @@ def test_what_is_asked(tmp_path: Path) -> None:
     }
     frames = [{b["media_io_kwargs"]["video"]["num_frames"] for b in part} for part in (dense, half)]
     assert frames == [{16}, {4}]  # the clips have eight frames
+
+
+def test_answers_may_be_longer(tmp_path: Path) -> None:
+    write_folder(tmp_path, 1, QUESTIONS)
+    server = CannedServer(say)
+    cell = Cell(8, tuple(read_folder(tmp_path, 8)), (DENSE, METOK))
+    with canned_server(server) as endpoint:
+        list(measure([cell], running(endpoint), None, output_len=200))
+        with pytest.raises(ConfigError, match="output_len must be at least 1, got 0"):
+            list(measure([cell], running(endpoint), None, output_len=0))
+    assert [body["max_tokens"] for body in server.bodies] == [200] * 4
+
+
+def test_a_video_that_goes_or_breaks_is_a_failed_question(tmp_path: Path) -> None:
+    write_folder(tmp_path, 2, QUESTIONS[:1])
+    cell = Cell(8, tuple(read_folder(tmp_path, 8)), (DENSE, FEWER))
+    (tmp_path / "0.mp4").unlink()
+    (tmp_path / "1.mp4").write_text("no video any more")
+    with canned_server(CannedServer(say)) as endpoint:
+        batches = list(measure([cell], running(endpoint), GEOMETRY))
+    dense, half = ([a.error for a in answers] for _, _, answers in batches)
+    assert dense == ["0.mp4: No such file or directory", None]
+    assert half[0] == "0.mp4: No such file or directory"
+    assert (half[1] or "").startswith("1.mp4: ")
 
 
 def test_a_failed_question_is_counted_and_left_out(tmp_path: Path) -> None:

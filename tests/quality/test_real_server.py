@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.benchmarks.quality import equal_kv
-from metok_vllm.benchmarks.quality.asked import read_folder
+from metok_vllm.benchmarks.quality.asked import ALL, read_folder
 from metok_vllm.benchmarks.quality.frontier import rivals
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Cell, measure
-from metok_vllm.benchmarks.quality.rows import ALL, rows
+from metok_vllm.benchmarks.quality.rows import rows
 from metok_vllm.benchmarks.quality.settings import DENSE, OFF, Setting, pooling, request_config
 from metok_vllm.benchmarks.quality.source import Source, opened
 from metok_vllm.budget import dense_tokens
@@ -30,12 +30,13 @@ UNALIGNED = Setting("unaligned", "METok", METOK.request, server={"alignment_mode
 @pytest.mark.timeout(1800)
 def test_through_the_engine(tmp_path: Path) -> None:
     geometry = Geometry.of_model(str(MODEL_DIR), "float32")
-    base = METokConfig()
+    source = Source(checkpoint="demo")
+    base = source.config() or METokConfig()
     target = equal_kv.held(request_config(base, METOK), FRAMES, geometry)
     others = rivals(target, "METok", FRAMES, geometry, base)
     settings = (DENSE, AGAIN, METOK, UNALIGNED, pooling(8), *others)
     asked = tuple(read_folder(write_folder(tmp_path, 2, QUESTIONS), FRAMES))
-    with opened(Source(checkpoint="demo")) as (serve, known):
+    with opened(source) as (serve, known):
         assert known == geometry
         batches = list(measure([Cell(FRAMES, asked, settings)], serve, geometry))
     answers = {setting.name: found for _, setting, found in batches}
@@ -53,7 +54,7 @@ def test_through_the_engine(tmp_path: Path) -> None:
         held = equal_kv.held(request_config(base, setting), FRAMES, geometry)
         told = [a.kv_tokens for a in answers[setting.name]]
         assert told == [held + geometry.layers * tokens for tokens in text], setting.name
-    found = {row.setting: row for row in rows(batches, {}) if row.kind == ALL}
+    found = {row.setting: row for row in rows(batches) if row.kind == ALL}
     assert found["METok"].kv_tokens is not None
     for setting in others:
         if setting.line in ("random", "EVS", "VidCom2"):

@@ -13,11 +13,12 @@ import pytest
 from rich.console import Console
 
 from metok_vllm.benchmarks.quality import __main__ as program
+from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import Estimate
 from metok_vllm.benchmarks.quality.charts import PICTURE, draw_chart
 from metok_vllm.benchmarks.quality.harness import Cell
 from metok_vllm.benchmarks.quality.records import ESTIMATES, one_line, read_rows, result, write_csv
-from metok_vllm.benchmarks.quality.rows import ALL, Row
+from metok_vllm.benchmarks.quality.rows import Row
 from metok_vllm.benchmarks.quality.settings import DENSE, presets
 from metok_vllm.benchmarks.quality.tables import failures, tables
 from metok_vllm.benchmarks.throughput.records import write_json
@@ -49,7 +50,14 @@ ROWS = [
     row("dense", "dense", difference=None, kv_bytes=32768.0),
     row("dense", "dense", "count", difference=None),
     row("max", "METok"),
-    row("max", "METok", "count", accuracy=None, difference=None, chance=None, kv_bytes=None),
+    row(
+        *("max", "METok", "count"),
+        accuracy=None,
+        difference=None,
+        chance=None,
+        agreement=Estimate(1.0, None, None),  # of one video
+        kv_bytes=None,
+    ),
 ]
 
 
@@ -77,12 +85,17 @@ def test_json_and_csv_hold_the_rows(tmp_path: Path) -> None:
     assert "\n" not in one_line(record)
 
 
-def test_tables_show_intervals_and_guessing() -> None:
+def console_of(found: list[Row]) -> str:
     console = Console(width=150, record=True, file=io.StringIO())
-    for table in tables(ROWS):
+    for table in tables(found):
         console.print(table)
-    text = console.export_text()
+    return console.export_text()
+
+
+def test_tables_show_intervals_and_guessing() -> None:
+    text = console_of(ROWS)
     assert "75.0 [50.0, 100.0]" in text
+    assert "100.0 [-]" in console_of([row("max", "METok", agreement=Estimate(1.0, None, None))])
     assert "-12.5 [-25.0, +0.0]" in text
     assert "guessing: 25.0 %" in text
     assert "12.5 %" in text
@@ -97,6 +110,7 @@ def test_a_picture_is_drawn_where_there_is_something_to_compare(tmp_path: Path) 
         row("EVS = max", "EVS"),
         row("EVS = quality", "EVS"),  # the same place as the other
         row("stage 1", "METok's stages", kv_bytes=None),
+        row("stage 2", "METok's stages", accuracy=Estimate(0.5, None, None)),
     ]
     record = result([*ROWS, *rivals], [], {}, {}, None)
     path = draw_chart(record, tmp_path)
