@@ -92,9 +92,12 @@ class METokConfig:
         preset_values(self.preset, None)
         check_presets(self.presets, REQUEST_FIELDS - {"enabled", "preset"})
         check_values(self)
-        for name in self.presets or ():
-            # What a request would be refused is refused now.
-            _replace(self, {**preset_values(name, self.presets), "preset": name, "presets": None})
+        for name, values in (self.presets or {}).items():
+            try:  # what a request would be refused is refused now
+                _replace(self, {"presets": None})._on_preset(name, values)
+            except ConfigError as error:
+                message = f"metok.presets.{name} cannot be used: {error}"
+                raise ConfigError(message, "presets") from error
 
     @property
     def running_stages(self) -> tuple[int, ...]:
@@ -142,15 +145,31 @@ class METokConfig:
         if preset == OFF and values.get("enabled"):
             raise ConfigError("metok.preset 'off' contradicts metok.enabled true", "preset")
         if preset is not None:
-            defaults = METokConfig()
-            reset = {name: getattr(defaults, name) for name in REQUEST_FIELDS - {"stages"}}
-            base = _replace(
-                self, {**reset, **preset_values(preset, self.presets), "preset": preset}
-            )
+            base = self._on_preset(preset, preset_values(preset, self.presets))
         config = _replace(base, dict(values))
         if config.enabled and config.preset == OFF:
             # Switched on where the server's preset is off: its values are the default preset's.
             config = replace(config, preset=METokConfig().preset)
+        self._refuse(config, values)
+        for name, stage in STAGE_OF_FIELD.items():
+            if name in values and stage not in config.stages:
+                raise ConfigError(
+                    f"metok.{name} needs stage {stage}, which is not among the stages "
+                    f"{list(config.stages)}",
+                    name,
+                )
+        return config
+
+    def _on_preset(self, name: str, values: Mapping[str, Any]) -> METokConfig:
+        """What a request gets that names a preset with these values, on the defaults."""
+        defaults = METokConfig()
+        reset = {field: getattr(defaults, field) for field in REQUEST_FIELDS - {"stages"}}
+        config = _replace(self, {**reset, **values, "preset": name})
+        self._refuse(config, values)
+        return config
+
+    def _refuse(self, config: METokConfig, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError where `values` led to a `config` that this server cannot run."""
         if not set(config.stages) <= set(self.stages):
             raise ConfigError(
                 f"metok.stages {shown(list(config.stages))} cannot be asked for: this server runs "
@@ -163,14 +182,6 @@ class METokConfig:
                 "has keep_ratio and decode_keep",
                 "rule_keep",
             )
-        for name, stage in STAGE_OF_FIELD.items():
-            if name in values and stage not in config.stages:
-                raise ConfigError(
-                    f"metok.{name} needs stage {stage}, which is not among the stages "
-                    f"{list(config.stages)}",
-                    name,
-                )
-        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready values, as carried in vLLM's `additional_config["metok"]`."""

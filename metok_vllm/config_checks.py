@@ -28,9 +28,7 @@ def check_types(config: Any) -> None:
     """Raise ConfigError for the first field of a METokConfig that has the wrong type."""
 
     def fail(name: str, wanted: str) -> None:
-        raise ConfigError(
-            f"metok.{name} must be {wanted}, got {shown(getattr(config, name))}", name
-        )
+        raise refusal(config, name, wanted)
 
     def is_int(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -62,9 +60,7 @@ def check_values(config: Any) -> None:
 
     def require(ok: bool, name: str, wanted: str) -> None:
         if not ok:
-            raise ConfigError(
-                f"metok.{name} must be {wanted}, got {shown(getattr(config, name))}", name
-            )
+            raise refusal(config, name, wanted)
 
     require(set(config.stages) <= {1, 2, 3}, "stages", "a subset of [1, 2, 3]")
     require(1 <= config.num_events <= MOST, "num_events", f"between 1 and {MOST}")

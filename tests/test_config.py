@@ -209,39 +209,3 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigError, match="configuration file"):
         METokConfig.load(config_file=file, environ={})
-
-
-def test_a_servers_own_presets_come_before_the_papers(tmp_path: Path) -> None:
-    file = tmp_path / "metok.yaml"
-    file.write_text(
-        "pruning_layers: [3, 6, 9]\n"
-        "presets:\n  balanced: {keep_ratio: 0.9}\n  max: {decode_keep: 0.5, stages: [2, 3]}\n"
-    )
-    server = METokConfig.load(config_file=file, environ={})
-    assert (server.preset, server.keep_ratio, server.pruning_layers) == ("balanced", 0.9, (3, 6, 9))
-    assert METokConfig.from_dict(server.to_dict()) == server
-    asked = server.for_request({"preset": "max"})
-    assert (asked.decode_keep, asked.keep_ratio, asked.stages) == (0.5, 0.76, (2, 3))
-    # A preset without values of its own is the paper's.
-    assert server.for_request({"preset": "quality"}).key_frames_per_event == 8
-    explicit = METokConfig.load({"keep_ratio": 0.6}, file, environ={})
-    assert explicit.keep_ratio == 0.6
-    assert METokConfig.load({"preset": "max"}, file, environ={}).decode_keep == 0.5
-    with pytest.raises(ConfigError, match="fixed when the server starts"):
-        server.for_request({"presets": {}})
-
-
-@pytest.mark.parametrize(
-    ("presets", "message"),
-    [
-        ([], r"must map quality, balanced, max to their values, got \[\]"),
-        ({"max": 3}, "must map quality, balanced, max"),
-        ({"fast": {}}, "may have quality, balanced, max; got 'fast'"),
-        ({"off": {}}, "may have quality, balanced, max; got 'off'"),
-        ({"max": {"pruning_layers": [1, 2, 3]}}, "got 'pruning_layers'"),
-        ({"max": {"keep_ratio": 2}}, r"keep_ratio must be in \(0, 1\], got 2"),
-    ],
-)
-def test_presets_are_checked(presets: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        METokConfig.from_dict({"presets": presets})

@@ -16,13 +16,15 @@ Record = Mapping[str, Any]
 # Told apart by colour-blind readers (Okabe and Ito).
 DROP, DECODE, BUDGET = "#0072b2", "#d55e00", "#8a9199"
 RATIO_COLOURS = ("#009e73", "#56b4e9", "#e69f00", "#cc79a7")
+SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
 LEAST = 1e-6  # nats; what is below is drawn here, as noise
 
 
 def draw_chart(record: Record, path: Path) -> None:
     """Divergence over the layer from which tokens go, and the boundaries that were chosen.
 
-    Raises NoMatplotlib where it cannot draw, OSError where it cannot write.
+    Raises NoMatplotlib where it cannot draw, OSError where it cannot write, ValueError for a
+    picture that matplotlib refuses to draw. `path` ends as one of SUFFIXES.
     """
     try:
         from matplotlib.figure import Figure

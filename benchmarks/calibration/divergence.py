@@ -6,11 +6,14 @@ an answer whose every token is still the most likely one is the answer that deco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
+
+from metok_vllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Divergence:
     agreement: float
     same_answers: float
 
+    def __post_init__(self) -> None:
+        # moved() refuses what is not: NaN would be within every budget.
+        assert math.isfinite(self.first + self.following)
+
     @property
     def worst(self) -> float:
         """What is held against the budget: the first token or those after it."""
@@ -42,12 +49,27 @@ class Divergence:
 
 
 def moved(dense_SV: Tensor, pruned_SV: Tensor) -> Moved:
-    """Compare log-probabilities [S, V] of the same S tokens. Never negative."""
+    """Compare log-probabilities [S, V] of the same S tokens. Never negative.
+
+    Raises ConfigError where they are not finite.
+    """
     assert dense_SV.shape == pruned_SV.shape
+    check_finite(dense_SV)
+    check_finite(pruned_SV)
     dense, pruned = dense_SV.double(), pruned_SV.to(dense_SV.device).double()
     kl_S = (dense.exp() * (dense - pruned)).sum(-1).clamp(min=0)
     same_S = dense.argmax(-1) == pruned.argmax(-1)
     return Moved(tuple(kl_S.tolist()), tuple(same_S.tolist()))
+
+
+def check_finite(logprobs_SV: Tensor) -> None:
+    """Raise ConfigError for numbers that overflowed: NaN would be within every budget."""
+    if not bool(logprobs_SV.isfinite().all()):
+        raise ConfigError(
+            "log-probabilities of the model are not finite, as where its numbers overflow: use "
+            "bfloat16 or float32 (--dtype)",
+            "dtype",
+        )
 
 
 def divergence(prompts: Sequence[Moved]) -> Divergence:

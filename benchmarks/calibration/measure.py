@@ -8,12 +8,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from metok_vllm.benchmarks.calibration.asks import Ask
-from metok_vllm.benchmarks.calibration.divergence import Divergence, Moved, divergence, moved
+from metok_vllm.benchmarks.calibration.divergence import (
+    Divergence,
+    Moved,
+    check_finite,
+    divergence,
+    moved,
+)
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.pruned import run_pruned
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
@@ -42,11 +49,33 @@ class Sample:
         return self.stage1 if 1 in stages else self.dense
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a setting does without stage 1 and behind it, None where it is not served with it."""
+
+    setting: Setting
+    without: Divergence
+    behind: Divergence | None
+
+    @property
+    def worst(self) -> float:
+        """What is held against a budget: that of requests with stage 1 and of those without."""
+        return max(found.worst for found in (self.without, self.behind) if found is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        behind = None if self.behind is None else self.behind.to_dict()
+        return {"divergence": self.without.to_dict(), "with_stage1": behind}
+
+
 @torch.inference_mode()
 def take_samples(
     model: CalibratedModel, asks: Sequence[Ask], frames: int, tokens: int, say: Say
 ) -> list[Sample]:
-    """Every question's prompt and dense answer. Raises MediaError naming a file it cannot read."""
+    """Every question's prompt and dense answer.
+
+    Raises MediaError naming a file it cannot read, ConfigError where the model's numbers overflow.
+    """
     samples = []
     limits = MediaLimits.from_env()
     for number, ask in enumerate(asks, start=1):
@@ -58,6 +87,7 @@ def take_samples(
         dense = model.prompt(video.frames_THWC, ask.question, DENSE)
         stage1 = model.prompt(video.frames_THWC, ask.question, STAGE1)
         answer, logprobs_SV = greedy_answer(model.decoder, dense, tokens, model.ends)
+        check_finite(logprobs_SV)
         samples.append(Sample(dense.on_host(), stage1.on_host(), answer, logprobs_SV.cpu()))
     return samples
 
@@ -80,6 +110,13 @@ class Meter:
             found = self._run(new, what, stages)
             self.known.update({(s, stages): divergence(found[s]) for s in new})
         return [self.known[setting, stages] for setting in settings]
+
+    def measured(self, setting: Setting, stages: Sequence[int], what: str) -> Measured:
+        """A setting as a server with these stages can be asked for it: each request may leave
+        stage 1 out."""
+        (without,) = self.measure([setting], what)
+        behind = self.measure([setting], what, STAGE1)[0] if 1 in stages else None
+        return Measured(setting, without, behind)
 
     @torch.inference_mode()
     def _run(

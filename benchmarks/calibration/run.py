@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from metok_vllm.benchmarks.calibration.asks import Ask
+from metok_vllm.benchmarks.calibration.asks import Ask, hold_out
 from metok_vllm.benchmarks.calibration.costs import Costs
 from metok_vllm.benchmarks.calibration.curves import Curves, measure_curves
 from metok_vllm.benchmarks.calibration.divergence import Divergence
-from metok_vllm.benchmarks.calibration.measure import Meter, Say, take_samples
+from metok_vllm.benchmarks.calibration.held_out import HeldOut, measure_held_out
+from metok_vllm.benchmarks.calibration.measure import Measured, Meter, Sample, Say, take_samples
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.search import Choice, Search, share_saved
+from metok_vllm.benchmarks.calibration.setting import Setting
 from metok_vllm.config import METokConfig
 from metok_vllm.layers import StageLayout
 
@@ -23,7 +25,12 @@ MOST_GROUPS = 12  # the paper's (3, 10, 19) of 28 layers makes 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found. `choices` has an entry a budget, None where nothing that was tried holds."""
+    """What was found. `choices` has an entry a budget, None where nothing that was tried holds.
+
+    `beside` are settings for the budgets on a server with the boundaries and stages of the chosen
+    one, as a server has one layout for all requests; a budget that none holds there is left out.
+    `held_out` is None where there was one video only; `prompts` are those that were searched.
+    """
 
     config: METokConfig
     budgets: Mapping[str, float]
@@ -34,9 +41,12 @@ class Calibration:
     prompts: int
     answer_tokens: int
     num_layers: int
+    beside: Mapping[str, Measured] = field(default_factory=dict)
+    held_out: HeldOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: curves and every budget's choice."""
+        held = self.held_out
         return {
             "num_layers": self.num_layers,
             "prompts": self.prompts,
@@ -44,6 +54,15 @@ class Calibration:
             "dense": {"prefill_flops": self.dense.prefill_flops, "kv_bytes": self.dense.kv_bytes},
             "stage1_alone": self.stage1_alone.to_dict(),
             "presets": {name: self._choice(name) for name in self.budgets},
+            "held_out": None if held is None else held.to_dict(),
+            "beside": {
+                name: {
+                    "config": setting_values(self, found.setting),
+                    **found.to_dict(),
+                    "held_out": None if held is None else held.beside[name].to_dict(),
+                }
+                for name, found in self.beside.items()
+            },
             "curves": self.curves.to_dict(),
         }
 
@@ -51,9 +70,7 @@ class Calibration:
         """The stages of this budget's configuration: 1 only where its measure is within, too."""
         choice = self.choices[name]
         assert choice is not None
-        behind = choice.with_stage1
-        within = behind is not None and behind[0].worst <= self.budgets[name]
-        return [1, 2, 3] if within else [2, 3]
+        return choice.stages(self.budgets[name])
 
     def least_layer(self, name: str) -> int | None:
         """The least layer from which all visual tokens can go within this budget."""
@@ -76,6 +93,7 @@ class Calibration:
             "cache_groups": choice.layout.num_groups,
             "parts": {part: moved.to_dict() for part, moved in choice.parts.items()},
             "with_stage1": stage1,
+            "held_out": None if self.held_out is None else self.held_out.choices[name].to_dict(),
         }
 
 
@@ -89,19 +107,35 @@ def calibrate(
     keep_ratios: Sequence[float] = KEEP_RATIOS,
     decode_keeps: Sequence[float] = DECODE_KEEPS,
     most_groups: int = MOST_GROUPS,
+    served: str | None = None,
 ) -> Calibration:
-    """Measure and search. `say` is told what is being done.
+    """Measure and search on every second video, then measure what was chosen on the others.
 
-    Raises ConfigError for a decoder that is too shallow, MediaError for a video that cannot be
-    read.
+    `say` is told what is being done; `served` names the budget whose boundaries the others shall
+    do with, too. Raises ConfigError for a decoder that is too shallow and for a model whose
+    numbers overflow, MediaError for a video that cannot be read.
     """
     num_layers = model.decoder.num_layers
     StageLayout.of(None, num_layers)  # refuses before the hours, not after
-    samples = take_samples(model, asks, frames, tokens, say)
+    unseen = hold_out(asks)
+    taken = take_samples(model, asks, frames, tokens, say)
+    samples: list[Sample] = []
+    held: list[Sample] = []
+    for ask, sample in zip(asks, taken, strict=True):
+        (held if ask.video in unseen else samples).append(sample)
     meter = Meter(model, samples, say)
     curves = measure_curves(meter, keep_ratios)
     search = Search(meter, curves, keep_ratios, decode_keeps, most_groups)
     choices = {name: search.find(budget, with_stage1=True) for name, budget in budgets.items()}
+    beside: dict[str, Measured] = {}
+    if served is not None and (chosen := choices[served]) is not None:
+        beside = _beside(search, chosen, served, budgets)
+    settings = {
+        name: (choice.setting, choice.stages(budgets[name]))
+        for name, choice in choices.items()
+        if choice is not None
+    }
+    judge = Meter(model, held, say)
     return Calibration(
         config=model.config,
         budgets=budgets,
@@ -112,7 +146,25 @@ def calibrate(
         prompts=len(samples),
         answer_tokens=sum(len(sample.answer) for sample in samples),
         num_layers=num_layers,
+        beside=beside,
+        held_out=measure_held_out(judge, len(unseen), settings, beside) if held else None,
     )
+
+
+def _beside(
+    search: Search, chosen: Choice, served: str, budgets: Mapping[str, float]
+) -> dict[str, Measured]:
+    """Settings with the boundaries and stages of the one that is served, which is its own."""
+    stages = chosen.stages(budgets[served])
+    found = {
+        name: chosen.setting if name == served else search.find_at(chosen.layout, budget, stages)
+        for name, budget in budgets.items()
+    }
+    return {
+        name: search.meter.measured(setting, stages, "presets")
+        for name, setting in found.items()
+        if setting is not None
+    }
 
 
 # What decides which tokens are chosen is written out: a preset's name must not bring its own.
@@ -124,13 +176,22 @@ def config_values(calibration: Calibration, name: str) -> dict[str, Any]:
     choice = calibration.choices[name]
     assert choice is not None
     config = calibration.config.to_dict()
-    values = {field: config[field] for field in SELECTION}
+    towers = {}
     if config["alignment_model"] is not None:
-        values |= {field: config[field] for field in ("alignment_model", "alignment_mode")}
+        towers = {name: config[name] for name in ("alignment_model", "alignment_mode")}
     return {
         "stages": calibration.served_stages(name),
         "pruning_layers": list(choice.setting.boundaries),
-        "keep_ratio": choice.setting.keep_ratio,
-        "decode_keep": choice.setting.decode_keep,
-        **values,
+        **setting_values(calibration, choice.setting),
+        **towers,
+    }
+
+
+def setting_values(calibration: Calibration, setting: Setting) -> dict[str, Any]:
+    """What a request may set of a setting."""
+    config = calibration.config.to_dict()
+    return {
+        "keep_ratio": setting.keep_ratio,
+        "decode_keep": setting.decode_keep,
+        **{name: config[name] for name in SELECTION},
     }

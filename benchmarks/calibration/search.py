@@ -59,6 +59,12 @@ class Choice:
         """That of the whole setting."""
         return list(self.parts.values())[-1]
 
+    def stages(self, budget: float) -> list[int]:
+        """Stages to serve it with: 1 only where its measure is within the budget, too."""
+        behind = self.with_stage1
+        within = behind is not None and behind[0].worst <= budget
+        return [1, 2, 3] if within else [2, 3]
+
 
 class Search:
     """Candidates of one calibration; `find` may be called for several budgets."""
@@ -101,6 +107,15 @@ class Search:
         found = self._best(gentlest[:A_RUNG], budget)
         return None if found is None else self._choice(*found, with_stage1)
 
+    def find_at(self, layout: StageLayout, budget: float, stages: Sequence[int]) -> Setting | None:
+        """The cheapest setting with the boundaries that are already laid out, or None.
+
+        Where stage 1 is among the server's `stages` it holds with stage 1 and without.
+        """
+        fixed = [c for c in self.candidates if c.layout == layout]
+        found = self._best(fixed, budget, (DENSE, STAGE1) if 1 in stages else (DENSE,))
+        return None if found is None else found[0]
+
     def plans(self, setting: Setting, stages: tuple[int, ...] = DENSE) -> list[PromptPlan]:
         """The engine's plans for all prompts."""
         model = self.meter.model
@@ -122,15 +137,22 @@ class Search:
     def _decoded(self) -> int:
         return max(len(sample.answer) for sample in self.meter.samples)
 
-    def _best(self, rung: Sequence[Candidate], budget: float) -> tuple[Setting, StageLayout] | None:
-        settings = [c.setting(keep) for c in rung for keep in self.decode_keeps]
-        self.meter.measure(settings, f"settings for {budget:g}")
-        for candidate in sorted(rung, key=lambda c: (c.flops, c.layout.num_groups)):
-            for keep in self.decode_keeps:
-                setting = candidate.setting(keep)
-                if self.meter.measure([setting], "known")[0].worst <= budget:
-                    return setting, candidate.layout
-        return None
+    def _best(
+        self,
+        rung: Sequence[Candidate],
+        budget: float,
+        encodings: Sequence[tuple[int, ...]] = (DENSE,),
+    ) -> tuple[Setting, StageLayout] | None:
+        able = [
+            (candidate.setting(keep), candidate.layout)
+            for candidate in sorted(rung, key=lambda c: (c.flops, c.layout.num_groups))
+            for keep in self.decode_keeps
+        ]
+        for stages in encodings:
+            settings = [setting for setting, _ in able]
+            found = self.meter.measure(settings, f"settings for {budget:g}", stages)
+            able = [a for a, moved in zip(able, found, strict=True) if moved.worst <= budget]
+        return able[0] if able else None
 
     def _choice(self, setting: Setting, layout: StageLayout, with_stage1: bool) -> Choice:
         p, ratio = setting.boundaries, setting.keep_ratio

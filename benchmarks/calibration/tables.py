@@ -18,7 +18,8 @@ Record = Mapping[str, Any]
 
 
 def choices_table(record: Record) -> Table:
-    """One line a budget, one for the same setting behind stage 1, and stage 1 alone as the last."""
+    """One line a budget, one for the same setting behind stage 1, those of the videos held out,
+    and stage 1 alone as the last."""
     table = _table("Cheapest settings within the budget (KL in nats a token)")
     table.add_column("budget", no_wrap=True)
     headings = ("p0 p1 p2", "keep", "decode", "first", "after", "agree", "FLOPs", "KV")
@@ -35,6 +36,10 @@ def choices_table(record: Record) -> Table:
         table.add_row(label, layers, *keeps, *_moved(preset["divergence"]), *_saved(preset))
         if (behind := preset["with_stage1"]) is not None:
             table.add_row("  and stage 1", "", "", "", *_moved(behind), *_saved(behind))
+        if (held := preset["held_out"]) is not None:
+            table.add_row("  held out", "", "", "", *_moved(held["divergence"]), "", "")
+            if (behind := held["with_stage1"]) is not None:
+                table.add_row("  held out, stage 1", "", "", "", *_moved(behind), "", "")
     table.add_row("stage 1 alone", "", "", "", *_moved(record["stage1_alone"]), "", "")
     return table
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import yaml
 
-from metok_vllm.benchmarks.calibration.run import Calibration, config_values
+from metok_vllm.benchmarks.calibration.measure import Measured
+from metok_vllm.benchmarks.calibration.run import Calibration, config_values, setting_values
 from metok_vllm.config import METokConfig
 from metok_vllm.layers import StageLayout
-from metok_vllm.presets import PRESETS
+from metok_vllm.presets import OFF, PRESETS
 
 BENCHMARK, SCHEMA = "calibration", 1
 
@@ -22,26 +23,73 @@ def write_yaml(path: Path, calibration: Calibration, name: str) -> METokConfig:
     The name is the preset's where METok has one called so. Raises OSError.
     """
     values = config_values(calibration, name)
+    presets = {k: v for k, v in calibration.beside.items() if k in PRESETS}
     if name in PRESETS:
-        values = {"preset": name, **values}
-    choice, budget = calibration.choices[name], calibration.budgets[name]
-    assert choice is not None
-    moved = choice.divergence
-    measured = f"{moved.first:.4g} at the first token, {moved.following:.4g} at the following ones"
-    size = f"{calibration.prompts} prompts, {calibration.answer_tokens} answer tokens"
+        own = {k: setting_values(calibration, v.setting) for k, v in presets.items()}
+        values = {"preset": name, **values, "presets": own}
     comments = [
         "Written by `metok calibrate`; start the server with --metok-config and this file.",
-        f"Divergence from dense at most {budget:g} nats: measured {measured} (stage 1 off).",
-        f"{size}, {calibration.num_layers} decoder layers.",
+        *_of_choice(calibration, name),
     ]
-    if 1 not in values["stages"]:
-        comments.append("Stage 1 is left out: with it the divergence was over the budget.")
+    if name in PRESETS:
+        comments += _of_presets(calibration, presets)
     text = "".join(f"# {line}\n" for line in comments)
     text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
     path.write_text(text, encoding="utf-8")
     served = METokConfig.load(config_file=path, environ={})
     StageLayout.of(served.pruning_layers, calibration.num_layers)
     return served
+
+
+def _of_choice(calibration: Calibration, name: str) -> list[str]:
+    choice, budget = calibration.choices[name], calibration.budgets[name]
+    assert choice is not None
+    stages, held = calibration.served_stages(name), calibration.held_out
+    behind = None if choice.with_stage1 is None else choice.with_stage1[0]
+    with_stage1 = behind if 1 in stages else None
+    size = f"{calibration.prompts} prompts searched, {calibration.answer_tokens} answer tokens"
+    lines = [
+        f"Divergence from dense at most {budget:g} nats, at the first token and at the following:",
+        f"{_nats(Measured(choice.setting, choice.divergence, with_stage1))}.",
+    ]
+    if held is None:
+        lines.append("Nothing was held out, as there was one video only.")
+    else:
+        found = held.choices[name]
+        verdict = ", which is OVER the budget" if found.worst > budget else ""
+        of = f"{held.prompts} prompts of {held.videos} videos"
+        lines.append(f"Held out, {of} that the search did not see: {_nats(found)}{verdict}.")
+    lines.append(f"{size}, {calibration.num_layers} decoder layers.")
+    if 1 not in stages:
+        lines.append("Stage 1 is left out: with it the divergence was over the budget.")
+    return lines
+
+
+def _of_presets(calibration: Calibration, presets: Mapping[str, Measured]) -> list[str]:
+    with_stage1 = any(found.behind is not None for found in presets.values())
+    condition = "with stage 1 and without it" if with_stage1 else "without stage 1"
+    lines = [f"The presets have the layers above; each is within its budget {condition}:"]
+    for name, found in presets.items():
+        budget, held = calibration.budgets[name], calibration.held_out
+        line = f"  {name} {budget:g}: {_nats(found)}"
+        if held is not None:
+            verdict = " (OVER)" if held.beside[name].worst > budget else ""
+            line += f"; held out {_nats(held.beside[name])}{verdict}"
+        lines.append(line)
+    lines += [
+        f"  {name}: left out, so that a request for it gets the paper's values, not measured here"
+        for name in PRESETS
+        if name != OFF and name not in presets
+    ]
+    return lines
+
+
+def _nats(found: Measured) -> str:
+    """Both encodings of a setting in words."""
+    said = f"{found.without.first:.4g} and {found.without.following:.4g} (stage 1 off)"
+    if found.behind is not None:
+        said += f", {found.behind.first:.4g} and {found.behind.following:.4g} (with stage 1)"
+    return said
 
 
 def record(

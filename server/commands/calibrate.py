@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--questions",
         type=Path,
         metavar="FILE",
-        help="one a line, or JSON with video and question (default: questions.json in the folder, "
-        "else general questions)",
+        help="one a line, or JSON with video and question (default: questions.json or "
+        "questions.txt in the folder, else general questions)",
     )
     parser.add_argument("--out", type=Path, default=Path("metok.yaml"), help="default: metok.yaml")
     parser.add_argument("--chart", type=Path, metavar="CURVE.png", help="draw the curves here")
@@ -53,8 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset-name", default="balanced", help="whose setting goes into --out (balanced)"
     )
-    parser.add_argument("--num-videos", type=int, default=16, help="default: 16")
-    parser.add_argument("--questions-per-video", type=int, default=2, help="default: 2")
+    parser.add_argument(
+        "--num-videos", type=int, default=16, help="every second one is held out (default: 16)"
+    )
+    parser.add_argument("--questions-per-video", type=int, default=2, help="at most (default: 2)")
     parser.add_argument("--frames", type=int, default=32, help="of each video (default: 32)")
     parser.add_argument("--tokens", type=int, default=16, help="of each answer (default: 16)")
     parser.add_argument("--max-groups", type=int, help="cache groups at most (default: 12)")
@@ -85,43 +87,32 @@ def run(arguments: argparse.Namespace) -> int:
         say("loading the model")
         model = CalibratedModel.load(a.model, config, device, dtype)
         groups = a.max_groups or MOST_GROUPS
-        found = calibrate(model, asks, budgets, a.frames, a.tokens, say, most_groups=groups)
+        found = calibrate(
+            model, asks, budgets, a.frames, a.tokens, say, most_groups=groups, served=a.preset_name
+        )
     return _report(found, a, {"device": device, "dtype": dtype, "max_groups": groups})
 
 
 def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> int:
-    from metok_vllm.benchmarks.calibration.tables import choices_table, parts_table
-    from metok_vllm.benchmarks.calibration.written import record, write_yaml
+    from metok_vllm.benchmarks.calibration.written import record
     from metok_vllm.benchmarks.environment import environment
 
     asked = ("frames", "tokens", "num_videos", "questions_per_video", "preset_name")
     configuration = {"model": Path(a.model).name, **{name: getattr(a, name) for name in asked}}
     result = record(found, environment(), {**configuration, **more})
-    written = []
-    try:
-        if a.json not in (None, STDOUT):
-            Path(a.json).write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-            written.append(a.json)
-        if found.choices[a.preset_name] is not None:
-            write_yaml(a.out, found, a.preset_name)
-            written.append(str(a.out))
-        if a.chart is not None and _draw(result, a.chart):
-            written.append(str(a.chart))
-    except OSError as error:
-        raise CommandError(f"cannot write: {error}") from error
+    # What took hours is said before anything can go wrong with a file.
     if a.json == STDOUT:
         write_json(result)
     else:
-        console = out()
-        console.print(choices_table(result))
-        console.print(parts_table(result))
-        for name in found.budgets:
-            layer = found.least_layer(name)
-            words = "from no layer on" if layer is None else f"from layer {layer} on"
-            console.print(f"{name}: all visual tokens can go {words} of {found.num_layers}")
-        if written:
-            console.print(f"written: {', '.join(written)}", markup=False)
-    if found.choices[a.preset_name] is None:
+        _print(found, result)
+    chosen = found.choices[a.preset_name]
+    failed = _write(found, result, a)
+    if found.held_out is None:
+        complain("there is one video only: nothing is held out, the figures are the search's own")
+    else:
+        for sentence in found.held_out.over(found.budgets):
+            complain(sentence)
+    if chosen is None:
         complain(
             f"no setting that was tried stays within {found.budgets[a.preset_name]:g} nats: "
             f"{a.out} is not written. Allow more with --divergence"
@@ -129,19 +120,50 @@ def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> 
         return 1
     if found.served_stages(a.preset_name) == [2, 3]:
         complain("stage 1 goes over the budget and is left out of the configuration")
-    return 0
+    return 1 if failed else 0
 
 
-def _draw(result: dict[str, Any], path: Path) -> bool:
+def _print(found: Calibration, result: dict[str, Any]) -> None:
+    from metok_vllm.benchmarks.calibration.tables import choices_table, parts_table
+
+    console = out()
+    console.print(choices_table(result))
+    console.print(parts_table(result))
+    for name in found.budgets:
+        layer = found.least_layer(name)
+        words = "from no layer on" if layer is None else f"from layer {layer} on"
+        console.print(f"{name}: all visual tokens can go {words} of {found.num_layers}")
+
+
+def _write(found: Calibration, result: dict[str, Any], a: argparse.Namespace) -> bool:
+    """Every file that is wanted and can be written. Returns whether one could not."""
     from metok_vllm.benchmarks.calibration.chart import draw_chart
+    from metok_vllm.benchmarks.calibration.written import write_yaml
     from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 
-    try:
-        draw_chart(result, path)
-    except NoMatplotlib as error:
-        complain(f"no chart: {error}")
-        return False
-    return True
+    def write(path: Path, how: Callable[[], object]) -> None:
+        try:
+            how()
+        except NoMatplotlib as error:
+            complain(f"no chart: {error}")
+        except (OSError, ValueError) as error:
+            complain(f"cannot write {path}: {error}")
+            failed.append(path)
+        else:
+            written.append(str(path))
+
+    written: list[str] = []
+    failed: list[Path] = []
+    if found.choices[a.preset_name] is not None:
+        write(a.out, lambda: write_yaml(a.out, found, a.preset_name))
+    if a.json not in (None, STDOUT):
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        write(Path(a.json), lambda: Path(a.json).write_text(text))
+    if a.chart is not None:
+        write(a.chart, lambda: draw_chart(result, a.chart))
+    if written and a.json != STDOUT:
+        out().print(f"written: {', '.join(written)}", markup=False)
+    return bool(failed)
 
 
 def _budgets(arguments: argparse.Namespace) -> dict[str, float]:
@@ -175,6 +197,7 @@ def _nats(value: str, text: str) -> float:
 
 
 def _check(a: argparse.Namespace) -> None:
+    from metok_vllm.benchmarks.calibration.chart import SUFFIXES
     from metok_vllm.video import MediaLimits
 
     most = MediaLimits.from_env().max_frames
@@ -188,6 +211,11 @@ def _check(a: argparse.Namespace) -> None:
     for place in places:
         if place is not None and not place.parent.is_dir():
             raise CommandError(f"no such folder: {place.parent}", 2)
+        if place is not None and place.is_dir():
+            raise CommandError(f"must be a file, but is a folder: {place}", 2)
+    if a.chart is not None and a.chart.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise CommandError(f"--chart must end in one of {known}, got {str(a.chart)!r}", 2)
 
 
 def _device(wanted: str) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metok_vllm.benchmarks.calibration.asks import QUESTIONS, find_asks
-from metok_vllm.errors import ConfigError
+from metok_vllm.benchmarks.calibration import chart
+from metok_vllm.benchmarks.calibration.run import Calibration
 from metok_vllm.server import cli
+from metok_vllm.server.commands import calibrate
+from tests.calibration.conftest import FRAMES, TOKENS
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,11 @@ from metok_vllm.server import cli
         (["--frames", "0"], "--frames must be between 1 and"),
         (["--tokens", "0"], "--tokens must be 1 or more, got 0"),
         (["--out", "no-such-folder/metok.yaml"], "no such folder: no-such-folder"),
+        (["--out", "."], "must be a file, but is a folder: ."),
+        (["--chart", "."], "must be a file, but is a folder: ."),
+        (["--json", "."], "must be a file, but is a folder: ."),
+        (["--chart", "curve.xyz"], "--chart must end in one of .png, .pdf"),
+        (["--chart", "curve"], "--chart must end in one of .png, .pdf"),
         (["--questions", "no-such-file"], "cannot read the questions"),
         (["--device", "nowhere"], "--device nowhere cannot be used"),
         (["--metok-config", "no-such-file"], "cannot read the METok configuration file"),
@@ -61,37 +69,31 @@ def test_a_file_that_is_no_video(
     assert "broken.mp4: " in capsys.readouterr().err
 
 
-def test_general_questions_go_round(videos: Path) -> None:
-    asks = find_asks(videos, None, num_videos=9, questions_per_video=2)
-    assert [ask.video.name for ask in asks] == ["0.mp4", "0.mp4", "1.mp4", "1.mp4"]
-    assert [ask.question for ask in asks] == list(QUESTIONS[:4])
-
-
-def test_questions_of_a_file_and_of_the_folder(videos: Path, tmp_path: Path) -> None:
-    lines = tmp_path / "lines.txt"
-    lines.write_text("one?\n\n two? \n")
-    asks = find_asks(videos, lines, num_videos=2, questions_per_video=1)
-    assert [ask.question for ask in asks] == ["one?", "two?"]
-    own = tmp_path / "pairs.json"
-    own.write_text(json.dumps([{"video": "1.mp4", "question": "why?"}] * 2))
-    asks = find_asks(videos, own, num_videos=2, questions_per_video=1)
-    assert [(ask.video.name, ask.question) for ask in asks] == [("1.mp4", "why?")] * 2
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{", "must hold a JSON list"),
-        ({}, "must hold a JSON list"),
-        ([], "has no question about the videos"),
-        ([{"video": "0.mp4"}], "must hold a JSON list"),
-        ([{"video": "9.mp4", "question": "?"}], "names '9.mp4', which is not there"),
-    ],
-)
-def test_question_files_that_say_something_else(
-    content: Any, said: str, videos: Path, tmp_path: Path
+def test_what_was_measured_is_said_before_a_file_goes_wrong(
+    found: Calibration, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    path = tmp_path / "questions.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(ConfigError, match=said):
-        find_asks(videos, path, num_videos=2, questions_per_video=1)
+    """Neither the tables nor the other files are lost, and nothing ends in a traceback."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("this picture is too large")
+
+    monkeypatch.setattr(chart, "draw_chart", fail)
+    (tmp_path / "metok.yaml").mkdir()  # made by another while it was measured
+    arguments = argparse.Namespace(
+        model="model",
+        frames=FRAMES,
+        tokens=TOKENS,
+        num_videos=2,
+        questions_per_video=1,
+        preset_name="balanced",
+        out=tmp_path / "metok.yaml",
+        chart=tmp_path / "curve.png",
+        json=str(tmp_path / "found.json"),
+    )
+    assert calibrate._report(found, arguments, {}) == 1
+    said = capsys.readouterr()
+    assert "balanced 10" in said.out
+    assert f"written: {tmp_path / 'found.json'}" in said.out.replace("\n", "")
+    assert f"cannot write {tmp_path / 'metok.yaml'}" in said.err
+    assert "curve.png: this picture is too large" in said.err
+    assert json.loads((tmp_path / "found.json").read_text())["presets"]["balanced"]["budget"] == 10

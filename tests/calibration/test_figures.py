@@ -41,6 +41,17 @@ def test_means_over_prompts_by_hand() -> None:
     assert (found.agreement, found.same_answers) == (3 / 4, 1 / 2)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", [0, 1])
+def test_numbers_that_overflow_are_no_divergence(broken: float, where: int) -> None:
+    """max(0.01, nan) is 0.01: such a setting would be within every budget."""
+    pair = [torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log() for _ in range(2)]
+    pair[where][1, 0] = broken
+    with pytest.raises(ConfigError, match=r"not finite.*use bfloat16 or float32") as caught:
+        moved(*pair)
+    assert caught.value.field == "dtype"
+
+
 def test_the_least_layer_holds_to_the_end() -> None:
     """A dip in the curve is no boundary: at every layer after it the budget must hold, too."""
     values = [0.9, 0.01, 0.3, 0.04, 0.05, 0.0]

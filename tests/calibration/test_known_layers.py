@@ -54,3 +54,8 @@ def test_calibration_finds_the_layer(
     assert preset["parts"]["drop_from_p2"]["following"] < 1e-7
     assert max(preset["divergence"]["first"], preset["divergence"]["following"]) <= budget
     assert preset["config"]["pruning_layers"] == list(served.pruning_layers)
+    # The boundaries are the server's; what a request may set comes under the preset's name, too.
+    assert served.presets is not None
+    assert set(served.presets) == {"balanced"}
+    asked = served.for_request({"preset": "balanced"})
+    assert (asked.keep_ratio, asked.key_event_ratio) == (preset["config"]["keep_ratio"], 1.0)
