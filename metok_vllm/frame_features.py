@@ -25,6 +25,7 @@ from metok_vllm.alignment import (
 )
 from metok_vllm.compat import ensure_torchvision_ops
 from metok_vllm.errors import ConfigError
+from metok_vllm.hf_loading import quiet_loading, require_all_weights
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,8 @@ class FrameEncoder:
         """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
         ensure_torchvision_ops()
         from transformers import AutoConfig, AutoVideoProcessor, LlavaOnevisionModel
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        try:
+        with quiet_loading():
             config = AutoConfig.from_pretrained(path)
             if config.model_type != "llava_onevision":
                 raise ConfigError(
@@ -75,15 +73,7 @@ class FrameEncoder:
             model, info = LlavaOnevisionModel.from_pretrained(
                 path, config=config, dtype=torch.float32, output_loading_info=True
             )
-        except ConfigError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"the model cannot be loaded: {reason}", "model") from error
-        # Transformers would go on with random numbers in their place.
-        if info["missing_keys"]:
-            names = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigError(f"the checkpoint lacks weights of the model: {names}", "model")
+        require_all_weights(info)
         return cls(model.eval(), processor)
 
     def add_towers(self, path: str, shared: bool = False) -> None:

@@ -23,6 +23,7 @@ from metok_vllm.benchmarks.calibration.whole import Prompt
 from metok_vllm.compat import ensure_torchvision_ops
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
+from metok_vllm.hf_loading import quiet_loading, require_all_weights
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
 
@@ -47,11 +48,8 @@ class CalibratedModel:
         """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
         ensure_torchvision_ops()
         from transformers import AutoConfig, AutoProcessor, LlavaOnevisionForConditionalGeneration
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
-        try:
+        with quiet_loading():
             kind = AutoConfig.from_pretrained(path).model_type
             if kind != FAMILY:
                 raise ConfigError(
@@ -62,15 +60,7 @@ class CalibratedModel:
             model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
                 path, dtype=DTYPES[dtype], output_loading_info=True
             )
-        except ConfigError:
-            raise
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"the model cannot be loaded: {reason}", "model") from error
-        # Transformers would go on with random numbers in their place.
-        if info["missing_keys"]:
-            names = ", ".join(sorted(info["missing_keys"])[:3])
-            raise ConfigError(f"the checkpoint lacks weights of the model: {names}", "model")
+        require_all_weights(info)
         towers = None
         if config.alignment_model is not None and config.alignment_mode != "none":
             towers = AlignmentTowers.load(config.alignment_model, device, DTYPES[dtype])

@@ -1,0 +1,35 @@
+"""Checkpoints through Hugging Face's loaders: quietly, and with refusals a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from metok_vllm.errors import ConfigError
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """No bars and no warnings; what cannot be loaded is a ConfigError."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the model cannot be loaded: {reason}", "model") from error
+
+
+def require_all_weights(info: Mapping[str, Any]) -> None:
+    """Raise ConfigError where `from_pretrained`'s loading info tells of missing weights.
+
+    Transformers would go on with random numbers in their place.
+    """
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(f"the checkpoint lacks weights of the model: {names}", "model")
