@@ -64,7 +64,7 @@ def main() -> None:
     """Start, answer, print."""
     from vllm import LLM
 
-    from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+    from tests.untrained import ALIGNMENT_DIR, MODEL_DIR
 
     settings = {**ENGINE, "block_size": 32, **json.loads(sys.argv[1])}
     if settings.pop("schedule_ahead", False):

@@ -13,7 +13,7 @@ import pytest
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
-from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+from tests.untrained import ALIGNMENT_DIR, MODEL_DIR
 
 ENGINE = {
     "model": str(MODEL_DIR),

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from metok_vllm.config import METokConfig
-from metok_vllm.demo import MODEL_DIR
 from tests.engine.conftest import scenes, video
 from tests.reference.decoder import Video
 from tests.reference.pruning import planned_tokens
 from tests.reference.stage1 import key_events, pooled_side
+from tests.untrained import MODEL_DIR
 
 OFF = {"enabled": False}
 

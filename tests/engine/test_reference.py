@@ -11,11 +11,11 @@ import torch
 
 from metok_vllm.accounting import request_blocks
 from metok_vllm.config import METokConfig
-from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.layers import StageLayout
 from metok_vllm.models.request import FIELD
 from tests.engine.conftest import ask, video
 from tests.reference.features import stage1_from_checkpoint
+from tests.untrained import ALIGNMENT_DIR, MODEL_DIR
 
 pytestmark = pytest.mark.slow
 

@@ -134,7 +134,7 @@ def test_all_that_is_asked_about_exists_in_vllm() -> None:
     """A field that vLLM renamed would be asked for in vain."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from metok_vllm.demo import MODEL_DIR
+    from tests.untrained import MODEL_DIR
 
     real = EngineArgs(model=str(MODEL_DIR), enforce_eager=True).create_engine_config()
 

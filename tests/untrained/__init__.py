@@ -1,0 +1,35 @@
+"""A video model with random weights: what a test compares must follow from the arithmetic alone.
+
+Random weights look at everything a little, so a token too many or too few shows in the logits; a
+trained model would forgive it. Written once a process, in the published layout, and then deleted.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+
+from metok_vllm.benchmarks.eventqa.training.checkpoint import write_alignment, write_model
+from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
+from metok_vllm.benchmarks.eventqa.training.tokenizers import chat_tokenizer
+from tests.untrained.weights import alignment_model, video_model
+
+SEED = 20250602
+# 14 x 14 patches a frame, so that strides 2, 4 and 8 pool to 49, 16 and 4 tokens.
+SIZES = Sizes(
+    decoder_layers=8, patch=8, tower_layers=3, video_tower_layers=3, image=112, decoder_ffn=256
+)
+
+
+def _write() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="metok-untrained-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_model(folder, SIZES, video_model(SIZES, SEED, chat_tokenizer(SIZES.vocab)))
+    write_alignment(folder / "alignment", SIZES, alignment_model(SIZES, SEED))
+    return folder
+
+
+MODEL_DIR = _write()
+ALIGNMENT_DIR = MODEL_DIR / "alignment"
