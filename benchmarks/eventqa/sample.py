@@ -1,7 +1,8 @@
 """The demo's sample video: one minute, six scenes with hard cuts, H.264 in an mp4.
 
-Writes `sample.mp4` and `scenes.json`, the truth about the cuts. Every combination of background,
-colour and shape in it belongs to the split that the demo model was not trained on.
+Writes `sample.mp4`, `scenes.json`, the truth about the cuts, and `questions.json`. Every
+combination of background, colour and shape in it belongs to the split that the demo model was not
+trained on.
 Run: `python -m metok_vllm.benchmarks.eventqa.sample --out metok_vllm/demo`.
 """
 
@@ -31,6 +32,18 @@ SCENES: tuple[tuple[float, Scene], ...] = (
     (15.0, Scene("white", "red", "circle", 2, "black", "slope")),
 )
 
+QUESTIONS = (
+    ("What is in the black scene?", "yellow star"),
+    ("What colour is the dot in the purple scene?", "white"),
+    ("How many shapes are in the purple scene?", "four"),
+    ("Which scene comes after the orange scene?", "black"),
+    ("Which scene shows a blue square?", "yellow"),
+    ("Is there a red star?", "no"),
+    ("Is there a purple scene?", "yes"),
+    ("Which scene is last?", "white"),
+    ("List the scenes in order.", "green orange black yellow purple white"),
+)
+
 
 def frames() -> Iterator[Pictures]:
     """The whole minute, uint8 [SIDE, SIDE, 3] a frame."""
@@ -50,14 +63,16 @@ def caption(scene: Scene) -> str:
 
 
 def write(out: Path) -> None:
-    """`sample.mp4` and `scenes.json` into the folder `out`."""
+    """`sample.mp4`, `scenes.json` and `questions.json` into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sample.mp4").write_bytes(encode_mp4(frames(), FPS, SIDE, SIDE, QUALITY))
     told, start = [], 0.0
     for seconds, scene in SCENES:
         told.append({"start_s": start, "end_s": start + seconds, "caption": caption(scene)})
         start += seconds
-    (out / "scenes.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    asked = [{"question": question, "answer": answer} for question, answer in QUESTIONS]
+    for name, content in (("scenes.json", told), ("questions.json", asked)):
+        (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

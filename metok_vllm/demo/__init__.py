@@ -1,7 +1,7 @@
-"""The embedded demo: a small untrained checkpoint, its alignment towers and a sample video.
+"""The embedded demo: a small trained checkpoint, its alignment towers and a sample video.
 
-All files are written by the scripts in `scripts/`. The weights are random, so answers are
-gibberish; what the engine does with the video is real.
+All files are written by `benchmarks/eventqa/` (`train.py`, `sample.py`). The model answers
+questions about event-QA's videos and nothing else: `model/README.md` says what it can do.
 """
 
 from __future__ import annotations
@@ -14,8 +14,15 @@ _HERE = Path(__file__).resolve().parent
 
 MODEL_DIR = _HERE / "model"
 ALIGNMENT_DIR = MODEL_DIR / "alignment"
+CONFIG_FILE = _HERE / "metok.yaml"  # METok's settings for the model, calibrated
 SAMPLE_VIDEO = _HERE / "sample.mp4"
-SAMPLE_QUESTION = "What colour is the ball that rolls over the grass, and what comes after it?"
+
+
+class Question(NamedTuple):
+    """A question about the sample video and its right answer."""
+
+    question: str
+    answer: str
 
 
 class Scene(NamedTuple):
@@ -30,4 +37,20 @@ SCENES: tuple[Scene, ...] = tuple(
     Scene(**scene) for scene in json.loads((_HERE / "scenes.json").read_text(encoding="utf-8"))
 )
 
-__all__ = ["ALIGNMENT_DIR", "MODEL_DIR", "SAMPLE_QUESTION", "SAMPLE_VIDEO", "SCENES", "Scene"]
+QUESTIONS: tuple[Question, ...] = tuple(
+    Question(**question)
+    for question in json.loads((_HERE / "questions.json").read_text(encoding="utf-8"))
+)
+SAMPLE_QUESTION = QUESTIONS[0].question
+
+__all__ = [
+    "ALIGNMENT_DIR",
+    "CONFIG_FILE",
+    "MODEL_DIR",
+    "QUESTIONS",
+    "SAMPLE_QUESTION",
+    "SAMPLE_VIDEO",
+    "SCENES",
+    "Question",
+    "Scene",
+]

@@ -89,6 +89,7 @@ def compare(server: ChildServer, arguments: argparse.Namespace) -> None:
     import openai
 
     from metok_vllm.demo import SAMPLE_QUESTION
+    from metok_vllm.server.commands.demo_answers import show_answers
 
     question = arguments.question or SAMPLE_QUESTION
     client = openai.OpenAI(
@@ -115,6 +116,8 @@ def compare(server: ChildServer, arguments: argparse.Namespace) -> None:
     dense, metok = (with_median_times(kinds[enabled]) for enabled in (False, True))
     _show(question, dense, metok, arguments.runs)
     verify(dense, metok)
+    if arguments.question is None:
+        show_answers(lambda text, enabled: _ask(client, model, text, enabled, 16, "more").text)
 
 
 def with_median_times(runs: Sequence[Run]) -> Run:
@@ -171,13 +174,12 @@ def _show(question: str, dense: Run, metok: Run, runs: int) -> None:
     console = out()
     console.print(f"\nQuestion: {question}", markup=False)
     for name, answer in (("dense", dense), ("with METok", metok)):
-        # A panel keeps unprintable words of an untrained model inside its frame.
+        # Asked about what it does not know, a small model may say anything.
         shown = "".join(c if c.isprintable() else " " for c in answer.text)
         console.print(Panel(shown, title=f"answer, {name}", title_align="left"), markup=False)
     console.print(
-        "The embedded demo model is untrained: its words mean nothing. What is real is the way "
-        "they were made:\ndecoding the video, the vision tower, the events, vLLM's engine, and "
-        "the figures below.\n"
+        "The embedded demo model is small: it was trained for this project on drawn videos of this "
+        "kind\nand answers questions of the kinds below, about this video and fresh ones.\n"
     )
     table = Table()
     for heading in ("", "dense", "METok", "saved"):

@@ -33,7 +33,7 @@ DEMO_DEFAULTS = {
     "dtype": "float32",
     "enforce_eager": True,
     "max_model_len": 16384,
-    # The dense prompt of 128 frames (6,273 tokens and the text) runs in one step, or nothing would
+    # The dense prompt of 128 frames (2,049 tokens and the text) runs in one step, or nothing would
     # be pruned from it; blocks are small, so that what pruning saves shows on short prompts too.
     "max_num_batched_tokens": 8192,
     "block_size": 32,
@@ -113,6 +113,10 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
     extra = dict(args.additional_config or {})
     given = {name: value for name, value in flags.items() if value is not None}
     config_file = _take(args, "metok_config")
+    if demo and config_file is None:
+        from metok_vllm.demo import CONFIG_FILE
+
+        config_file = CONFIG_FILE  # what calibration found for its layers
     config = METokConfig.load({**extra.get("metok", {}), **given}, config_file)
     if demo:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", DEMO_KV_GIB)

@@ -29,7 +29,7 @@ def test_this_environment_is_complete() -> None:
     assert result.returncode == 0
     by_name = {check["name"]: check for check in report["checks"]}
     assert metadata.version("torch") in by_name["torch"]["detail"]
-    assert "4 frames of 320x240" in by_name["av"]["detail"]
+    assert "4 frames of 240x240" in by_name["av"]["detail"]
 
 
 def test_absent_vllm_is_missing_with_the_command_that_gets_it(

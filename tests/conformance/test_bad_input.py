@@ -85,7 +85,7 @@ def works(client: OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=messages("And now?", video_part()), max_tokens=2
     )
-    assert answer.metok["visual_tokens"]["dense"] == 1569
+    assert answer.metok["visual_tokens"]["dense"] == 513
 
 
 @pytest.mark.parametrize("kind", list(BAD_VIDEOS))
@@ -148,7 +148,7 @@ def test_one_pixel(
     """The smallest frames are legal videos, in a container and as a list."""
     response = post(server, chat_body("What?", video_part(make())))
     assert response.status_code == 200, response.text
-    assert response.json()["metok"]["visual_tokens"]["dense"] == frames * 49 + 1
+    assert response.json()["metok"]["visual_tokens"]["dense"] == frames * 16 + 1
     works(client)
 
 

@@ -16,7 +16,7 @@ from tests.conformance.conftest import MODEL, messages, video_part
 
 pytestmark = pytest.mark.slow
 
-QUESTION = messages("Where does the boat sail?", video_part())
+QUESTION = messages("What is in the black scene?", video_part())
 
 
 def books_of(server: ChildServer) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_two_data_parallel_engines_answer_alike(
 ) -> None:
     both = OpenAI(base_url=f"{two_engines.url}/v1", api_key="none", max_retries=0, timeout=120)
     told, words = [], []
-    for question in ("Where does the boat sail?", "What is seen first?", "Why?", "When?"):
+    for question in ("What is in the black scene?", "Which scene is first?", "Why?", "When?"):
         ask = messages(question, video_part())
         for asked in (client, both):
             answer = asked.chat.completions.create(

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.config import PRESETS, METokConfig
+from metok_vllm.config import METokConfig
 from metok_vllm.plan import video_tokens
+from metok_vllm.presets import PRESETS
 from metok_vllm.server.commands.child_server import ChildServer
 
 pytestmark = pytest.mark.slow
@@ -50,21 +51,21 @@ def against(server: ChildServer, code: str, folder: Path) -> str:
 
 def test_a_plain_answer(server: ChildServer, tmp_path: Path) -> None:
     printed = against(server, WITH_CLIENT[0], tmp_path)
-    assert "'dense': 1569, 'encoded':" in printed
+    assert "'dense': 513, 'encoded':" in printed
     assert printed.count("'start_s':") == 6
 
 
 def test_a_streamed_answer(server: ChildServer, tmp_path: Path) -> None:
     printed = against(server, WITH_CLIENT[1], tmp_path)
-    assert "'dense': 1569, 'encoded': 1569" in printed
-    assert "'dense': 1569, 'encoded': 1099" in printed
+    assert "'dense': 513, 'encoded': 513" in printed
+    assert "'dense': 513, 'encoded': 346" in printed
 
 
 def test_without_our_server(tmp_path: Path) -> None:
     printed = run(WITH_LLM[0], tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
     (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)
-    # 1,099 visual tokens and the text around them; dense would be 1,569.
-    assert 1099 < int(count) < 1200
+    # 346 visual tokens and the text around them; dense would be 513.
+    assert 346 < int(count) < 400
 
 
 def test_the_table_of_visual_tokens() -> None:
@@ -73,7 +74,7 @@ def test_the_table_of_visual_tokens() -> None:
     assert len(rows) == 4
     for frames, *counts in rows:
         wanted = [
-            f"{video_tokens(int(frames), 14, METokConfig.from_dict({'preset': name})):,}"
+            f"{video_tokens(int(frames), 8, METokConfig.from_dict({'preset': name})):,}"
             for name in ("off", "quality", "balanced", "max")
         ]
         assert counts == wanted

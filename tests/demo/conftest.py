@@ -43,7 +43,7 @@ def processor() -> Any:
 
 @pytest.fixture(scope="session")
 def frames() -> np.ndarray:
-    """One frame a second of the sample video, (60, 240, 320, 3) uint8."""
+    """One frame a second of the sample video, (60, 240, 240, 3) uint8."""
     with av.open(str(SAMPLE_VIDEO)) as container:
         return np.stack(
             [

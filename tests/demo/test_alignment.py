@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from metok_vllm.demo import ALIGNMENT_DIR
 
-QUERIES = ["What colour is the ball?", "Which fish swims?", "Does snow fall on the house?"]
+QUERIES = ["What is in the black scene?", "Is there a red circle?", "Which scene is last?"]
 
 
 def test_loads_as_siglip_without_missing_weights(alignment_model: Any) -> None:

@@ -41,7 +41,7 @@ SIZES = Sizes(
     width=32, heads=2, kv_heads=1, decoder_layers=2, decoder_ffn=48, tower_layers=2,
     video_tower_layers=1, tower_ffn=48, text_layers=1,
 )  # fmt: skip
-STEPS = Steps(towers=2, shapes=2, names=4, places=2, projector=2, frames=2, length=2)
+STEPS = Steps(towers=2, shapes=2, names=4, places=2, projector=2, frames=2, length=2, long=2)
 
 
 def new_run(folder: Path, steps: Steps = STEPS) -> Run:
@@ -149,7 +149,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path])
     with torch.inference_mode():
         served = model(**inputs).logits[0, -1]
 
-    state = torch.load(run.folder / "length.pt", weights_only=True)["modules"]
+    state = torch.load(run.folder / "long.pt", weights_only=True)["modules"]
     student, projector = Student(SIZES, run.ids, 0), Projector(SIZES.width)
     student.load_state_dict(state["student"])
     projector.load_state_dict(state["projector"])

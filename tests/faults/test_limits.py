@@ -119,6 +119,6 @@ def test_a_killed_decoder_is_replaced(server: ChildServer, http: httpx.Client) -
         process.kill()
     response = http.post(CHAT, json=ask)
     assert response.status_code == 200, response.text
-    assert response.json()["metok"]["visual_tokens"]["dense"] == 1569
+    assert response.json()["metok"]["visual_tokens"]["dense"] == 513
     assert decoders(server)
     assert not {process.pid for process in killed} & {p.pid for p in decoders(server)}

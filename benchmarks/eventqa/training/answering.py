@@ -119,13 +119,31 @@ def train_on_length(
     teacher: Teacher,
     films: Films,
 ) -> None:
-    """The same on 8 to 128 frames, and on whole films with motion and soft cuts."""
-    modules: dict[str, nn.Module] = {"student": student, "projector": projector}
-    phase = Phase("length", run.steps.length, 6e-4, stream=4)
+    """The same on 8 to 128 frames, and on whole films with motion and soft cuts; then on long ones
+    above all, where two frames in 128 have to be found."""
+    for phase, least, together in (
+        (Phase("length", run.steps.length, 6e-4, stream=4), 8, 256),
+        (Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03), 20, 384),
+    ):
+        _on_videos(run, phase, student, projector, features_NPD, teacher, films, least, together)
+
+
+def _on_videos(
+    run: Run,
+    phase: Phase,
+    student: Student,
+    projector: Projector,
+    features_NPD: Tensor,
+    teacher: Teacher,
+    films: Films,
+    least: int,
+    together: int,
+) -> None:
+    """Batches of about `together` frames, `least` to 128 of one video; every second of films."""
 
     def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        frames = int(2 ** rng.uniform(3, math.log2(129)))
-        videos = max(2, min(12, 256 // frames))
+        frames = int(2 ** rng.uniform(math.log2(least), math.log2(129)))
+        videos = max(2, min(12, together // frames))
         if rng.random() < 0.5:
             lesson, seen_NPD = films.lesson(videos, frames, 16, rng)
         else:
@@ -134,7 +152,7 @@ def train_on_length(
         visual = pool(projector(seen_NPD.float()), run.sizes.grid)
         return _learn(run, student, visual, lesson)
 
-    run.phase(phase, modules, lambda: loss_of)
+    run.phase(phase, {"student": student, "projector": projector}, lambda: loss_of)
 
 
 def _learn(

@@ -22,10 +22,11 @@ class Steps:
     towers: int = 1400
     shapes: int = 600
     names: int = 450
-    places: int = 600
+    places: int = 400
     projector: int = 300
     frames: int = 600
-    length: int = 400
+    length: int = 550
+    long: int = 200
 
 
 @dataclass(frozen=True)
