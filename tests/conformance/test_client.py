@@ -31,6 +31,7 @@ FIELDS = {
     "decoder_prefill_flops",
     "pruning_layers",
     "prefill",
+    "rule",
     "unpruned",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.conformance.test_client import metric
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, FilePayload, Page
+    from playwright.sync_api import Browser, FilePayload, Page, Route
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -169,7 +170,14 @@ def test_an_error_can_be_read_and_the_next_question_works(page: Page) -> None:
     assert page.locator(".wrong").count() == 0
 
 
+def talk_on(route: Route) -> None:
+    """Let the model go on: it would be done after two words, before anyone could stop it."""
+    body = json.loads(route.request.post_data or "")
+    route.continue_(post_data=json.dumps({**body, "min_tokens": body["max_tokens"]}))
+
+
 def test_stop_ends_the_request_on_the_server(page: Page, server: ChildServer) -> None:
+    page.route("**/v1/chat/completions", talk_on)
     ask(page, "on", tokens=12_000)
     page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 20")
     assert metric(server, "vllm:num_requests_running") == 1
