@@ -13,7 +13,7 @@ from metok_vllm.server import cli
 from tests.calibration.checkpoints import LAYERS, write_deaf
 
 
-@pytest.mark.parametrize("deaf_from", [3, 5])
+@pytest.mark.parametrize("deaf_from", [3, pytest.param(5, marks=pytest.mark.thorough)])
 def test_calibration_finds_the_layer(
     deaf_from: int, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

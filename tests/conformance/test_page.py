@@ -173,7 +173,8 @@ def test_an_error_can_be_read_and_the_next_question_works(page: Page) -> None:
 def talk_on(route: Route) -> None:
     """Let the model go on: it would be done after two words, before anyone could stop it."""
     body = json.loads(route.request.post_data or "")
-    route.continue_(post_data=json.dumps({**body, "min_tokens": body["max_tokens"]}))
+    least = body["max_completion_tokens"]
+    route.continue_(post_data=json.dumps({**body, "min_tokens": least}))
 
 
 def test_stop_ends_the_request_on_the_server(page: Page, server: ChildServer) -> None:

@@ -36,7 +36,7 @@ def test_the_sample_video(video_model: Any, processor: Any, frames: np.ndarray) 
     assert sum(right) >= len(QUESTIONS) - 1, list(zip(said, QUESTIONS, strict=True))
 
 
-@pytest.mark.parametrize("length", [16, 32])
+@pytest.mark.parametrize("length", [16, pytest.param(32, marks=pytest.mark.thorough)])
 def test_videos_of_combinations_that_training_never_showed(
     video_model: Any, processor: Any, length: int
 ) -> None:
