@@ -1,7 +1,8 @@
 """`python -m metok_vllm.benchmarks.eventqa.train`: train the demo model from nothing.
 
 Seeded and counted in steps; a run that was stopped goes on where its folder left off. Nothing is
-compressed in training, so a comparison of compression rules favours none.
+compressed in training. The alignment towers, which METok alone reads, do learn the questions' own
+wordings: its ranking of frames is as good on event-QA as towers can make it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The second half of training: a decoder that answers, from names of things to whole films.
 
 Everything is trained on the model's own dense input: no pooling beyond the model's, no pruning, so
-that a comparison of compression rules favours none.
+that the decoder is used to no compression rule.
 
 Shape suffixes: N frames, P patches, D features.
 """

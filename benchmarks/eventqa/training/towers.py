@@ -1,7 +1,8 @@
 """Alignment towers: an image tower and a text tower, trained together on frames and sentences.
 
 Loss: SigLIP's pairwise sigmoid (Zhai et al. 2023, arXiv 2303.15343) where a sentence matches every
-frame that it is true of, and for the video model's layer a reading of what each patch shows.
+frame that it is true of, and for the video model's layer a reading of what each patch shows. The
+sentences include event-QA's questions, so a ranking by these towers is at its best there.
 
 Shape suffixes: B frames, S sentences, P patches, D features, L tokens.
 """
