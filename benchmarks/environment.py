@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,18 @@ DISTRIBUTIONS = (
     "decord",
 )
 GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+
+
+def record_head(
+    benchmark: str, schema: int, environment: Mapping[str, Any], configuration: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What every result file begins with."""
+    return {
+        "benchmark": benchmark,
+        "schema": schema,
+        "environment": dict(environment),
+        "configuration": dict(configuration),
+    }
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import yaml
 
 from metok_vllm.benchmarks.calibration.measure import Measured
 from metok_vllm.benchmarks.calibration.run import Calibration, config_values, setting_values
+from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.config import METokConfig
 from metok_vllm.layers import StageLayout
 from metok_vllm.presets import OFF, PRESETS
@@ -97,9 +98,6 @@ def record(
 ) -> dict[str, Any]:
     """The whole calibration, JSON-ready."""
     return {
-        "benchmark": BENCHMARK,
-        "schema": SCHEMA,
-        "environment": dict(environment),
-        "configuration": dict(configuration),
+        **record_head(BENCHMARK, SCHEMA, environment, configuration),
         **calibration.to_dict(),
     }

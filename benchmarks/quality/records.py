@@ -13,6 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.quality.asked import ALL
 from metok_vllm.benchmarks.quality.bootstrap import LEVEL, RESAMPLES, Estimate
 from metok_vllm.benchmarks.quality.geometry import Geometry
@@ -36,10 +37,7 @@ def result(
 ) -> dict[str, Any]:
     """The whole measurement but its answers, JSON-ready."""
     return {
-        "benchmark": BENCHMARK,
-        "schema": SCHEMA,
-        "environment": dict(environment),
-        "configuration": dict(configuration),
+        **record_head(BENCHMARK, SCHEMA, environment, configuration),
         "model": None if geometry is None else geometry.to_dict(),
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "videos"},
         "cells": [

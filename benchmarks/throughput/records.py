@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.throughput.agreement import digest
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.load import Load
@@ -81,10 +82,7 @@ def result(
     """The whole experiment, JSON-ready."""
     names = [endpoint.name for endpoint in endpoints]
     return {
-        "benchmark": BENCHMARK,
-        "schema": SCHEMA,
-        "environment": dict(environment),
-        "configuration": dict(configuration),
+        **record_head(BENCHMARK, SCHEMA, environment, configuration),
         "endpoints": [endpoint.described() for endpoint in endpoints],
         "cells": [cell_record(cell, names) for cell in cells],
     }
