@@ -103,7 +103,13 @@ def generate(
     hidden_PD = prefill.run(prune=2 in stages)
     if 3 in stages and videos:
         prefill.compress(decode_keep)
+    return decode(model, prefill, hidden_PD, len(embeds_ND), new_tokens)
 
+
+def decode(
+    model: LanguageModel, prefill: Prefill, hidden_PD: Tensor, prompt_tokens: int, new_tokens: int
+) -> Generated:
+    """The greedy answer after a prefill that ended with `hidden_PD`."""
     tokens: list[int] = []
     rows_V: list[Tensor] = []
     for step in range(new_tokens):
@@ -112,7 +118,7 @@ def generate(
         tokens.append(int(logits_V.argmax()))
         hidden_PD = model.decoder.embed_tokens(torch.tensor(tokens[-1:]))
         for layer in range(len(model.decoder.layers)):
-            position = [len(embeds_ND) + step]
+            position = [prompt_tokens + step]
             hidden_PD, _ = run_layer(model, layer, hidden_PD, position, None, prefill.cache)
     return Generated(
         tokens,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tests.reference.decoder import Generated, LanguageModel, Prefill, Video, run_layer
+from tests.reference.decoder import Generated, LanguageModel, Prefill, Video, decode
 from tests.reference.stage1 import exact
 
 
@@ -56,15 +56,4 @@ def generate(
     """Greedy answer to one prompt, given as embeddings with the visual rows in place."""
     prefill = FastVPrefill(model, embeds_ND, videos, boundaries)
     hidden_PD = prefill.run(prune=True)
-    tokens: list[int] = []
-    rows_V: list[Tensor] = []
-    for step in range(new_tokens):
-        logits_V = model.lm_head(model.decoder.norm(hidden_PD[-1])).float()
-        rows_V.append(torch.log_softmax(logits_V, dim=-1))
-        tokens.append(int(logits_V.argmax()))
-        hidden_PD = model.decoder.embed_tokens(torch.tensor(tokens[-1:]))
-        for layer in range(len(model.decoder.layers)):
-            position = [len(embeds_ND) + step]
-            hidden_PD, _ = run_layer(model, layer, hidden_PD, position, None, prefill.cache)
-    kept, scores, held = prefill.kept, prefill.scores, prefill.held
-    return Generated(tokens, torch.stack(rows_V), kept, scores, held, prefill.margin)
+    return decode(model, prefill, hidden_PD, len(embeds_ND), new_tokens)
