@@ -20,6 +20,10 @@ START_TIMEOUT_S = 60.0
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "LANG", "LC_ALL")
 
 
+class WorkerGoneError(Exception):
+    """The worker ended before it took the request: no fault of the video."""
+
+
 class Worker:
     """One `metok_vllm.video.worker` process and the socket to it."""
 
@@ -46,10 +50,18 @@ class Worker:
     def call(
         self, request: dict[str, Any], video: BinaryIO, deadline_s: float
     ) -> tuple[dict[str, Any], BinaryIO | None]:
-        """Reply and its file. Raises TimeoutError after `deadline_s`, or ChannelClosedError."""
+        """Reply and its file.
+
+        Raises TimeoutError after `deadline_s`, WorkerGoneError, or ChannelClosedError when it dies
+        over the request.
+        """
         deadline = time.monotonic() + deadline_s
         self.socket.settimeout(deadline_s)
-        send(self.socket, request, video)
+        try:
+            send(self.socket, request, video)
+            receive(self.socket, deadline)
+        except ChannelClosedError:
+            raise WorkerGoneError from None
         return receive(self.socket, deadline)
 
     def kill(self) -> None:
@@ -79,7 +91,18 @@ class DecodePool:
         The deadline runs from when a worker takes the request; waiting for a free one is not
         counted. Raises MediaDeadline when it passes, MediaError when the worker dies.
         """
-        worker = self._take(max_workers)
+        while True:
+            worker, fresh = self._take(max_workers)
+            try:
+                return self._ask(worker, request, video, deadline_s)
+            except WorkerGoneError:
+                # One that died idle is seen to be gone only once it is reaped.
+                if fresh:
+                    raise MediaError("the video decoder cannot run", "decode_failed") from None
+
+    def _ask(
+        self, worker: Worker, request: dict[str, Any], video: BinaryIO, deadline_s: float
+    ) -> tuple[dict[str, Any], BinaryIO | None]:
         started = time.monotonic()
         try:
             answer = worker.call(request, video, deadline_s)
@@ -116,20 +139,21 @@ class DecodePool:
             worker.socket.close()
             worker.process.returncode = 0  # not this process's child: nothing to reap
 
-    def _take(self, max_workers: int) -> Worker:
+    def _take(self, max_workers: int) -> tuple[Worker, bool]:
+        """A worker, and whether it was started for this."""
         with self._changed:
             while True:
                 while self._idle:
                     worker = self._idle.pop()
                     if worker.alive():
-                        return worker
+                        return worker, False
                     self._all.discard(worker)
                     worker.kill()
                 if len(self._all) + self._starting < max_workers:
                     self._starting += 1
                     break
                 self._changed.wait()
-        return self._start()
+        return self._start(), True
 
     def _start(self) -> Worker:
         worker: Worker | None = None

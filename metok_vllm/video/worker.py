@@ -1,8 +1,9 @@
 """A decode worker: `python -m metok_vllm.video.worker`, started and killed by the pool.
 
-Standard input is a socket. Every request carries a video and is answered with its frames or an
-error. The process ends when the socket closes, and by its own alarm when a decoder hangs and
-nobody is left to kill it. Memory is capped, so that a hostile file cannot take the server's.
+Standard input is a socket. Every request carries a video; it is acknowledged, so that a death
+before that is not blamed on the video, and answered with its frames or an error. The process ends
+when the socket closes, and by its own alarm when a decoder hangs and nobody is left to kill it.
+Memory is capped, so that a hostile file cannot take the server's.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
             while True:
                 request, video = receive(sock)
                 assert video is not None, "a request without a video"
+                send(sock, {"taken": True})
                 _answer(sock, request, video)
         except ChannelClosedError:
             return

@@ -18,7 +18,7 @@ import pytest
 
 from metok_vllm.errors import MediaDeadline, MediaError, MediaTooLarge
 from metok_vllm.video import MediaLimits, read_video
-from metok_vllm.video.pool import POOL
+from metok_vllm.video.pool import POOL, Worker
 from tests.video import clips
 
 
@@ -112,9 +112,14 @@ def test_worker_that_dies_over_a_video(heavy: bytes, mp4: bytes, worker: int) ->
     assert worker not in children()
 
 
-def test_idle_worker_that_dies_is_replaced(mp4: bytes, worker: int) -> None:
+@pytest.mark.parametrize("unseen", [False, True])
+def test_idle_worker_that_dies_is_replaced(
+    mp4: bytes, worker: int, unseen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     os.kill(worker, signal.SIGKILL)
     os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    if unseen:  # it was asked for a moment before it could be reaped
+        monkeypatch.setattr(Worker, "alive", lambda _: True)
     assert len(read_video(mp4, 4, limits=MediaLimits(decode_workers=1)).indices) == 4
     assert worker not in children()
 
