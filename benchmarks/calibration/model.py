@@ -26,6 +26,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.pruning import TokenEvents
 
 FAMILY = "llava_onevision"
 KEY = "calibrated"
@@ -98,12 +99,28 @@ class CalibratedModel:
         visual_ND = self.encoder.encode(pixels_TCHW, self.model.model.image_newline, request)
         events = self.encoder.token_events(KEY)
         assert events is not None
+        return self.prompt_of(question, visual_ND, events, len(frames_THWC), stages)
+
+    def prompt_of(
+        self,
+        question: str,
+        visual_ND: Tensor,
+        events: TokenEvents,
+        frames: int,
+        stages: tuple[int, ...],
+    ) -> Prompt:
+        """The chat prompt with these visual tokens in place of the video."""
         ids = self._ids(question)
         start = ids.index(self.model.config.video_token_id)
         before, after = self.decoder.embed(ids[:start]), self.decoder.embed(ids[start + 1 :])
         embeds_ND = torch.cat([before, visual_ND.to(before.dtype), after])
         # A video that ends the prompt leaves its last token to the text: the plan sees to that.
-        return Prompt(embeds_ND, start, len(visual_ND), len(frames_THWC), events, stages)
+        return Prompt(embeds_ND, start, len(visual_ND), frames, events, stages)
+
+    def features(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
+        """Patch features in the decoder's width, [T, P, D], before any pooling."""
+        seen_TPD = self._see(self._pixels(frames_THWC))
+        return self.model.model.multi_modal_projector(seen_TPD)  # type: ignore[no-any-return]
 
     @cached_property
     def encoder(self) -> Stage1Encoder:

@@ -17,7 +17,13 @@ from metok_vllm.benchmarks.quality.command import Plan, Settings, read_cells, ru
 from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY
-from metok_vllm.benchmarks.quality.settings import for_server, presets, read_settings, stages
+from metok_vllm.benchmarks.quality.settings import (
+    ablations,
+    for_server,
+    presets,
+    read_settings,
+    stages,
+)
 from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
 from metok_vllm.benchmarks.throughput.endpoint import EndpointError
 from metok_vllm.config import METokConfig
@@ -34,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--folder", type=Path, action="append", required=True, help="may come again")
     made.add_argument("--frames", type=int, nargs="+", default=[32])
     made.add_argument(
-        "--settings", default="presets", help="frontier, presets, stages or a JSON file"
+        "--settings", default="presets", help="frontier, presets, stages, ablations or a JSON file"
     )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--model", help="path or name (default: the demo)")
@@ -77,7 +83,8 @@ def settings_of(
             raise ConfigError("the frontier needs the model's sizes: name it with --model", name)
         known = geometry
         return lambda frames: frontier(frames, known, config, own)
-    fixed = {"presets": lambda: presets(TARGETS), "stages": stages}.get(name)
+    named = {"presets": lambda: presets(TARGETS), "stages": stages, "ablations": ablations}
+    fixed = named.get(name)
     found = for_server(read_settings(Path(name)) if fixed is None else fixed(), config, own)
     return lambda _: found
 

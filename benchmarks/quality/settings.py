@@ -74,6 +74,7 @@ class Setting:
 
 OFF = {"enabled": False}
 STAGES = "METok's stages"  # a line whose settings have no order
+DECODE_KEEPS = (0.0, 0.1, 0.25, 0.5, 1.0)
 DENSE = Setting("dense", "dense", OFF)
 AS_SERVED = Setting("as served", "METok")
 
@@ -93,6 +94,18 @@ def stages(preset: str = "balanced") -> list[Setting]:
     """Dense and every subset of METok's stages."""
     subsets = ([1], [2], [3], [1, 2], [1, 3], [2, 3], [1, 2, 3])
     return [DENSE, *(_stages(preset, subset) for subset in subsets)]
+
+
+def ablations(preset: str = "balanced") -> list[Setting]:
+    """Dense, a preset, and the preset with one thing about it changed."""
+    found = [DENSE, Setting(preset, "METok", {"preset": preset})]
+    for share in DECODE_KEEPS:
+        request = {"preset": preset, "decode_keep": share}
+        found.append(Setting(f"decode_keep {share:g}", "decode_keep", request))
+    for mode in ("shared", "none"):
+        server = {"alignment_mode": mode}
+        found.append(Setting(f"alignment {mode}", "alignment", {"preset": preset}, server=server))
+    return found
 
 
 def pooling(stride: int, num_events: int = 1) -> Setting:

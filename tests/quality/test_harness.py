@@ -12,7 +12,14 @@ from metok_vllm.benchmarks.quality.asked import ALL, read_folder
 from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, measure
 from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.serving import running
-from metok_vllm.benchmarks.quality.settings import DENSE, Setting, presets
+from metok_vllm.benchmarks.quality.settings import (
+    DENSE,
+    Setting,
+    ablations,
+    presets,
+    request_config,
+)
+from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from tests.quality.canned import BLOCK, GEOMETRY, TEXT, CannedServer, canned_server, write_folder
 
@@ -169,6 +176,17 @@ def test_one_server_for_all_settings_that_can_share_it(tmp_path: Path) -> None:
     assert order == [
         *((8, "dense"), (8, "METok"), (16, "dense"), (16, "METok")),
         *((8, "deep"), (8, "deep max"), (16, "deep"), (16, "deep max")),
+    ]
+
+
+def test_an_ablation_changes_one_thing() -> None:
+    towers = METokConfig(alignment_model="towers")
+    preset, *changed = (request_config(towers, s).to_dict() for s in ablations("max")[1:])
+    differ = [{k: v for k, v in one.items() if v != preset[k]} for one in changed]
+    assert preset["decode_keep"] == 0.0
+    assert differ[1:] == [
+        *({"decode_keep": share} for share in (0.1, 0.25, 0.5, 1.0)),
+        *({"alignment_mode": mode} for mode in ("shared", "none")),
     ]
 
 
