@@ -120,10 +120,11 @@ def train_on_length(
     films: Films,
 ) -> None:
     """The same on 8 to 128 frames, and on whole films with motion and soft cuts; then on long ones
-    above all, where two frames in 128 have to be found."""
+    above all, where two frames in 128 have to be found; then on all lengths until it is sure."""
     for phase, least, together in (
         (Phase("length", run.steps.length, 6e-4, stream=4), 8, 256),
         (Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03), 20, 384),
+        (Phase("sure", run.steps.sure, 4e-4, stream=8, floor=0.02), 12, 384),
     ):
         _on_videos(run, phase, student, projector, features_NPD, teacher, films, least, together)
 

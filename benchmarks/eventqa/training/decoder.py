@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from metok_vllm.benchmarks.eventqa.training.attention import NAME
 from metok_vllm.benchmarks.eventqa.training.bank import Truth
 from metok_vllm.benchmarks.eventqa.training.lessons import IGNORED, Lesson, layout
 from metok_vllm.benchmarks.eventqa.training.sizes import Sizes, text_config
@@ -87,7 +88,8 @@ class Student(nn.Module):
     def __init__(self, sizes: Sizes, ids: dict[str, int], seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.decoder = Qwen2ForCausalLM(Qwen2Config.from_dict(text_config(sizes, ids))).float()
+        config = Qwen2Config.from_dict(text_config(sizes, ids), attn_implementation=NAME)
+        self.decoder = Qwen2ForCausalLM(config).float()
         self.newline = nn.Parameter(torch.randn(sizes.width) * 0.5)
         for name, weight in self.decoder.named_parameters():
             if weight.dim() == 2:
@@ -109,6 +111,7 @@ class Student(nn.Module):
             inputs_embeds=torch.cat([video_BND, text_BND], 1),
             attention_mask=mask_NN[None, None],
             position_ids=place_N[None],
+            video_rows=video_BND.shape[1],
             use_cache=False,
         ).last_hidden_state
         return self.decoder.lm_head(hidden_BND[:, video_BND.shape[1] :])  # type: ignore[no-any-return]

@@ -27,6 +27,7 @@ class Steps:
     frames: int = 600
     length: int = 550
     long: int = 200
+    sure: int = 900
 
 
 @dataclass(frozen=True)
