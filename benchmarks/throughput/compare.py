@@ -1,7 +1,8 @@
 """Two result files side by side: what `metok bench compare a.json b.json` shows.
 
 Cells are matched by length and load, servers by name. A ratio needs the agreement of the answers
-to requests that both files hold; where there is none, or requests failed, there is no ratio.
+to requests that both files hold; where there is none, or requests failed, there is no ratio. Beside
+it stands how often the server was right in each run, or which of the two does not say.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from metok_vllm.benchmarks.throughput.agreement import recorded_agreement
 from metok_vllm.benchmarks.throughput.records import BENCHMARK, SCHEMA
-from metok_vllm.benchmarks.throughput.tables import place
+from metok_vllm.benchmarks.throughput.tables import place, quality_of, right_share
 from metok_vllm.errors import ConfigError
 
 Record = Mapping[str, Any]
@@ -28,6 +29,8 @@ COMPARED = (
     ("E2E p50", "end_to_end_s_p50", False),
 )
 
+QUALITY = ("answers equal", "right, %")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,6 +41,7 @@ class Row:
     figures: tuple[tuple[float | None, float | None], ...]
     ratios: tuple[float | None, ...]
     agreement: float | None
+    right: str
     refused: str | None
 
 
@@ -54,6 +58,8 @@ def read_result(path: Path) -> dict[str, Any]:
     if result.get("schema") != SCHEMA:
         found = result.get("schema")
         raise ConfigError(f"{path} has schema {found!r}, this version reads {SCHEMA}", "result")
+    if result.get("refused"):
+        raise ConfigError(f"{path} has no figures: {result['refused']}", "result")
     return result
 
 
@@ -65,9 +71,11 @@ def rows(one: Record, other: Record) -> list[Row]:
         match = theirs.get(place(cell))
         if match is None:
             continue
+        answers = [quality_of(result, cell["frames"]) for result in (one, other)]
         for name, medians in cell["medians"].items():
             if name in match["medians"]:
-                found.append(_row(name, cell, match, medians, match["medians"][name]))
+                right = _right(name, *answers)
+                found.append(_row(name, cell, match, medians, match["medians"][name], right))
     return found
 
 
@@ -85,19 +93,34 @@ def differences(one: Record, other: Record) -> list[str]:
 def comparison_table(found: list[Row]) -> Table:
     """The rows as a table."""
     table = Table(title="first file, second file (times as good)", title_justify="left")
-    for heading in ("", "server", *(label for label, _, _ in COMPARED), "answers equal"):
-        justify = "left" if heading in ("", "server") else "right"
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    table.add_column("")
+    for heading in (*(label for label, _, _ in COMPARED), *QUALITY):
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     for row in found:
         cells = [
             _pair(figures, ratio) for figures, ratio in zip(row.figures, row.ratios, strict=True)
         ]
         same = f"{row.agreement:.0%}" if row.agreement is not None else "-"
-        table.add_row(row.place, row.server, *cells, same if row.refused is None else row.refused)
+        same = same if row.refused is None else row.refused
+        table.add_row(f"{row.server}\n{row.place}", *cells, same, row.right)
     return table
 
 
-def _row(name: str, one: Record, other: Record, before: Record, after: Record) -> Row:
+def _right(name: str, one: Record | None, other: Record | None) -> str:
+    """How often a server was right in both files, in words where one of them does not say."""
+    known = [q is not None and q["accuracy"].get(name) is not None for q in (one, other)]
+    if not any(known):
+        return "in neither file"
+    shares = [right_share(quality, name) for quality in (one, other)]
+    if not all(known):
+        return f"{shares[known.index(True)]}\nnot in the {'second' if known[0] else 'first'} file"
+    assert one is not None
+    assert other is not None
+    said = "\n".join(shares)
+    return said if one["digest"] == other["digest"] else f"{said}\nof other questions"
+
+
+def _row(name: str, one: Record, other: Record, before: Record, after: Record, right: str) -> Row:
     agreement = recorded_agreement(one["requests"][name], other["requests"][name])
     records = [*one["requests"][name], *other["requests"][name]]
     refused = None
@@ -110,7 +133,7 @@ def _row(name: str, one: Record, other: Record, before: Record, after: Record) -
         _ratio(*pair, more_is_better=more) if refused is None else None
         for pair, (_, _, more) in zip(figures, COMPARED, strict=True)
     )
-    return Row(place(one), name, figures, ratios, agreement, refused)
+    return Row(place(one), name, figures, ratios, agreement, right, refused)
 
 
 def _ratio(before: float | None, after: float | None, more_is_better: bool) -> float | None:
@@ -121,7 +144,7 @@ def _ratio(before: float | None, after: float | None, more_is_better: bool) -> f
 
 def _pair(figures: tuple[float | None, float | None], ratio: float | None) -> str:
     before, after = ("-" if value is None else f"{value:.3f}" for value in figures)
-    return f"{before}, {after}" + (f"\n({ratio:.2f})" if ratio is not None else "")
+    return f"{before}\n{after}" + (f"\n({ratio:.2f})" if ratio is not None else "")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Two servers side by side: ratios of the rounds they shared, with the quality beside them.
 
 A ratio above 1 is in favour of the second server. There is none without an agreement figure for
-the same requests, and none where a request failed: a server that refuses work looks fast.
+the same requests, none where a request failed (a server that refuses work looks fast), and none
+where right answers were to be counted and could not be.
 """
 
 from __future__ import annotations
@@ -63,8 +64,11 @@ class Comparison:
         return asdict(self)
 
 
-def compare(cell: Cell, names: Sequence[str]) -> Comparison | None:
-    """The second of two servers against the first; None where there are not two."""
+def compare(cell: Cell, names: Sequence[str], lacks: str | None = None) -> Comparison | None:
+    """The second of two servers against the first; None where there are not two.
+
+    `lacks` says why a figure of their right answers that was asked for is not there.
+    """
     if len(names) != 2:
         return None
     plain, other = names
@@ -79,6 +83,8 @@ def compare(cell: Cell, names: Sequence[str]) -> Comparison | None:
         refused = f"requests failed: {counts}"
     elif answers is None:
         refused = "no answers to compare"
+    elif lacks is not None:
+        refused = lacks
     ratios = {} if refused else _ratios(cell, plain, other)
     return Comparison(plain, other, ratios, answers, refused)
 

@@ -1,6 +1,8 @@
 """What an experiment leaves behind: a self-describing JSON, a CSV, and one line of JSON.
 
 `SCHEMA` counts up when a field changes its meaning. Nobody's words are kept: an answer is a hash.
+`kernels` is what the red gate found (None: no server of this machine is measured), `refused` why
+nothing was measured, `quality` the right answers for each number of frames.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.throughput.agreement import digest
@@ -22,6 +24,10 @@ from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES, Figure, compare
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
 from metok_vllm.benchmarks.throughput.stream import Outcome
+
+if TYPE_CHECKING:
+    from metok_vllm.benchmarks.throughput.accuracy import Quality
+    from metok_vllm.benchmarks.throughput.gate import Checked
 
 BENCHMARK = "throughput"
 SCHEMA = 1
@@ -47,6 +53,12 @@ def _question(name: str) -> Figure:
     return figure
 
 
+def _sooner(measures: Measures) -> float | None:
+    """How many times sooner the next questions' first token comes than the first question's."""
+    first, following = (_question(name)(measures) for name in ("first", "next"))
+    return first / following if first is not None and following else None
+
+
 # A figure of a row of the table and the CSV, from the measures of a run.
 COLUMNS: dict[str, Figure] = {
     "sent": lambda m: m.sent,
@@ -55,6 +67,7 @@ COLUMNS: dict[str, Figure] = {
     **TIMES,
     "ttft_first_question_s_p50": _question("first"),
     "ttft_next_question_s_p50": _question("next"),
+    "ttft_next_question_times_sooner": _sooner,
     "prompt_tokens": lambda m: m.prompt_tokens,
     "visual_tokens_dense": _report("visual_tokens", "dense"),
     "visual_tokens_encoded": _report("visual_tokens", "encoded"),
@@ -78,19 +91,32 @@ def result(
     endpoints: Sequence[Endpoint],
     environment: Mapping[str, Any],
     configuration: Mapping[str, Any],
+    kernels: Checked | None = None,
+    quality: Sequence[Quality] = (),
+    awaited: str | None = None,
 ) -> dict[str, Any]:
-    """The whole experiment, JSON-ready."""
+    """The whole experiment, JSON-ready.
+
+    `awaited` is what stands in place of ratios as long as `quality` has nothing of a length.
+    """
     names = [endpoint.name for endpoint in endpoints]
+    lacks = {found.frames: found.lacks for found in quality}
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
+        "kernels": None if kernels is None else kernels.to_dict(),
+        "refused": None if kernels is None else kernels.refused,
         "endpoints": [endpoint.described() for endpoint in endpoints],
-        "cells": [cell_record(cell, names) for cell in cells],
+        "quality": [found.to_dict() for found in quality],
+        "cells": [cell_record(cell, names, lacks.get(cell.frames, awaited)) for cell in cells],
     }
 
 
-def cell_record(cell: Cell, names: Sequence[str]) -> dict[str, Any]:
-    """One cell: every round in full, the medians over rounds, and the comparison of a pair."""
-    comparison = compare(cell, names)
+def cell_record(cell: Cell, names: Sequence[str], lacks: str | None = None) -> dict[str, Any]:
+    """One cell: every round in full, the medians over rounds, and the comparison of a pair.
+
+    There is no ratio in it where quality `lacks`.
+    """
+    comparison = compare(cell, names, lacks)
     return {
         **_place(cell.frames, cell.load),
         "rounds": [

@@ -15,6 +15,7 @@ import httpx
 from metok_vllm.benchmarks.throughput.request import BenchRequest, Kind
 
 DONE = b"[DONE]"
+NO_TOKEN = "no token came"
 Clock = Callable[[], float]
 
 
@@ -113,7 +114,7 @@ async def ask(
     except (httpx.HTTPError, httpx.StreamError) as error:
         answer.error = f"{type(error).__name__}: {error}".removesuffix(": ")
     if answer.error is None and not answer.times_s:
-        answer.error = "no token came"
+        answer.error = NO_TOKEN
     return _outcome(request, answer, started_s, clock())
 
 

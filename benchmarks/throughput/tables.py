@@ -1,11 +1,12 @@
 """The result as tables for people, from its JSON: what a file holds is what is shown.
 
-No ratio is shown without the agreement of the answers beside it.
+No ratio is shown without the agreement of the answers beside it, and how many were right where the
+right answers are known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +15,12 @@ from metok_vllm.benchmarks.throughput.split import PARTS
 
 Record = Mapping[str, Any]
 
+# Only where several questions were asked about a video.
+NEXT_QUESTION = (
+    ("first question p50", "ttft_first_question_s_p50", "{:.2f}"),
+    ("next question p50", "ttft_next_question_s_p50", "{:.2f}"),
+    ("times sooner", "ttft_next_question_times_sooner", "{:.2f}"),
+)
 FIGURES = (
     ("requests/s", "requests_per_s", "{:.3f}"),
     ("video-s/s", "video_seconds_per_s", "{:.1f}"),
@@ -21,7 +28,7 @@ FIGURES = (
     ("TTFT p50", "ttft_s_p50", "{:.2f}"),
     ("p90", "ttft_s_p90", "{:.2f}"),
     ("p99", "ttft_s_p99", "{:.2f}"),
-    ("next question p50", "ttft_next_question_s_p50", "{:.2f}"),
+    *NEXT_QUESTION,
     ("a token p50", "per_output_token_s_p50", "{:.4f}"),
     ("p90", "per_output_token_s_p90", "{:.4f}"),
     ("p99", "per_output_token_s_p99", "{:.4f}"),
@@ -62,10 +69,22 @@ def tables(result: Record) -> list[Table]:
     groups = [cells[i : i + CELLS_A_TABLE] for i in range(0, len(cells), CELLS_A_TABLE)]
     speed = "Speed (medians over rounds; times in seconds)"
     cost = "Cost, and the parts of a mean request's time (seconds)"
-    shown = [_servers(speed, FIGURES, group, failed=True) for group in groups]
+    shown = [_servers(speed, _figures(group), group, result) for group in groups]
     shown += [_servers(cost, COSTS, group) for group in groups]
-    shown += [_comparisons(group) for group in groups if any(c["comparison"] for c in group)]
-    return shown
+    pairs = [group for group in groups if any(cell["comparison"] for cell in group)]
+    return [*shown, *(_comparisons(group, result) for group in pairs)]
+
+
+def quality_of(result: Record, frames: int) -> Record | None:
+    """The right answers at a number of frames; None where none were counted."""
+    found = [each for each in result.get("quality") or () if each["frames"] == frames]
+    return found[0] if found else None
+
+
+def right_share(quality: Record | None, name: str) -> str:
+    """How often a server was right, with its interval; a dash where that is not known."""
+    estimate = None if quality is None else quality["accuracy"].get(name)
+    return _points(estimate, "{:.1f}")
 
 
 def place(cell: Record) -> str:
@@ -86,6 +105,9 @@ def failures(result: Record) -> list[str]:
             for name, measures in runs.items():
                 for reason, count in measures["errors"].items():
                     counts[name, reason] = counts.get((name, reason), 0) + count
+    for asked in result.get("quality") or ():
+        reason = f"{asked['source']} questions at {asked['frames']} frames"
+        counts |= {(name, reason): count for name, count in asked["failed"].items() if count}
     return [f"{name}: {count} failed: {reason}" for (name, reason), count in counts.items()]
 
 
@@ -93,9 +115,12 @@ def _servers(
     title: str,
     figures: Sequence[tuple[str, str, str]],
     cells: Sequence[Record],
-    failed: bool = False,
+    result: Record | None = None,
 ) -> Table:
-    """A column for every server in every cell, so that a narrow terminal holds all figures."""
+    """A column for every server in every cell, so that a narrow terminal holds all figures.
+
+    With `result`, what was lost and what was right stand below them.
+    """
     table = Table(title=title, title_justify="left")
     table.add_column("")
     columns: list[Record] = []
@@ -104,20 +129,23 @@ def _servers(
             table.add_column(f"{name}\n{place(cell).replace(', ', chr(10))}", justify="right")
             columns.append(medians)
     for label, key, form in figures:
-        values = [column[key] for column in columns]
+        values = [column.get(key) for column in columns]
         if any(value is not None for value in values):
             table.add_row(label, *(_shown(value, form) for value in values))
-    if failed:
+    if result is not None:
+        places = [(cell, name) for cell in cells for name in cell["medians"]]
         lost = [
             sum(runs[name]["sent"] - runs[name]["answered"] for runs in cell["rounds"])
-            for cell in cells
-            for name in cell["medians"]
+            for cell, name in places
         ]
         table.add_row("failed", *map(str, lost))
+        right = [right_share(quality_of(result, cell["frames"]), name) for cell, name in places]
+        if result.get("quality"):
+            table.add_row("right, %", *right)
     return table
 
 
-def _comparisons(cells: Sequence[Record]) -> Table:
+def _comparisons(cells: Sequence[Record], result: Record) -> Table:
     """A column for every cell: the ratios with their range over the rounds, then the quality."""
     pairs = [(cell, cell["comparison"]) for cell in cells if cell["comparison"] is not None]
     other, plain = pairs[0][1]["other"], pairs[0][1]["plain"]
@@ -133,9 +161,48 @@ def _comparisons(cells: Sequence[Record]) -> Table:
     for label, key in (("answers equal", "exact"), ("first token equal", "first")):
         same = [pair["agreement"] for _, pair in pairs]
         table.add_row(label, *("-" if s is None else f"{s[key]:.0%}" for s in same))
+    asked = [quality_of(result, cell["frames"]) for cell, _ in pairs]
+    for label, values in _right_answers(asked, plain, other):
+        table.add_row(label, *values)
     if any(pair["refused"] for _, pair in pairs):
         table.add_row("no ratio", *(pair["refused"] or "" for _, pair in pairs))
     return table
+
+
+def _right_answers(
+    asked: Sequence[Record | None], plain: str, other: str
+) -> Iterator[tuple[str, list[str]]]:
+    """Rows about the questions that were asked after the rounds."""
+    if not any(asked):
+        return
+    sources = ", ".join(dict.fromkeys(each["source"] for each in asked if each is not None))
+    yield f"{sources}, questions", ["-" if q is None else str(q["questions"]) for q in asked]
+    for name in (plain, other):
+        yield f"right, {name}, %", [right_share(q, name) for q in asked]
+    gains = [None if q is None else q["difference"] for q in asked]
+    yield "difference, points", [_points(gain, "{:+.1f}") for gain in gains]
+    chances = [None if q is None else q["chance"] for q in asked]
+    yield "guessing, %", ["-" if c is None else f"{100 * c:.1f}" for c in chances]
+    same = [None if q is None else q["agreement"] for q in asked]
+    yield "equal to each other", ["-" if s is None else f"{s['exact']:.0%}" for s in same]
+
+
+def _figures(cells: Sequence[Record]) -> tuple[tuple[str, str, str], ...]:
+    """Without what several questions about a video came to, where there was one."""
+    medians = [columns for cell in cells for columns in cell["medians"].values()]
+    if any(columns.get("ttft_next_question_s_p50") is not None for columns in medians):
+        return FIGURES
+    return tuple(figure for figure in FIGURES if figure not in NEXT_QUESTION)
+
+
+def _points(estimate: Record | None, form: str) -> str:
+    """A share in per cent with its interval over videos."""
+    if estimate is None:
+        return "-"
+    if estimate["low"] is None:
+        return f"{form.format(100 * estimate['mean'])} (one video)"
+    mean, low, high = (form.format(100 * estimate[key]) for key in ("mean", "low", "high"))
+    return f"{mean} ({low} to {high})"
 
 
 def _ratio(ratio: Record | None) -> str:

@@ -18,18 +18,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metok_vllm.server.commands import bench_options
+from metok_vllm.demo import CONFIG_FILE
+from metok_vllm.server.commands import bench_options, bench_quality
 from metok_vllm.server.commands.console import CommandError, complain, out, write
 
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+    from metok_vllm.benchmarks.throughput.gate import Checked
     from metok_vllm.benchmarks.throughput.request import BenchRequest
     from metok_vllm.benchmarks.throughput.run import Cell
 
 RESULT, ROWS = "result.json", "rounds.csv"
-UNTRAINED = "the weights are untrained: answers say how near two engines compute, no more"
 # Cells of one sweep must not share a text or picture that a server has cached.
 SEEDS_APART = 1000
+ELSEWHERE = "kernel operations are not checked: the server is on another machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +44,48 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "compare":
         return _compare(arguments)
     bench_options.check(arguments)
-    return _measure(arguments) if arguments.quality is None else _quality(arguments)
+    bench_quality.check(arguments)
+    kernels = _check_kernels(arguments)
+    if kernels is not None and kernels.refused is not None:
+        return _refuse(arguments, kernels)
+    if arguments.quality is None:
+        return _measure(arguments, kernels)
+    found = {"kernels": None if kernels is None else kernels.to_dict()}
+    return bench_quality.measure_presets(arguments, _result_folder(arguments), found)
 
 
-def _measure(arguments: argparse.Namespace) -> int:
+def _check_kernels(arguments: argparse.Namespace) -> Checked | None:
+    """What the red gate finds here; None where no server of this machine is measured."""
+    from metok_vllm.benchmarks.throughput import gate
+    from metok_vllm.benchmarks.throughput.endpoint import is_local
+
+    if arguments.base_url is not None and not is_local(arguments.base_url):
+        complain(ELSEWHERE)
+        return None
+    return gate.check_operations(gate.engine_device())
+
+
+def _refuse(arguments: argparse.Namespace, kernels: Checked) -> int:
+    """Nothing is measured with an operation that is wrong: no figure of it can be believed."""
     from metok_vllm.benchmarks.environment import environment
+    from metok_vllm.benchmarks.quality import records as of_quality
     from metok_vllm.benchmarks.throughput import records
+
+    configuration = bench_options.recorded(arguments)
+    result = records.result([], [], environment(), configuration, kernels)
+    if arguments.quality is not None:
+        result |= {"benchmark": of_quality.BENCHMARK, "schema": of_quality.SCHEMA, "rows": []}
+    folder = _result_folder(arguments)
+    _save(folder, result, [])
+    complain(f"nothing is measured: {kernels.refused}")
+    out().print(f"In {folder}: {RESULT}", markup=False)
+    write(records.one_line(result) + "\n")
+    return 1
+
+
+def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
+    from metok_vllm.benchmarks.environment import environment
+    from metok_vllm.benchmarks.throughput import accuracy, records
     from metok_vllm.benchmarks.throughput.endpoint import EndpointError
     from metok_vllm.benchmarks.throughput.load import WarmUpError
     from metok_vllm.benchmarks.throughput.progress import LiveProgress
@@ -58,58 +96,42 @@ def _measure(arguments: argparse.Namespace) -> int:
     folder = _result_folder(arguments)
     configuration = bench_options.recorded(arguments)
     cells: list[Cell] = []
+    quality: list[accuracy.Quality] = []
 
     def requests(frames: int) -> Iterator[BenchRequest]:
         seed = settings.seed * SEEDS_APART + frames
         return workload(replace(settings, frames=(frames,), seed=seed))
 
+    def save() -> dict[str, Any]:
+        # No ratio while answers that are to stand beside it are not there.
+        awaited = accuracy.NOT_YET if questions else None
+        found = (configuration, kernels, quality, awaited)
+        result = records.result(cells, endpoints, facts, *found)
+        _save(folder, result, cells)
+        return result
+
+    def keep(cell: Cell) -> None:
+        cells.append(cell)
+        save()
+
     try:
-        with _endpoints(arguments, configuration) as endpoints, LiveProgress() as progress:
-            result = records.result(cells, endpoints, environment(), configuration)
-            _save(folder, result, cells)  # a folder that cannot be written to shows at once
-
-            def keep(cell: Cell) -> None:
-                cells.append(cell)
-                result["cells"].append(records.cell_record(cell, [e.name for e in endpoints]))
-                _save(folder, result, cells)
-
-            asyncio.run(experiment(endpoints, sweep, requests, progress, keep))
+        with ExitStack() as stack:
+            questions = stack.enter_context(bench_quality.questions_beside(arguments))
+            endpoints = stack.enter_context(_endpoints(arguments, configuration))
+            facts = environment()
+            save()  # a folder that cannot be written to shows at once
+            with LiveProgress() as progress:
+                asyncio.run(experiment(endpoints, sweep, requests, progress, keep))
+            for each in questions:
+                complain(f"{each.source}: {len(each.asked)} questions at {each.frames} frames")
+                quality.append(asyncio.run(accuracy.ask_all(endpoints, each, arguments.timeout)))
+            result = save()
     except (EndpointError, WarmUpError) as error:
-        raise CommandError(str(error)) from error
-    if arguments.checkpoint is not None:
-        complain(UNTRAINED)
-    return _show(result, folder)
-
-
-def _quality(arguments: argparse.Namespace) -> int:
-    from metok_vllm.benchmarks.quality.command import Plan, read_cells
-    from metok_vllm.benchmarks.quality.command import run as measure_quality
-    from metok_vllm.benchmarks.quality.harness import CONCURRENCY
-    from metok_vllm.benchmarks.quality.settings import for_server, presets
-    from metok_vllm.benchmarks.quality.source import opened
-    from metok_vllm.benchmarks.throughput.endpoint import EndpointError
-
-    source = bench_options.quality_source(arguments)
-    settings = for_server(presets(arguments.presets), source.config(), source.names_file)
-    cells = read_cells([arguments.quality], arguments.frames, lambda _: settings)
-    if arguments.checkpoint not in (None, "demo"):
-        complain(UNTRAINED)
-    try:
-        with opened(source) as (serve, geometry):
-            plan = Plan(
-                cells,
-                _result_folder(arguments),
-                geometry,
-                (arguments.max_concurrency or [CONCURRENCY])[0],
-                bench_options.output_len(arguments),
-                arguments.seed,
-                bench_options.recorded(arguments),
-            )
-            return measure_quality(plan, serve)
-    except EndpointError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"a file cannot be read or written: {error}") from error
+    bench_quality.warn_untrained(arguments)
+    return _show(result, folder)
 
 
 def _result_folder(arguments: argparse.Namespace) -> Path:
@@ -149,6 +171,10 @@ def _endpoints(
             made = stack.enter_context(checkpoints.checkpoint(arguments.checkpoint))
             model, flags = made.model, [*made.flags, *flags]
             metok_flags = [*made.metok_flags, *metok_flags]
+        if arguments.checkpoint == bench_options.DEMO:
+            # The layers it was calibrated with, as `metok serve --demo`; a file of the user's own
+            # comes later and wins.
+            metok_flags = ["--metok-config", str(CONFIG_FILE), *metok_flags]
         # Requests say how many frames are to be sampled; plain vLLM takes that on trust only.
         flags = ["--trust-request-mm-kwargs", *flags]
         complain("starting both servers")

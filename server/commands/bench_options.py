@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from metok_vllm.server.commands.console import CommandError
 
 if TYPE_CHECKING:
-    from metok_vllm.benchmarks.quality.source import Source
     from metok_vllm.benchmarks.throughput.endpoint import Endpoint
     from metok_vllm.benchmarks.throughput.run import Sweep
     from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 CLIPS = ("cuts", "static", "noise")
 PRESETS = ("quality", "balanced", "max")
 OUTPUT_LEN, QUALITY_OUTPUT_LEN = 32, 16
-CHECKPOINTS = ("demo", "cpu-reference", "llava-onevision-7b", "longva-7b")
+DEMO = "demo"
+CHECKPOINTS = (DEMO, "cpu-reference", "llava-onevision-7b", "longva-7b")
 # Values of headers may be keys; the folder of results says nothing about a figure.
 NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
 
@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_servers(parser.add_argument_group("servers (one of the first three)"))
     _add_load(parser.add_argument_group("load"))
     _add_workload(parser.add_argument_group("workload"))
+    _add_answers(parser.add_argument_group("right answers beside speed"))
     _add_quality(parser.add_argument_group("quality in place of speed"))
     parser.add_argument(
         "--result-dir", help="where results are written (default: metok-bench-<time>)"
@@ -47,7 +48,7 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--checkpoint",
         choices=CHECKPOINTS,
-        help="start plain vLLM and METok on an untrained model of these sizes",
+        help="start plain vLLM and METok on the demo model or an untrained one of these sizes",
     )
     group.add_argument(
         "--model", help="start both on this model; with --base-url: the name to ask for"
@@ -94,6 +95,22 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--image-share", type=float, default=0.0)
     defaults = f"default: {OUTPUT_LEN}, with --quality at most {QUALITY_OUTPUT_LEN}"
     group.add_argument("--output-len", type=int, help=f"tokens of every answer ({defaults})")
+
+
+def _add_answers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--quality-questions",
+        type=int,
+        metavar="N",
+        help="asked of each server after the rounds, for each of --frames: event-QA with "
+        "--checkpoint demo, else those of --quality-folder (default: 32; 0: none)",
+    )
+    group.add_argument(
+        "--quality-folder",
+        type=Path,
+        metavar="FOLDER",
+        help="your own videos and questions.json, for a trained model",
+    )
 
 
 def _add_quality(group: argparse._ArgumentGroup) -> None:
@@ -172,7 +189,7 @@ def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
     from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
 
     a = arguments
-    headers = _headers(a)
+    headers = headers_of(a)
     found = []
     if a.baseline_url is not None or a.baseline_extra_body is not None:
         url, body = a.baseline_url or a.base_url, a.baseline_extra_body
@@ -187,23 +204,6 @@ def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
         pid=a.server_pid,
     )
     return [*found, server]
-
-
-def quality_source(arguments: argparse.Namespace) -> Source:
-    """Where the answers of `--quality` come from."""
-    from metok_vllm.benchmarks.quality.source import Source
-
-    a, runs = arguments, arguments.base_url is not None
-    flags, metok_flags = server_flags(a)
-    return Source(
-        base_url=a.base_url,
-        checkpoint=a.checkpoint,
-        model=None if runs else a.model,
-        name=a.model if runs else None,
-        flags=flags,
-        metok_flags=metok_flags,
-        headers=_headers(a),
-    )
 
 
 def output_len(arguments: argparse.Namespace) -> int:
@@ -237,7 +237,8 @@ def without_places(command: Sequence[str], model: str) -> list[str]:
     return [Path(f).name if os.sep in f and Path(f).exists() else f for f in flags]
 
 
-def _headers(arguments: argparse.Namespace) -> dict[str, str]:
+def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The headers of every request."""
     return dict(header.split("=", 1) for header in arguments.header)
 
 

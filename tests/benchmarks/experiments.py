@@ -1,11 +1,15 @@
-"""A small experiment on two servers with known delays, and what a watcher saw of it."""
+"""A small experiment on two servers with known delays, what a watcher saw of it, and its tables."""
 
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
+
+from rich.console import Console
 
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.measures import Measures
@@ -49,3 +53,13 @@ def run_pair(
     with known_server(plain, "plain") as one, known_server(other, "metok") as two:
         watcher = watcher or Watcher()
         return asyncio.run(experiment([one, two], sweep, stream, watcher, on_cell)), [one, two]
+
+
+def shown(*things: Any) -> str:
+    """What a wide terminal shows of them."""
+    console = Console(width=200, file=io.StringIO())
+    for thing in things:
+        console.print(thing)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()

@@ -1,0 +1,195 @@
+"""The red gate: no figure of a kernel operation, nor of an engine that uses it, while it is wrong.
+
+Before anything is measured every operation is compared with its naive version, on the device and
+with the implementation that the engine will use, at small sizes: a second, not the whole of
+tests/kernels. `python -m metok_vllm.benchmarks.throughput.gate` runs it by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metok_vllm.errors import ConfigError
+from metok_vllm.kernels import adaptive_pool, attention_mass, event_topk, gather_rows, move_kv
+from metok_vllm.kernels.adaptive_pool import naive as naive_pool
+from metok_vllm.kernels.attention_mass import naive as naive_mass
+from metok_vllm.kernels.backend import implementation_for
+from metok_vllm.kernels.event_topk import naive as naive_topk
+from metok_vllm.kernels.gather_rows import naive as naive_gather
+from metok_vllm.kernels.move_kv import naive as naive_move
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Norm of the difference over the norm of the result, as in tests/kernels: float32 sums in another
+# order; results of the narrower types are rounded once.
+MASS_BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-5, torch.bfloat16: 2e-5}
+POOL_BOUNDS = {torch.float32: 3e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found here: `red` maps an operation to the first way in which it is wrong."""
+
+    device: str
+    implementation: str
+    checks: int
+    red: Mapping[str, str]
+
+    @property
+    def refused(self) -> str | None:
+        """Why nothing is measured; None where all is well."""
+        if not self.red:
+            return None
+        wrong = "; ".join(f"{operation}: {error}" for operation, error in self.red.items())
+        return f"kernel operations are wrong on {self.device} ({self.implementation}): {wrong}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+class Differs(Exception):  # noqa: N818 - reads as a sentence where it is raised
+    """An operation does not compute what its naive version does."""
+
+
+def engine_device() -> str:
+    """Where an engine on this machine runs its operations."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def check_operations(device: str) -> Checked:
+    """Every operation on `device` against its naive version on the CPU.
+
+    Raises ConfigError for a METOK_KERNELS that cannot be used there.
+    """
+    try:
+        implementation = implementation_for(torch.empty(0, device=device))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    red: dict[str, str] = {}
+    checks = 0
+    for operation, check in _checks(device):
+        checks += 1
+        try:
+            check()
+        # A kernel may fail in any way: it does not compile, the device gives up, a shape is off.
+        except Exception as error:
+            red.setdefault(operation, f"{type(error).__name__}: {error}".splitlines()[0])
+    return Checked(device, implementation, checks, red)
+
+
+def _checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    for dtype in DTYPES:
+        for given_lse in (False, True):
+            yield "attention_mass", partial(_mass, device, dtype, given_lse)
+        for tied in (False, True):
+            yield "event_topk", partial(_topk, device, dtype, tied)
+        for mode in ("bilinear", "average"):
+            yield "adaptive_pool", partial(_pool, device, dtype, mode)
+        yield "gather_rows", partial(_gather, device, dtype)
+        yield "move_kv", partial(_move, device, dtype)
+
+
+def _mass(device: str, dtype: torch.dtype, given_lse: bool) -> None:
+    random = torch.Generator().manual_seed(1)
+    query_lens, key_lens, scale = (3, 0, 17), (130, 5, 70), 64**-0.5
+    q_QHD = torch.randn(20, 4, 64, generator=random).to(dtype)
+    k_NGD = torch.randn(205, 2, 64, generator=random).to(dtype)
+    shape = (q_QHD, k_NGD, query_lens, key_lens, scale)
+    lse_QH = naive_mass.log_sum_exp(*shape).float().to(device) if given_lse else None
+    mass_N = attention_mass.attention_mass(
+        q_QHD.to(device), k_NGD.to(device), query_lens, key_lens, scale, lse_QH
+    )
+    _close(mass_N, naive_mass.attention_mass(*shape), MASS_BOUNDS[dtype])
+
+
+def _topk(device: str, dtype: torch.dtype, tied: bool) -> None:
+    random = torch.Generator().manual_seed(2)
+    score_N = torch.randn(300, generator=random).to(dtype)
+    score_N = score_N.round() if tied else score_N
+    event_N = torch.randint(0, 7, (300,), generator=random).sort().values
+    count_E = (event_N.bincount(minlength=8) * torch.rand(8, generator=random)).long()
+    total = int(count_E.sum())
+    kept = event_topk.event_topk(score_N.to(device), event_N.to(device), count_E.to(device), total)
+    _same(kept, naive_topk.event_topk(score_N, event_N, count_E, total))
+
+
+def _pool(device: str, dtype: torch.dtype, mode: str) -> None:
+    """The one operation, and what the encoder does in its place: pool chunks, then pack."""
+    random = torch.Generator().manual_seed(3)
+    grid, strides = 9, (2, 4, 8)
+    x_TPD = torch.randn(7, grid * grid, 48, generator=random).to(dtype)
+    class_T = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+    event_T = torch.tensor([0, 0, 0, 1, 1, 2, 3])
+    newline_D = torch.randn(48, generator=random).to(dtype)
+    expected_ND, expected_N = naive_pool.adaptive_pool(
+        x_TPD.double(), class_T, event_T, newline_D.double(), grid, strides, mode
+    )
+    x, classes, events, newline = (v.to(device) for v in (x_TPD, class_T, event_T, newline_D))
+    total = len(expected_N)
+    tokens_ND, event_N = adaptive_pool.adaptive_pool(
+        x, classes, events, newline, grid, strides, mode, total
+    )
+    pooled = [adaptive_pool.pool_frames(x, grid, stride, mode) for stride in strides]
+    sizes = (pooled[0].shape[1], pooled[1].shape[1], pooled[2].shape[1])
+    row_N, packed_N = adaptive_pool.pack_index(classes, events, sizes, total)
+    packed_ND = torch.cat([*(p.flatten(0, 1) for p in pooled), newline[None]])[row_N]
+    for found_ND, found_N in ((tokens_ND, event_N), (packed_ND, packed_N)):
+        _same(found_N, expected_N)
+        _close(found_ND, expected_ND, POOL_BOUNDS[dtype])
+
+
+def _gather(device: str, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(4)
+    hidden_ND = torch.randn(100, 96, generator=random).to(dtype)
+    index_M = torch.randperm(100, generator=random)[:63].sort().values
+    given = (hidden_ND, hidden_ND + 1, torch.arange(100))
+    gathered = gather_rows.gather_rows(index_M.to(device), *(x.to(device) for x in given))
+    for found, wanted in zip(gathered, naive_gather.gather_rows(index_M, *given), strict=True):
+        assert wanted is not None
+        _same(found, wanted)
+
+
+def _move(device: str, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(5)
+    cache_BGSC = torch.randn(12, 2, 16, 40, generator=random).to(dtype)
+    # Sources and targets overlap.
+    from_M, to_M = (torch.randperm(12 * 16, generator=random)[:100] for _ in range(2))
+    moved_BGSC = cache_BGSC.to(device, copy=True)
+    move_kv.move_kv(moved_BGSC, from_M.to(device), to_M.to(device))
+    naive_move.move_kv(cache_BGSC, from_M, to_M)
+    _same(moved_BGSC, cache_BGSC)
+
+
+def _same(found: Tensor, wanted: Tensor) -> None:
+    found = found.cpu()
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        raise Differs(f"{list(found.shape)} {found.dtype}, not {list(wanted.shape)} {wanted.dtype}")
+    if not torch.equal(found, wanted):
+        raise Differs(f"{int((found != wanted).sum())} of {wanted.numel()} numbers differ")
+
+
+def _close(found: Tensor, wanted: Tensor, bound: float) -> None:
+    if found.shape != wanted.shape:
+        raise Differs(f"{list(found.shape)}, not {list(wanted.shape)}")
+    error = float((found.cpu().double() - wanted.double()).norm() / wanted.double().norm())
+    if not error <= bound:  # NaN is wrong, too
+        raise Differs(f"error {error:.3g} over {bound:.3g}")
+
+
+def main() -> int:
+    """1 where an operation is wrong."""
+    found = check_operations(engine_device())
+    print(json.dumps(found.to_dict()))
+    return int(found.refused is not None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
