@@ -20,10 +20,9 @@ from metok_vllm.benchmarks.eventqa.training.answering import (
     train_on_vision,
 )
 from metok_vllm.benchmarks.eventqa.training.checkpoint import video_state, write_checkpoint
-from metok_vllm.benchmarks.eventqa.training.films import draw_films
-from metok_vllm.benchmarks.eventqa.training.lessons import Teacher
+from metok_vllm.benchmarks.eventqa.training.material import Material
 from metok_vllm.benchmarks.eventqa.training.run import Run, Steps
-from metok_vllm.benchmarks.eventqa.training.seeing import BANK_MOMENTS, see, see_bank, train_towers
+from metok_vllm.benchmarks.eventqa.training.seeing import train_towers
 from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
 from metok_vllm.benchmarks.eventqa.training.tokenizers import (
     alignment_tokenizer,
@@ -31,6 +30,7 @@ from metok_vllm.benchmarks.eventqa.training.tokenizers import (
     special_ids,
 )
 
+FRESH = 1000  # added to the seed of the frames that the last phase sees
 PARTS = ("towers", "attributes", "all")
 
 
@@ -47,19 +47,10 @@ def train_all(run: Run, out: Path) -> None:
     """Every phase, then the checkpoint."""
     towers = train_towers(run)
     student, attributes = train_on_attributes(run)
-    features, truth = see_bank(run, towers, "train", run.seed)
-    teacher = Teacher(truth, BANK_MOMENTS, run.chat)
-    projector = fit_projector(run, attributes, features, truth)
-    train_on_vision(run, student, projector, features, teacher)
-    films = draw_films(
-        "train",
-        run.amounts.films,
-        run.sizes.image,
-        run.seed,
-        teacher,
-        lambda x: see(run, towers, x),
-    )
-    train_on_length(run, student, projector, features, teacher, films)
+    first = Material(run, towers, run.seed)
+    projector = fit_projector(run, attributes, first)
+    train_on_vision(run, student, projector, first)
+    train_on_length(run, student, projector, first, Material(run, towers, run.seed + FRESH))
     video = video_state(towers, projector, student, run.sizes)
     write_checkpoint(out, run.sizes, video, towers.state_dict())
 

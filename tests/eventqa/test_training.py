@@ -3,6 +3,7 @@ is the model that was trained."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ SIZES = Sizes(
     width=32, heads=2, kv_heads=1, decoder_layers=2, decoder_ffn=48, tower_layers=2,
     video_tower_layers=1, tower_ffn=48, text_layers=1,
 )  # fmt: skip
-STEPS = Steps(towers=2, shapes=2, names=4, places=2, projector=2, frames=2, length=2, long=2)
+STEPS = Steps(**{field.name: 2 for field in fields(Steps)} | {"names": 4})
 
 
 def new_run(folder: Path, steps: Steps = STEPS) -> Run:

@@ -25,11 +25,11 @@ from metok_vllm.benchmarks.eventqa.training.decoder import (
     pool,
     right_answers,
 )
-from metok_vllm.benchmarks.eventqa.training.films import Films
 from metok_vllm.benchmarks.eventqa.training.lessons import Lesson, Teacher
+from metok_vllm.benchmarks.eventqa.training.material import Material
 from metok_vllm.benchmarks.eventqa.training.run import Run
 from metok_vllm.benchmarks.eventqa.training.seeing import BANK_MOMENTS
-from metok_vllm.benchmarks.eventqa.training.stepping import Phase
+from metok_vllm.benchmarks.eventqa.training.stepping import LossOf, Phase
 
 ORACLE_SIDE = 32  # pixels: only what patches show is wanted of these frames
 FITTED_FRAMES = 256
@@ -75,58 +75,61 @@ def _look_up(
     run.phase(phase, modules, lambda: loss_of)
 
 
-def fit_projector(
-    run: Run, attributes: Attributes, features_NPD: Tensor, truth: Truth
-) -> Projector:
+def fit_projector(run: Run, attributes: Attributes, material: Material) -> Projector:
     """A projector whose output is what the decoder was given so far."""
     projector = Projector(run.sizes.width)
-    sample = features_NPD[:: max(len(features_NPD) // 2048, 1)].float().flatten(0, 1)
-    projector.mean.copy_(sample.mean(0))
-    projector.scale.copy_(sample.std(0))
     phase = Phase("projector", run.steps.projector, 3e-3, stream=2)
 
-    def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        index = torch.from_numpy(rng.integers(0, len(features_NPD), FITTED_FRAMES))
-        with torch.no_grad():
-            wanted = attributes.patches(truth[index])
-        return (projector(features_NPD[index].float()) - wanted).square().mean(), {}
+    def prepare() -> LossOf:
+        features_NPD, truth = material.bank
+        sample = features_NPD[:: max(len(features_NPD) // 2048, 1)].float().flatten(0, 1)
+        projector.mean.copy_(sample.mean(0))
+        projector.scale.copy_(sample.std(0))
 
-    run.phase(phase, {"projector": projector}, lambda: loss_of)
+        def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            index = torch.from_numpy(rng.integers(0, len(features_NPD), FITTED_FRAMES))
+            with torch.no_grad():
+                wanted = attributes.patches(truth[index])
+            return (projector(features_NPD[index].float()) - wanted).square().mean(), {}
+
+        return loss_of
+
+    run.phase(phase, {"projector": projector}, prepare)
     return projector
 
 
-def train_on_vision(
-    run: Run, student: Student, projector: Projector, features_NPD: Tensor, teacher: Teacher
-) -> None:
+def train_on_vision(run: Run, student: Student, projector: Projector, material: Material) -> None:
     """Decoder and projector on what the vision tower sees, 6 to 16 frames."""
     modules: dict[str, nn.Module] = {"student": student, "projector": projector}
     phase = Phase("frames", run.steps.frames, 1e-3, stream=3)
 
-    def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        number = int(rng.integers(6, 17))
-        lesson = teacher.lesson(12, number, 14, rng)
-        visual = pool(projector(features_NPD[lesson.frame_BT.flatten()].float()), run.sizes.grid)
-        return _learn(run, student, visual, lesson)
+    def prepare() -> LossOf:
+        features_NPD, teacher = material.bank[0], material.teacher
 
-    run.phase(phase, modules, lambda: loss_of)
+        def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            lesson = teacher.lesson(12, int(rng.integers(6, 17)), 14, rng)
+            seen_NPD = features_NPD[lesson.frame_BT.flatten()].float()
+            return _learn(run, student, pool(projector(seen_NPD), run.sizes.grid), lesson)
+
+        return loss_of
+
+    run.phase(phase, modules, prepare)
 
 
 def train_on_length(
-    run: Run,
-    student: Student,
-    projector: Projector,
-    features_NPD: Tensor,
-    teacher: Teacher,
-    films: Films,
+    run: Run, student: Student, projector: Projector, first: Material, fresh: Material
 ) -> None:
     """The same on 8 to 128 frames, and on whole films with motion and soft cuts; then on long ones
-    above all, where two frames in 128 have to be found; then on all lengths until it is sure."""
-    for phase, least, together in (
-        (Phase("length", run.steps.length, 6e-4, stream=4), 8, 256),
-        (Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03), 20, 384),
-        (Phase("sure", run.steps.sure, 4e-4, stream=8, floor=0.02), 12, 384),
-    ):
-        _on_videos(run, phase, student, projector, features_NPD, teacher, films, least, together)
+    above all, where two frames in 128 have to be found; then on all lengths until it is sure; in
+    the end on `fresh` frames, since the first ones were seen many times."""
+    length = Phase("length", run.steps.length, 6e-4, stream=4)
+    long = Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03)
+    sure = Phase("sure", run.steps.sure, 4e-4, stream=8, floor=0.02)
+    settle = Phase("settle", run.steps.settle, 3e-4, stream=9, floor=0.02)
+    _on_videos(run, length, student, projector, first, 8, 256)
+    _on_videos(run, long, student, projector, first, 20, 384)
+    _on_videos(run, sure, student, projector, first, 12, 384)
+    _on_videos(run, settle, student, projector, fresh, 12, 384)
 
 
 def _on_videos(
@@ -134,26 +137,29 @@ def _on_videos(
     phase: Phase,
     student: Student,
     projector: Projector,
-    features_NPD: Tensor,
-    teacher: Teacher,
-    films: Films,
+    material: Material,
     least: int,
     together: int,
 ) -> None:
     """Batches of about `together` frames, `least` to 128 of one video; every second of films."""
 
-    def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        frames = int(2 ** rng.uniform(math.log2(least), math.log2(129)))
-        videos = max(2, min(12, together // frames))
-        if rng.random() < 0.5:
-            lesson, seen_NPD = films.lesson(videos, frames, 16, rng)
-        else:
-            lesson = teacher.lesson(videos, frames, 16, rng)
-            seen_NPD = features_NPD[lesson.frame_BT.flatten()]
-        visual = pool(projector(seen_NPD.float()), run.sizes.grid)
-        return _learn(run, student, visual, lesson)
+    def prepare() -> LossOf:
+        features_NPD, teacher, films = material.bank[0], material.teacher, material.films
 
-    run.phase(phase, {"student": student, "projector": projector}, lambda: loss_of)
+        def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+            frames = int(2 ** rng.uniform(math.log2(least), math.log2(129)))
+            videos = max(2, min(12, together // frames))
+            if rng.random() < 0.5:
+                lesson, seen_NPD = films.lesson(videos, frames, 16, rng)
+            else:
+                lesson = teacher.lesson(videos, frames, 16, rng)
+                seen_NPD = features_NPD[lesson.frame_BT.flatten()]
+            visual = pool(projector(seen_NPD.float()), run.sizes.grid)
+            return _learn(run, student, visual, lesson)
+
+        return loss_of
+
+    run.phase(phase, {"student": student, "projector": projector}, prepare)
 
 
 def _learn(

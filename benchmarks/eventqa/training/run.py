@@ -21,6 +21,7 @@ class Steps:
 
     towers: int = 1400
     shapes: int = 600
+    sharp: int = 500
     names: int = 450
     places: int = 400
     projector: int = 300
@@ -28,6 +29,7 @@ class Steps:
     length: int = 550
     long: int = 200
     sure: int = 900
+    settle: int = 250
 
 
 @dataclass(frozen=True)

@@ -50,15 +50,20 @@ def train_towers(run: Run) -> Any:
         return loss_of
 
     run.phase(phase, modules, prepare)
-    _train_on_shapes(run, towers, reader)
+    shapes = Phase("shapes", run.steps.shapes, 1e-3, stream=5)
+    _train_on_shapes(run, shapes, towers, reader, run.seed + 1)
+    # More of the same on other frames: held-out shapes are seen less well than known ones.
+    sharp = Phase("sharp", run.steps.sharp, 6e-4, stream=10, floor=0.02)
+    _train_on_shapes(run, sharp, towers, reader, run.seed + 2)
     return towers
 
 
-def _train_on_shapes(run: Run, towers: Any, reader: PatchReader) -> None:
+def _train_on_shapes(
+    run: Run, phase: Phase, towers: Any, reader: PatchReader, bank_seed: int
+) -> None:
     """Half of the frames in other colours, so that a shape is known in any."""
     sizes = run.sizes
     modules: dict[str, nn.Module] = {"towers": towers, "reader": reader}
-    phase = Phase("shapes", run.steps.shapes, 1e-3, stream=5)
 
     def prepare() -> LossOf:
         pixels, truth = draw_bank(
@@ -67,7 +72,7 @@ def _train_on_shapes(run: Run, towers: Any, reader: PatchReader) -> None:
             TOWER_MOMENTS,
             sizes.image,
             sizes.grid,
-            run.seed + 1,
+            bank_seed,
         )
 
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
