@@ -6,6 +6,9 @@ prometheus_client's multiprocess directory). Names are a promise to dashboards.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from typing import Any
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from metok_vllm.accounting import visual_tokens_by_stage
@@ -28,14 +31,31 @@ MEDIA_REJECTED = Counter("metok_media_rejected", "Refused or unreadable media.",
 FALLBACKS = Counter("metok_fallbacks", "Requests METok served in a lesser mode.", ["reason"])
 STAGE_SECONDS = Histogram(
     "metok_stage_seconds",
-    "Time METok's stages took for one video; stage 1 is its encoding, vision tower included.",
+    "Time METok's stages took for one video: 1 is its encoding, vision tower included, 1_own what "
+    "of that is neither a tower nor the projector, 2 scoring and selecting inside the decoder, "
+    "prefill the decoder's step with all that is in it, shared out over the videos it selected of.",
     ["stage"],
     buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 )
+# Labels of the above by the names under which a worker tells them.
+TOLD_SECONDS = {
+    "1": "seconds",
+    "1_own": "own_seconds",
+    "2": "pruning_seconds",
+    "prefill": "prefill_seconds",
+}
 VIDEO_DECODE_SECONDS = Histogram(
     "metok_video_decode_seconds",
     "Time to sample and decode one video.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
+)
+FEATURE_CACHE_HITS = Counter(
+    "metok_feature_cache_hits",
+    "Videos encoded from features that an earlier question about them left (feature_cache_bytes).",
+)
+FEATURE_CACHE_MISSES = Counter(
+    "metok_feature_cache_misses",
+    "Videos that went through the vision tower while features are kept (feature_cache_bytes).",
 )
 KV_BLOCKS_FREED = Counter(
     "metok_kv_blocks_freed", "KV blocks given back to the pool once a prefill was done."
@@ -52,9 +72,27 @@ def observe_decode(seconds: float) -> None:
     VIDEO_DECODE_SECONDS.observe(seconds)
 
 
-def observe_stage(stage: int, seconds: float) -> None:
-    """One video spent `seconds` in a stage."""
+def observe_stage(stage: str | int, seconds: float) -> None:
+    """One video spent `seconds` in a stage or a named part of one."""
     STAGE_SECONDS.labels(str(stage)).observe(seconds)
+
+
+def observe_video(told: Mapping[str, Any], stages: Collection[int]) -> None:
+    """What a worker has not told before of a video: its times, and whether it was seen anew.
+
+    Encoding is stage 1's only where that is among the request's `stages`.
+    """
+    for stage, name in TOLD_SECONDS.items():
+        seconds = told.get(name)
+        if seconds is not None and (1 in stages or not stage.startswith("1")):
+            observe_stage(stage, seconds)
+    count_features(told.get("cached"))
+
+
+def count_features(cached: bool | None) -> None:
+    """One video was encoded, from kept features or not; None where none are kept."""
+    if cached is not None:
+        (FEATURE_CACHE_HITS if cached else FEATURE_CACHE_MISSES).inc()
 
 
 def count_rejected(reason: str) -> None:

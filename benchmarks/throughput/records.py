@@ -45,6 +45,10 @@ def _part(name: str) -> Figure:
     return lambda measures: measures.split.parts_s[name] if measures.split else None
 
 
+def _of_prefill(name: str) -> Figure:
+    return lambda measures: measures.split.of_prefill.get(name) if measures.split else None
+
+
 def _question(name: str) -> Figure:
     def figure(measures: Measures) -> float | None:
         spread = measures.ttft_by_question_s.get(name)
@@ -83,6 +87,8 @@ COLUMNS: dict[str, Figure] = {
     "client_lag_s_p99": lambda m: m.client_lag_s.p99,
     "split_explained": lambda m: m.split.explained if m.split else None,
     **{f"split_{part}_s": _part(part) for part in PARTS},
+    "stage1_share_of_prefill": _of_prefill("stage1"),
+    "stage2_share_of_prefill": _of_prefill("stage2"),
 }
 
 

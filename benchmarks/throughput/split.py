@@ -46,12 +46,15 @@ class TimeSplit:
 
     `explained` is the share of the client's end-to-end time that a clock accounts for.
     `requests` are those the server counted: more than were sent means that others used it too.
+    `of_prefill` are METok's own parts as shares of encoding and decoder prefill: "stage1" without
+    towers and projector, "stage2" scoring and selecting.
     """
 
     end_to_end_s: float
     parts_s: dict[str, float | None]
     explained: float
     requests: int
+    of_prefill: dict[str, float]
 
 
 def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | None:
@@ -67,7 +70,7 @@ def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | Non
     client_s = sum(outcome.ended_s - outcome.started_s for outcome in answered) / len(answered)
     # Videos are fewer than requests, or more: what they took is shared out over the requests.
     video_s = _shared_out(scrapes, VIDEO, counted)
-    stage_s = _shared_out(scrapes, STAGE, counted)
+    stage_s = _shared_out(scrapes, STAGE, counted, stage="1")
     front_s = max(0.0, ttft_s - queue_s - prefill_s)
     parts: dict[str, float | None] = {
         "video_decoding": video_s,
@@ -81,7 +84,7 @@ def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | Non
     parts["unexplained"] = client_s - named_s
     # Names may claim too much as well: what is missing and what is too much count alike.
     explained = 1 - abs(client_s - named_s) / client_s
-    return TimeSplit(client_s, parts, explained, round(counted))
+    return TimeSplit(client_s, parts, explained, round(counted), _of_prefill(scrapes))
 
 
 def _mean(scrapes: Scrapes, name: str) -> float | None:
@@ -89,7 +92,17 @@ def _mean(scrapes: Scrapes, name: str) -> float | None:
     return seconds / count if seconds is not None and count else None
 
 
-def _shared_out(scrapes: Scrapes, name: str, requests: float) -> float | None:
+def _of_prefill(scrapes: Scrapes) -> dict[str, float]:
+    encoding, own, pruning, decoder = (
+        scrapes.rise(f"{STAGE}_sum", stage=part) for part in ("1", "1_own", "2", "prefill")
+    )
+    if not decoder:
+        return {}
+    prefill_s = decoder + (encoding or 0.0)
+    return {"stage1": (own or 0.0) / prefill_s, "stage2": (pruning or 0.0) / prefill_s}
+
+
+def _shared_out(scrapes: Scrapes, name: str, requests: float, **labels: str) -> float | None:
     """Mean seconds a request of what is observed once a video; None where nothing was observed."""
-    seconds, count = scrapes.rise(f"{name}_sum"), scrapes.rise(f"{name}_count")
+    seconds, count = scrapes.rise(f"{name}_sum", **labels), scrapes.rise(f"{name}_count", **labels)
     return seconds / requests if seconds is not None and count else None

@@ -50,6 +50,8 @@ COSTS = (
     ("host cores", "host_cores", "{:.2f}"),
     *((part.replace("_", " "), f"split_{part}_s", "{:.3f}") for part in PARTS),
     ("explained", "split_explained", "{:.1%}"),
+    ("stage 1, of prefill", "stage1_share_of_prefill", "{:.1%}"),
+    ("stage 2, of prefill", "stage2_share_of_prefill", "{:.1%}"),
 )
 RATIOS = (
     ("requests/s", "requests_per_s"),

@@ -31,8 +31,6 @@ ARCHITECTURES = {
     ),
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
-# Not here yet: a value would be silently without effect.
-NOT_HERE = ("feature_cache_bytes",)
 
 
 def register(problems: Sequence[str] = ()) -> None:
@@ -94,11 +92,6 @@ def enable(vllm_config: Any) -> None:
 
 
 def _check(config: METokConfig, vllm_config: Any) -> None:
-    for name in NOT_HERE:
-        if getattr(config, name) != getattr(METokConfig(), name):
-            raise ConfigError(
-                f"metok.{name} {getattr(config, name)!r} is not part of this release", name
-            )
     other = vllm_config.parallel_config.worker_extension_cls
     if other and other != WORKER_EXTENSION:
         raise ConfigError(f"--worker-extension-cls {other} cannot be combined with METok")

@@ -75,7 +75,8 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
 
     def load_weights(self, weights: Any) -> set[str]:
         loaded: set[str] = super().load_weights(weights)
-        self.stage1  # noqa: B018 - loads the towers now, while vLLM measures the weights' memory
+        # Loads the towers now, while vLLM measures the weights' memory; new weights see anew.
+        self.stage1.video.cache.clear()
         return loaded
 
     @property
@@ -97,6 +98,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             lambda layer: layer.self_attn.attn,  # type: ignore[union-attr]
             lambda key: self.stage1.token_events(key),
             mean_over_ranks,
+            lambda keys, watch: self.stage1.note_prefill(keys, watch),
         )
 
     def forward(
@@ -156,7 +158,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             self.model_config.model, revision=self.model_config.revision
         )
         pixels = Normalisation.of(processor.image_mean, processor.image_std, vision.image_size)
-        return Stage1Encoder(
+        stage1 = Stage1Encoder(
             self.metok,
             self._see,
             self.multi_modal_projector,
@@ -165,6 +167,8 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             self._load_towers(),
             self.encoder_cache_tokens,
         )
+        stage1.video.cache.reserve(self.image_newline.device)
+        return stage1
 
     def _load_towers(self) -> AlignmentTowers | None:
         path = self.metok.alignment_model

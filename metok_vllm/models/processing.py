@@ -37,12 +37,13 @@ logger = init_logger("vllm.metok")
 OPTION = "metok"  # key of a request's wishes in mm_processor_kwargs
 LAST_USER_TEXT = "last_user_text"  # put among them by our server, which has the messages
 SCOPE = "videos_kwargs"  # vLLM hashes what stands in here with videos only
-PAYLOAD, KEYS = "metok_payload", "metok_keys"
+PAYLOAD, IDENTITIES = "metok_payload", "metok_identities"
+Identity = tuple[str, str]  # a video's key in vLLM's caches, and its content without METok's part
 
 
 @dataclass
 class KeyedInputs(ProcessorInputs):  # type: ignore[misc]
-    """Processor inputs whose hashes are computed once, before the keys are added to them."""
+    """Processor inputs whose hashes are computed once; METok's part is added to the videos'."""
 
     hashes: Any = None
 
@@ -92,13 +93,14 @@ class MetokProcessorMixin:
         if config.running_stages:
             query, source = (asked, USER_TURN) if asked else self.query_finder.find(inputs.prompt)
             query_ids = self._query_ids(query)
-        if config.compresses:
-            payload = wire.selection_payload(config, query_ids)
-            kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload}
+        payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
+        contents = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
+        keys = [wire.video_key(content, payload) for content in contents]
+        keyed.hashes = {**keyed.hashes, "video": keys}
+        identities = list(zip(keys, contents, strict=True))
+        kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload, IDENTITIES: identities}
         keyed.hf_processor_mm_kwargs = kwargs
-        keys = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
-        kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), KEYS: keys}
         result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
         # A video that the client named by its id alone has no frames to plan with.
         if all(video is not None for video in videos.data):
@@ -146,19 +148,20 @@ class MetokProcessorMixin:
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         scope = dict(kwargs.get(SCOPE, {}))
-        if KEYS in scope:
-            cached = mm_is_cached["video"]
-            scope[KEYS] = [k for k, hit in zip(scope[KEYS], cached, strict=True) if not hit]
+        if IDENTITIES in scope:
+            known = zip(scope[IDENTITIES], mm_is_cached["video"], strict=True)
+            scope[IDENTITIES] = [identity for identity, hit in known if not hit]
             kwargs[SCOPE] = scope
         return kwargs
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        rest, payload, keys = _take(hf_kwargs)
+        rest, payload, identities = _take(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
         if "pixel_values_videos" in data:
             shares = self._key_shares(mm_items, payload)
             data[wire.FIELD] = [
-                wire.pack(key, payload, share) for key, share in zip(keys, shares, strict=True)
+                wire.pack(key, payload, share, content)
+                for (key, content), share in zip(identities, shares, strict=True)
             ]
         return data
 
@@ -208,17 +211,17 @@ def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, str]:
         raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
 
 
-def _take(kwargs: Mapping[str, object]) -> tuple[dict[str, object], str | None, list[str]]:
-    """Processor options without ours, then the payload and the keys of the videos."""
+def _take(kwargs: Mapping[str, object]) -> tuple[dict[str, object], str | None, list[Identity]]:
+    """Processor options without ours, then the payload and the identities of the videos."""
     rest = dict(kwargs)
     scope: Any = rest.pop(SCOPE, None)
     if scope is None:
         return rest, None, []
     scope = dict(scope)
-    payload, keys = scope.pop(PAYLOAD, None), scope.pop(KEYS, [])
+    payload, identities = scope.pop(PAYLOAD, None), scope.pop(IDENTITIES, [])
     if scope:
         rest[SCOPE] = scope
-    return rest, payload, keys
+    return rest, payload, identities
 
 
 def _frame_times(

@@ -5,6 +5,7 @@ The encoder reads how to encode the video, scheduler and worker read how to prun
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +26,16 @@ SELECTION_FIELDS = REQUEST_FIELDS - {"enabled", "preset"}
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """One video to encode. `key` is its identity in vLLM's caches, question included."""
+    """One video to encode. `key` is its identity in vLLM's caches, question included.
+
+    `content` is its identity without question and settings: bytes (or the client's id) and
+    sampling. None keeps its features out of the feature cache.
+    """
 
     key: str
     config: METokConfig
     query_ids: tuple[tuple[int, ...], ...]  # [W, L]; empty without towers or without a question
+    content: str | None = None
 
 
 def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
@@ -45,10 +51,27 @@ def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
     return json.dumps({**settings, "query_ids": query_ids.tolist()}, sort_keys=True)
 
 
-def pack(key: str, payload: str | None, key_share: Fraction = Fraction(1)) -> Tensor:
+def video_key(content: str, payload: str | None) -> str:
+    """A video's identity in vLLM's caches: its content alone where it is dense."""
+    if payload is None:
+        return content
+    return hashlib.sha256(json.dumps([content, payload]).encode()).hexdigest()
+
+
+def pack(
+    key: str,
+    payload: str | None,
+    key_share: Fraction = Fraction(1),
+    content: str | None = None,
+) -> Tensor:
     """One video's field, uint8 [bytes]; `payload` None means the model's own dense input."""
-    content = {"key": key, "payload": payload, "key_share": key_share.as_integer_ratio()}
-    return torch.frombuffer(bytearray(json.dumps(content).encode()), dtype=torch.uint8)
+    fields = {
+        "key": key,
+        "payload": payload,
+        "key_share": key_share.as_integer_ratio(),
+        "content": content,
+    }
+    return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
 
 def unpack(field: Tensor | Sequence[Tensor], base: METokConfig) -> list[EncodeRequest | None]:
@@ -58,11 +81,11 @@ def unpack(field: Tensor | Sequence[Tensor], base: METokConfig) -> list[EncodeRe
 
 def read_pruning(field: Tensor) -> tuple[str, Pruning] | None:
     """Key of a video and what stages 2 and 3 shall do with it; None for the dense input."""
-    content = _content(field)
-    if content["payload"] is None:
+    fields = _fields(field)
+    if fields["payload"] is None:
         return None
-    config = METokConfig().updated(settings_of(content["payload"]))
-    return content["key"], Pruning.of(config, Fraction(*content["key_share"]))
+    config = METokConfig().updated(settings_of(fields["payload"]))
+    return fields["key"], Pruning.of(config, Fraction(*fields["key_share"]))
 
 
 def settings_of(payload: str) -> dict[str, Any]:
@@ -72,13 +95,14 @@ def settings_of(payload: str) -> dict[str, Any]:
 
 
 def _unpack_one(item: Tensor, base: METokConfig) -> EncodeRequest | None:
-    content = _content(item)
-    if content["payload"] is None:
+    fields = _fields(item)
+    if fields["payload"] is None:
         return None
-    query_ids = tuple(tuple(row) for row in json.loads(content["payload"])["query_ids"])
-    return EncodeRequest(content["key"], base.updated(settings_of(content["payload"])), query_ids)
+    query_ids = tuple(tuple(row) for row in json.loads(fields["payload"])["query_ids"])
+    config = base.updated(settings_of(fields["payload"]))
+    return EncodeRequest(fields["key"], config, query_ids, fields["content"])
 
 
-def _content(field: Tensor) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(bytes(field.cpu().tolist()))
-    return content
+def _fields(item: Tensor) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(bytes(item.cpu().tolist()))
+    return fields

@@ -4,9 +4,8 @@ Without stage 1 the tokens are the model's own dense ones; events are found all 
 stage 2 selects inside them. A request may choose another rule in place of METok: that one is given
 the dense tokens, and there are no events.
 
-Frames go through the vision tower once, in chunks; of a chunk only its pooled tokens, its frame
-means and its image embeddings stay, so memory is bounded by `encoder_chunk_frames` and by the
-pooled video, whatever its length. Nothing here waits for the device.
+What the towers make of the frames comes from `video_features`, new or kept from an earlier
+question. Nothing here waits for the device.
 
 Shape suffixes: T frames, P patches, C channels, H height, W width, D features, N tokens.
 """
@@ -14,21 +13,23 @@ Shape suffixes: T frames, P patches, C channels, H height, W width, D features, 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metok_vllm.alignment import AlignmentTowers, Normalisation, renormalise
+from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, kept_tokens, pooled_length
 from metok_vllm.config import METokConfig
-from metok_vllm.devices import tensor_on, to_host
+from metok_vllm.devices import to_host
 from metok_vllm.events import EventMap, analyse
-from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_frames
+from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index
+from metok_vllm.models.feature_cache import VideoFeatures
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stopwatch import Stopwatch
+from metok_vllm.models.video_features import VideoFeatureEncoder
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.rules import FASTV, METOK
 from metok_vllm.rules.encoder import compress as compress_by_rule
@@ -44,13 +45,15 @@ class _Encoded:
     timed: bool
     config: METokConfig
     tokens: int
+    cached: bool | None  # whether the features came from the cache; None where it takes none
+    prefill: Stopwatch | None = None  # of the step that selected of it, with others perhaps
+    in_prefill: int = 0  # videos in that step, this one among them
 
 
 class Stage1Encoder:
     """Event-aware encoding for a video model given as two functions.
 
-    `see` maps pixels [T, C, H, W] to patch features [T, P, vision width]; `project` maps those to
-    the decoder's width [T, P, D], on a `grid` x `grid` layout.
+    `see`, `project`, `grid`, `pixels` and `towers` are those of `VideoFeatureEncoder`.
     """
 
     def __init__(
@@ -63,12 +66,8 @@ class Stage1Encoder:
         towers: AlignmentTowers | None,
         max_remembered: int = LEAST_REMEMBERED,
     ) -> None:
-        self.config = config
-        self.see = see
-        self.project = project
         self.grid = grid
-        self.pixels = pixels
-        self.towers = towers
+        self.video = VideoFeatureEncoder(config, see, project, grid, pixels, towers)
         self.max_remembered = max(max_remembered, LEAST_REMEMBERED)
         self.remembered: OrderedDict[str, _Encoded] = OrderedDict()
 
@@ -78,42 +77,20 @@ class Stage1Encoder:
             return self._encode_by_rule(pixels_TCHW, newline_D, request)
         watch = Stopwatch(pixels_TCHW.device)
         config = request.config
-        text_D = self._embed_query(request)
-        compress = 1 in config.stages
-        strides = config.strides if compress else (DENSE_STRIDE,)
-        chunks = pixels_TCHW.split(self.config.encoder_chunk_frames)
-        whole = compress and len(chunks) == 1  # then each frame is pooled at its own stride only
-        means, images = [], []
-        pooled: tuple[list[Tensor], ...] = tuple([] for _ in strides)
-        for chunk_TCHW in chunks:
-            seen_TPD = self.see(chunk_TCHW)
-            if text_D is not None:
-                images.append(self._embed_images(chunk_TCHW, seen_TPD))
-            x_TPD = self.project(seen_TPD)
-            means.append(x_TPD.mean(1, dtype=torch.float32))
-            if not whole:
-                for tokens, stride in zip(pooled, strides, strict=True):
-                    tokens.append(pool_frames(x_TPD, self.grid, stride))
-        relevance_T = None
-        if text_D is not None:
-            relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
-        events = analyse(torch.cat(means), relevance_T, config)
-        newline_D = newline_D.to(x_TPD.dtype)
-        total = encoded_tokens(len(pixels_TCHW), self.grid, config)
-        if whole:
-            classes, bounds = events.class_T, events.event_T
-            tokens_ND, _ = adaptive_pool(
-                x_TPD, classes, bounds, newline_D, self.grid, config.strides, total=total
-            )
+        text_D = self.video.embed_query(request, watch)
+        ranked, cached = text_D is not None, None
+        if 1 in config.stages and self.video.at_once(pixels_TCHW, request):
+            features, x_TPD = self.video.look(pixels_TCHW, (), ranked, watch)
+            events = _analyse(features, text_D, config)
+            tokens_ND = self._pool(x_TPD, events, newline_D, config)
         else:
-            rows = [chunk.flatten(0, 1) for tokens in pooled for chunk in tokens]
-            tokens_ND = torch.cat([*rows, newline_D[None]])
-            if compress:
-                row_N, _ = self._pack(events, config, total)
-                tokens_ND = tokens_ND.index_select(0, row_N)
+            strides = config.strides if 1 in config.stages else (DENSE_STRIDE,)
+            features, cached = self.video.features(pixels_TCHW, strides, ranked, request, watch)
+            events = _analyse(features, text_D, config)
+            tokens_ND = self._gather(features, events, newline_D, config)
         on_host = EventMap(*(to_host(getattr(events, field.name)) for field in fields(EventMap)))
         watch.stop()
-        encoded = _Encoded(events, on_host, watch, True, config, tokens_ND.shape[0])
+        encoded = _Encoded(events, on_host, watch, True, config, tokens_ND.shape[0], cached)
         self._remember(request.key, encoded)
         return tokens_ND
 
@@ -133,20 +110,32 @@ class Stage1Encoder:
             event_N = torch.cat([per_frame, events.event_T[-1:]])
         return TokenEvents(event_N, events.key_E, events.event_relevance_E)
 
+    def note_prefill(self, keys: Sequence[str], watch: Stopwatch) -> None:
+        """A decoder step selected of these videos; the watch's laps are stage 2."""
+        for key in keys:
+            if key in self.remembered:
+                encoded = self.remembered[key]
+                self.remembered[key] = replace(encoded, prefill=watch, in_prefill=len(keys))
+
     def recall(self, key: str) -> dict[str, Any] | None:
         """What was decided about the video with this key, as plain lists, or None if forgotten.
 
-        `seconds` is how long encoding it took, told once: a cached video costs nothing again.
+        Times are told once: a cached video costs nothing again. `seconds` is how long encoding it
+        took, `own_seconds` how much of that was neither a tower nor the projector;
+        `prefill_seconds` its share of the decoder's step that selected of it, `pruning_seconds` how
+        much of that was stage 2's. `cached` is told with them: whether its features were kept from
+        an earlier question, None where none are.
         """
         if key not in self.remembered:
             return None
         encoded = self.remembered[key]
         events = encoded.on_host
         encoded.watch.wait()
-        self.remembered[key] = replace(encoded, timed=False)
+        self.remembered[key] = replace(encoded, timed=False, prefill=None)
         self.remembered.move_to_end(key)  # what is still asked about is forgotten last
         return {
-            "seconds": encoded.watch.seconds() if encoded.timed else None,
+            **_times(encoded),
+            "cached": encoded.cached if encoded.timed else None,
             "event_of_frame": events.event_T.tolist(),
             "relevance_of_frame": events.relevance_T.tolist(),
             "class_of_frame": events.class_T.tolist(),
@@ -158,26 +147,41 @@ class Stage1Encoder:
         self, pixels_TCHW: Tensor, newline_D: Tensor, request: EncodeRequest
     ) -> Tensor:
         """Visual tokens [N, D] by another rule than METok's."""
-        rule, frames = request.config.rule, len(pixels_TCHW)
-        chunks = pixels_TCHW.split(self.config.encoder_chunk_frames)
-        seen = (self.project(self.see(chunk_TCHW)) for chunk_TCHW in chunks)
-        x_TPD = torch.cat([pool_frames(x, self.grid, DENSE_STRIDE) for x in seen])
+        rule, watch = request.config.rule, Stopwatch(pixels_TCHW.device)
+        features, _ = self.video.features(pixels_TCHW, (DENSE_STRIDE,), False, request, watch)
+        x_TPD = torch.cat(features.pooled[DENSE_STRIDE])
         share = 1 if rule == FASTV else request.config.rule_keep
-        keep = kept_tokens(frames, self.grid, share)
+        keep = kept_tokens(len(pixels_TCHW), self.grid, share)
         return compress_by_rule(rule, x_TPD, newline_D.to(x_TPD.dtype), keep, request.key)
 
-    def _embed_query(self, request: EncodeRequest) -> Tensor | None:
-        if self.towers is None or not request.query_ids:
-            return None
-        return self.towers.embed_text(tensor_on(request.query_ids, self.towers.device))
-
-    def _embed_images(self, chunk_TCHW: Tensor, seen_TPD: Tensor) -> Tensor:
-        assert self.towers is not None
-        if self.config.alignment_mode == "shared":
-            return self.towers.embed_features(seen_TPD)
-        return self.towers.embed_frames(
-            renormalise(chunk_TCHW, self.pixels, self.towers.normalisation)
+    def _pool(
+        self, x_TPD: Tensor, events: EventMap, newline_D: Tensor, config: METokConfig
+    ) -> Tensor:
+        """Packed tokens [N1, D] from all patches, each frame pooled at its own stride only."""
+        tokens_ND, _ = adaptive_pool(
+            x_TPD,
+            events.class_T,
+            events.event_T,
+            newline_D.to(x_TPD.dtype),
+            self.grid,
+            config.strides,
+            total=encoded_tokens(len(x_TPD), self.grid, config),
         )
+        return tokens_ND
+
+    def _gather(
+        self, features: VideoFeatures, events: EventMap, newline_D: Tensor, config: METokConfig
+    ) -> Tensor:
+        """Packed tokens [N1, D], or the dense ones without stage 1, from pooled frames."""
+        compress = 1 in config.stages
+        strides = config.strides if compress else (DENSE_STRIDE,)
+        rows = [part.flatten(0, 1) for stride in strides for part in features.pooled[stride]]
+        tokens_ND = torch.cat([*rows, newline_D[None].to(rows[0].dtype)])
+        if not compress:
+            return tokens_ND
+        total = encoded_tokens(len(features.mean_TD), self.grid, config)
+        row_N, _ = self._pack(events, config, total)
+        return tokens_ND.index_select(0, row_N)
 
     def _pack(self, events: EventMap, config: METokConfig, total: int) -> tuple[Tensor, Tensor]:
         fine, medium, coarse = (pooled_length(self.grid, stride) for stride in config.strides)
@@ -190,3 +194,26 @@ class Stage1Encoder:
         self.remembered.move_to_end(key)
         while len(self.remembered) > self.max_remembered:
             self.remembered.popitem(last=False)
+
+
+def _analyse(features: VideoFeatures, text_D: Tensor | None, config: METokConfig) -> EventMap:
+    relevance_T = None
+    if text_D is not None:
+        assert features.image_TD is not None
+        relevance_T = AlignmentTowers.relevance(features.image_TD, text_D)
+    return analyse(features.mean_TD, relevance_T, config)
+
+
+def _times(encoded: _Encoded) -> dict[str, float | None]:
+    """What is still to be told; None for a step that the device has not ended yet."""
+    names = ("seconds", "own_seconds", "prefill_seconds", "pruning_seconds")
+    times: dict[str, float | None] = dict.fromkeys(names)
+    seconds, in_towers = encoded.watch.seconds(), encoded.watch.lap_seconds()
+    if encoded.timed and seconds is not None and in_towers is not None:
+        times |= {"seconds": seconds, "own_seconds": seconds - in_towers}
+    if encoded.prefill is not None:
+        whole, pruning = encoded.prefill.seconds(), encoded.prefill.lap_seconds()
+        if whole is not None and pruning is not None:
+            share = 1 / encoded.in_prefill
+            times |= {"prefill_seconds": whole * share, "pruning_seconds": pruning * share}
+    return times

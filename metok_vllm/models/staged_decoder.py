@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from metok_vllm.kernels.attention_mass import attention_mass
 from metok_vllm.kernels.gather_rows import gather_rows
 from metok_vllm.layers import NUM_STAGES, StageLayout
+from metok_vllm.models.stopwatch import Stopwatch
 from metok_vllm.pruning import Selection, TokenEvents
 from metok_vllm.staged_step import StagedPrompt, StagedStep
 
@@ -46,7 +47,8 @@ class StagedDecoder:
     """Runs a decoder's layers (`layer(positions, hidden, residual)`) and final norm in stages.
 
     `attention_of` finds a layer's attention, `events_of` the events of a video by its key;
-    `mean_over_ranks` makes scores agree under tensor parallelism.
+    `mean_over_ranks` makes scores agree under tensor parallelism. `timed` is given the keys of the
+    videos that a step selected of and its clock, whose laps are stage 2's scoring and selecting.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class StagedDecoder:
         attention_of: Callable[[nn.Module], Any],
         events_of: Callable[[str], TokenEvents | None],
         mean_over_ranks: Callable[[Tensor], Tensor],
+        timed: Callable[[Sequence[str], Stopwatch], None],
     ) -> None:
         self.layers = layers
         self.norm = norm
@@ -64,6 +67,7 @@ class StagedDecoder:
         self.attention_of = attention_of
         self.events_of = events_of
         self.mean_over_ranks = mean_over_ranks
+        self.timed = timed
         self.saved: dict[str, Saved] = {}
 
     def forget(self, request_id: str) -> None:
@@ -73,7 +77,9 @@ class StagedDecoder:
     def __call__(self, given: StagedInput, positions: Tensor, hidden_ND: Tensor) -> Tensor:
         """Hidden states [N, D] in the batch's order; rows that were pruned are zero."""
         step, starts = given.step, self.layout.starts
-        selection = Selection(step, self.events_of, hidden_ND.device)
+        watch = Stopwatch(hidden_ND.device)
+        with watch.lap():
+            selection = Selection(step, self.events_of, hidden_ND.device)
         selecting = step.selecting()
         rows = step.num_rows[0]
         at, residual_MD = positions[..., :rows], None
@@ -81,13 +87,14 @@ class StagedDecoder:
         origin_M: Tensor | None = None
         scores: list[Tensor] = []
         for stage in range(NUM_STAGES):
-            if scores:
-                selection.rank(stage, scores)
-            index_M = selection.enter(stage) if stage else None
-            if index_M is not None:
-                h_MD, residual_MD, origin_M = gather_rows(index_M, h_MD, residual_MD, origin_M)
-                origin_M = index_M if origin_M is None else origin_M
-                at = at.index_select(-1, index_M)
+            with watch.lap():
+                if scores:
+                    selection.rank(stage, scores)
+                index_M = selection.enter(stage) if stage else None
+                if index_M is not None:
+                    h_MD, residual_MD, origin_M = gather_rows(index_M, h_MD, residual_MD, origin_M)
+                    origin_M = index_M if origin_M is None else origin_M
+                    at = at.index_select(-1, index_M)
             last = starts[stage + 1] - 1
             scores = []
             evictor = _Evictor(self, given, selection, stage) if stage else None
@@ -100,16 +107,19 @@ class StagedDecoder:
                     evictor.write(number, self.attention_of(layer), k_MGD, v_MGD)
                 if number == last and selecting and stage < NUM_STAGES - 2:
                     scale = self.attention_of(layer).impl.scale
-                    scores = self._score(selecting, stage, q_MHD, k_MGD, scale)
+                    with watch.lap():
+                        scores = self._score(selecting, stage, q_MHD, k_MGD, scale)
         for prompt in step.evicted():
             self.forget(prompt.request_id)
         h_MD, _ = self.norm(h_MD, residual_MD)
-        if origin_M is None and rows == len(hidden_ND):
-            return h_MD
-        if origin_M is None:
-            origin_M = torch.arange(rows, device=h_MD.device)
-        out_ND = torch.zeros_like(hidden_ND)
-        return out_ND.index_copy_(0, origin_M, h_MD)
+        if origin_M is not None or rows < len(hidden_ND):
+            if origin_M is None:
+                origin_M = torch.arange(rows, device=h_MD.device)
+            h_MD = torch.zeros_like(hidden_ND).index_copy_(0, origin_M, h_MD)
+        watch.stop()
+        if selecting:
+            self.timed([video.key for p in selecting for video in p.plan.videos], watch)
+        return h_MD
 
     def _score(
         self,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+Mark = float | torch.cuda.Event
 
 
 class Stopwatch:
@@ -12,30 +16,48 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks = [self._mark()]
+        self._start = self._mark()
+        self._end = self._start
+        self._laps: list[tuple[Mark, Mark]] = []
 
     def stop(self) -> None:
         """Mark the end."""
-        self._marks.append(self._mark())
+        self._end = self._mark()
+
+    @contextmanager
+    def lap(self) -> Iterator[None]:
+        """Time a part of the whole apart as well; parts must not lie in each other."""
+        start = self._mark()
+        yield
+        self._laps.append((start, self._mark()))
 
     def seconds(self) -> float | None:
         """Seconds between start and stop; None while the device is still at it."""
-        first, last = self._marks[0], self._marks[-1]
-        if isinstance(first, float) or isinstance(last, float):
-            assert isinstance(first, float)
-            assert isinstance(last, float)
-            return last - first
-        return first.elapsed_time(last) / 1e3 if last.query() else None
+        return _between(self._start, self._end) if self._passed() else None
+
+    def lap_seconds(self) -> float | None:
+        """Seconds of all laps together; None while the device is still at the whole."""
+        return sum(_between(*lap) for lap in self._laps) if self._passed() else None
 
     def wait(self) -> None:
         """Until the device has passed the end; not for what was queued afterwards."""
-        last = self._marks[-1]
-        if not isinstance(last, float):
-            last.synchronize()
+        if not isinstance(self._end, float):
+            self._end.synchronize()
 
-    def _mark(self) -> float | torch.cuda.Event:
+    def _passed(self) -> bool:
+        return isinstance(self._end, float) or bool(self._end.query())
+
+    def _mark(self) -> Mark:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
+
+
+def _between(first: Mark, last: Mark) -> float:
+    if isinstance(first, float) or isinstance(last, float):
+        assert isinstance(first, float)
+        assert isinstance(last, float)
+        return last - first
+    return float(first.elapsed_time(last)) / 1e3

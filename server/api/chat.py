@@ -179,8 +179,8 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         workers = [answer for engine in engines for answer in engine]
         for key in keys:
             entry = worker_entry(workers, key)
-            if 1 in plan.stages and entry is not None and entry["seconds"] is not None:
-                metrics.observe_stage(1, entry["seconds"])
+            if entry is not None:
+                metrics.observe_video(entry, plan.stages)
         return workers
 
     def _overrides(self, request: ChatCompletionRequest) -> dict[str, Any]:

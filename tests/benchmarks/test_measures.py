@@ -112,8 +112,14 @@ def metrics(count: int, **seconds: float) -> str:
     """vLLM's histograms after `count` requests that took these seconds each."""
     lines = []
     for name, each in seconds.items():
-        full = f"metok_{name}" if name in ("video_decode", "stage") else f"vllm:{name}"
-        lines += [f"{full}_seconds_sum {each * count}", f"{full}_seconds_count {count}"]
+        if name.startswith("stage_"):
+            full, labels = "metok_stage", f'{{stage="{name.removeprefix("stage_")}"}}'
+        else:
+            full, labels = f"metok_{name}" if name == "video_decode" else f"vllm:{name}", ""
+        lines += [
+            f"{full}_seconds_sum{labels} {each * count}",
+            f"{full}_seconds_count{labels} {count}",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -155,11 +161,30 @@ def test_the_split_of_plain_vllm() -> None:
 
 
 def test_the_split_of_metok_is_finer() -> None:
-    parts = split_of(video_decode=0.4, stage=0.6)
+    parts = split_of(video_decode=0.4, stage_1=0.6, stage_1_own=0.1, stage_2=0.2, stage_prefill=0.8)
     assert parts["video_decoding"] == pytest.approx(0.4)
     assert parts["fetch_preprocessing"] == pytest.approx(0.6)
     assert parts["vision_stage1"] == pytest.approx(0.6)
     assert parts["decoder_prefill"] == pytest.approx(0.9)
+
+
+def test_what_is_metoks_own_in_a_prefill() -> None:
+    before = Snapshot.parse(0, metrics(10, **STOCK))
+    own = {"stage_1": 0.6, "stage_1_own": 0.03, "stage_2": 0.02, "stage_prefill": 0.4}
+    outcomes = [outcome(times_s=(3.1, 5.2), ended_s=5.2)] * 4
+
+    def of_prefill(**seconds: float) -> dict[str, float]:
+        after = Snapshot.parse(9, metrics(14, **STOCK, **seconds))
+        split = time_split(outcomes, Scrapes(before, after))
+        assert split is not None
+        return split.of_prefill
+
+    assert of_prefill(**own) == pytest.approx({"stage1": 0.03, "stage2": 0.02})
+    assert of_prefill() == {}
+    # Without stage 1 there is no clock of its encoding.
+    assert of_prefill(stage_2=0.02, stage_prefill=0.4) == pytest.approx(
+        {"stage1": 0.0, "stage2": 0.05}
+    )
 
 
 def test_no_clocks_no_split() -> None:

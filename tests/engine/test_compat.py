@@ -77,7 +77,7 @@ def parallel(extension: str = "") -> SimpleNamespace:
     ("values", "message"),
     [
         ("on", "must be an object"),
-        ({"feature_cache_bytes": 1}, "feature_cache_bytes"),
+        ({"feature_cache_bytes": -1}, "feature_cache_bytes"),
         ({"alignment_model": "/nowhere/at/all"}, "alignment_model"),
         ({"number_of_events": 3}, "number_of_events"),
     ],

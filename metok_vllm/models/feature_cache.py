@@ -1,0 +1,100 @@
+"""A video's features for its next question: what stage 1 keeps of them, whatever was asked.
+
+Kept are the frames' means, their image embeddings and their tokens pooled at the strides of the
+request that looked: all that is read after the towers. At LLaVA-OneVision-7B's sizes that is a
+ninth more than the patch features before the projector (261 tokens of 3584 a frame against 729 of
+1152), at 0.5B's less than a third, and neither projector nor pooling runs again.
+
+Bounded by bytes, least recently used first out. Under tensor parallelism every rank sees the same
+requests in the same order and keeps tensors of the same sizes, so all ranks hit and miss alike:
+the vision tower's collectives depend on it.
+
+Shape suffixes: T frames, D features.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VideoFeatures:
+    """`mean_TD` over a frame's projected patches, float32; `image_TD` None where not asked for.
+
+    `pooled` holds a stride's tokens [frames of a chunk, tokens of a frame, D], chunk after chunk.
+    """
+
+    mean_TD: Tensor
+    image_TD: Tensor | None
+    pooled: Mapping[int, tuple[Tensor, ...]]
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Memory held: of whole storages, since a view keeps all of what it looks at."""
+        tensors = [self.mean_TD, *(part for parts in self.pooled.values() for part in parts)]
+        if self.image_TD is not None:
+            tensors.append(self.image_TD)
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        return sum({id_of.data_ptr(): id_of.nbytes() for id_of in storages}.values())
+
+
+class FeatureCache:
+    """Features by content key and number of frames, at most `most_bytes` of them; 0 is off.
+
+    The number of frames is part of the key because a client may give one id to two videos: that is
+    answered with the features of the first, as in vLLM's own caches, but never with their number.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.held_bytes = 0
+        self.entries: OrderedDict[tuple[str, int], VideoFeatures] = OrderedDict()
+        self.reserved: Tensor | None = None
+
+    def takes(self, content: str | None) -> bool:
+        """Whether features with this key may be kept at all."""
+        return self.most_bytes > 0 and content is not None
+
+    def reserve(self, device: torch.device) -> None:
+        """Hold the memory until the first video comes, so that vLLM, which gives the KV cache what
+        its profiling run leaves free, leaves it free. A CPU's KV cache has a size of its own."""
+        if self.most_bytes and device.type != "cpu":
+            self.reserved = torch.empty(self.most_bytes, dtype=torch.uint8, device=device)
+
+    def find(
+        self, content: str | None, frames: int, strides: Collection[int], images: bool
+    ) -> VideoFeatures | None:
+        """The features of a video; None unless they have all these strides and, where `images` is
+        set, image embeddings."""
+        if content is None or (content, frames) not in self.entries:
+            return None
+        found = self.entries[content, frames]
+        if not found.pooled.keys() >= set(strides) or (images and found.image_TD is None):
+            return None
+        self.entries.move_to_end((content, frames))
+        return found
+
+    def keep(self, content: str | None, features: VideoFeatures) -> None:
+        """Keep features in place of older ones of the same video; not those above the bound."""
+        if content is None or features.nbytes > self.most_bytes:
+            return
+        self.reserved = None
+        key = content, len(features.mean_TD)
+        if key in self.entries:
+            self.held_bytes -= self.entries.pop(key).nbytes
+        self.entries[key] = features
+        self.held_bytes += features.nbytes
+        while self.held_bytes > self.most_bytes:
+            _, dropped = self.entries.popitem(last=False)
+            self.held_bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        """Forget everything, as after new weights."""
+        self.entries.clear()
+        self.held_bytes = 0
