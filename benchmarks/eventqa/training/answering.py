@@ -121,7 +121,7 @@ def train_on_length(
 ) -> None:
     """The same on 8 to 128 frames, and on whole films with motion and soft cuts; then on long ones
     above all, where two frames in 128 have to be found; then on all lengths until it is sure; in
-    the end on `fresh` frames, since the first ones were seen many times."""
+    the end on `fresh` frames, since the first ones were seen many times, half of them long."""
     length = Phase("length", run.steps.length, 6e-4, stream=4)
     long = Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03)
     sure = Phase("sure", run.steps.sure, 4e-4, stream=8, floor=0.02)
@@ -129,7 +129,7 @@ def train_on_length(
     _on_videos(run, length, student, projector, first, 8, 256)
     _on_videos(run, long, student, projector, first, 20, 384)
     _on_videos(run, sure, student, projector, first, 12, 384)
-    _on_videos(run, settle, student, projector, fresh, 12, 384)
+    _on_videos(run, settle, student, projector, fresh, 12, 384, long_share=0.5)
 
 
 def _on_videos(
@@ -140,14 +140,19 @@ def _on_videos(
     material: Material,
     least: int,
     together: int,
+    long_share: float = 0.0,
 ) -> None:
-    """Batches of about `together` frames, `least` to 128 of one video; every second of films."""
+    """Batches of about `together` frames, `least` to 128 of one video; every second of films.
+
+    A share of the batches has 64 frames and more a video, whatever `least` is.
+    """
 
     def prepare() -> LossOf:
         features_NPD, teacher, films = material.bank[0], material.teacher, material.films
 
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-            frames = int(2 ** rng.uniform(math.log2(least), math.log2(129)))
+            shortest = 64 if rng.random() < long_share else least
+            frames = int(2 ** rng.uniform(math.log2(shortest), math.log2(129)))
             videos = max(2, min(12, together // frames))
             if rng.random() < 0.5:
                 lesson, seen_NPD = films.lesson(videos, frames, 16, rng)

@@ -29,7 +29,7 @@ class Steps:
     length: int = 550
     long: int = 200
     sure: int = 900
-    settle: int = 250
+    settle: int = 1000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Amounts:
 
     tower_events: int = 12_000
     bank_events: int = 4_000
-    films: int = 240
+    films: int = 400
 
 
 @dataclass(frozen=True)
