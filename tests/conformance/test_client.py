@@ -13,6 +13,9 @@ from openai import OpenAI
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from metok_vllm.budget import encoded_tokens
+from metok_vllm.config import METokConfig
+from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.server.commands.child_server import ChildServer
 from tests.conformance.conftest import MODEL, SAMPLE_URL, messages, video_part
 from tests.video import clips
@@ -20,6 +23,8 @@ from tests.video import clips
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is in the black scene?"
+SERVED = METokConfig.load(config_file=CONFIG_FILE, environ={})
+MAX_TOKENS = encoded_tokens(32, 8, SERVED.for_request({"preset": "max"}))
 FIELDS = {
     "preset",
     "stages",
@@ -85,9 +90,13 @@ def test_a_stream_without_usage_has_the_object_too(client: OpenAI) -> None:
     assert set(chunks[-1].metok) == FIELDS
 
 
-@pytest.mark.parametrize(("options", "events"), [({}, 5), ({"num_events": 3}, 3)])
+HALF = {"num_events": 3, "key_event_ratio": 0.5, "decode_keep": 0.5}
+
+
+# The demo's own preset makes all of its eight events key events and decodes on what was run on.
+@pytest.mark.parametrize(("options", "events", "key"), [({}, 8, 8), (HALF, 3, 2)])
 def test_the_object_is_complete_and_usage_exact(
-    client: OpenAI, options: dict[str, Any], events: int
+    client: OpenAI, options: dict[str, Any], events: int, key: int
 ) -> None:
     answer = ask(client, messages(QUESTION, video_part()), extra_body={"metok": options})
     told = answer.metok
@@ -98,7 +107,7 @@ def test_the_object_is_complete_and_usage_exact(
     assert told["query_source"] == "user_turn"
     assert told["fallback"] is None
     assert len(told["events"]) == events
-    assert sum(event["key"] for event in told["events"]) == {5: 3, 3: 2}[events]
+    assert sum(event["key"] for event in told["events"]) == key
     starts = [event["start_s"] for event in told["events"]]
     ends = [event["end_s"] for event in told["events"]]
     assert starts[0] == 0
@@ -117,11 +126,12 @@ def test_the_object_is_complete_and_usage_exact(
     # The demo model's 12 layers make 12 cache groups; blocks hold 32 tokens.
     blocks, of_dense = told["kv_blocks"], dense.metok["kv_blocks"]
     assert blocks["dense"] == of_dense["prefill"] == 12 * -(-dense.usage.prompt_tokens // 32)
-    assert blocks["decode"] < blocks["prefill"] < blocks["dense"]
+    assert blocks["decode"] <= blocks["prefill"] < blocks["dense"]
     ran = told["visual_tokens"]["stages"]
     assert encoded == ran[0] > ran[1] > ran[2] > ran[3] == 0
-    # The demo's own preset keeps half of what was run on beyond the first layers.
-    assert told["visual_tokens"]["decode"] == [encoded, -(-ran[1] // 2), -(-ran[2] // 2), 0]
+    kept = [-(-n // 2) for n in ran[1:3]] if options is HALF else ran[1:3]
+    assert told["visual_tokens"]["decode"] == [encoded, *kept, 0]
+    assert (blocks["decode"] < blocks["prefill"]) == (options is HALF)
     flops = told["decoder_prefill_flops"]
     assert flops["dense"] == dense.metok["decoder_prefill_flops"]["metok"]
     assert flops["metok"] < flops["dense"]
@@ -222,7 +232,7 @@ def test_metrics_count(client: OpenAI, server: ChildServer) -> None:
 
     before = read()
     ask(client, messages(QUESTION, video_part(SAMPLE_URL)), extra_body={"metok": {"preset": "max"}})
-    assert [b - a for a, b in zip(before, read(), strict=True)] == [1, 513, 142, 1]
+    assert [b - a for a, b in zip(before, read(), strict=True)] == [1, 513, MAX_TOKENS, 1]
     assert metric(server, "vllm:request_success_total") > 0
 
 
