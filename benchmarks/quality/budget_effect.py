@@ -30,7 +30,7 @@ from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.quality.asked import Asked, read_folder
 from metok_vllm.benchmarks.quality.bootstrap import Draws
 from metok_vllm.config import METokConfig
-from metok_vllm.errors import ConfigError
+from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.kernels.adaptive_pool import adaptive_pool
 from metok_vllm.prompt_plan import PromptPlan, Pruning, key_share
 from metok_vllm.pruning import TokenEvents
@@ -68,10 +68,11 @@ def answer(
     video = (VIDEO, prompt.start, prompt.tokens, Pruning.of(model.config, share))
     plan = PromptPlan.of(len(prompt), [video], step_tokens=len(prompt))
     assert plan is not None, "stages 2 and 3 are on"
-    wanted = [*model.processor.tokenizer(asked.answer)["input_ids"], min(model.ends)]
-    whole = run_whole(model.decoder, prompt, wanted[:-1])
+    wanted = model.processor.tokenizer(asked.answer)["input_ids"]
+    whole = run_whole(model.decoder, prompt, wanted)
     (logprobs_SV,) = run_pruned(model.decoder, prompt, whole, model.config.pruning_layers, [plan])
-    return Outcome(asked, logprobs_SV.argmax(-1).tolist() == wanted, prompt.tokens)
+    *said, last = logprobs_SV.argmax(-1).tolist()
+    return Outcome(asked, said == wanted and last in model.ends, prompt.tokens)
 
 
 def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question: str) -> Prompt:
@@ -144,6 +145,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200, help="questions that are asked")
     parser.add_argument("--out", type=Path, help="JSON file")
     chosen = parser.parse_args()
+    try:
+        record = measure(chosen)
+    except (MetokError, OSError) as error:
+        parser.error(str(error))
+    text = json.dumps(record)
+    if chosen.out:
+        chosen.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The result, JSON-ready. Raises MetokError for what cannot be used."""
     config = METokConfig.load(config_file=chosen.metok_config)
     if config.alignment_model is None:
         towers = Path(chosen.model) / "alignment"
@@ -156,10 +169,7 @@ def main() -> None:
     found = compare(CalibratedModel.load(chosen.model, config), asked)
     settings = {"frames": chosen.frames, "limit": chosen.limit, "preset": config.preset}
     head = record_head("budget_effect", SCHEMA, environment(), settings)
-    text = json.dumps({**head, "rows": rows(found)})
-    if chosen.out:
-        chosen.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    return {**head, "rows": rows(found)}
 
 
 if __name__ == "__main__":

@@ -40,9 +40,9 @@ from tests.benchmarks.openai_server import KnownServer, known_server, requests
 
 FIRST_S, GAP_S, TOKENS = 0.4, 0.1, 8
 WHOLE_S = FIRST_S + GAP_S * (TOKENS - 1)
-NEAR = 0.1
+NEAR = 0.05
 # A machine that stands still spoils an attempt; a client that counts otherwise spoils them all.
-# The bound is wide, since CI's machines are shared; figures to compare come from the program.
+# Where timers are late in all attempts, no client can be told from another to within 5 %.
 ATTEMPTS = 3
 CALM_S = 0.005
 

@@ -46,9 +46,8 @@ def test_medians_are_those_of_the_rounds(result: dict[str, Any]) -> None:
             rates = [runs[name]["requests_per_s"] for runs in cell["rounds"]]
             assert cell["medians"][name]["requests_per_s"] == pytest.approx(sum(rates) / 2)
             assert cell["medians"][name]["split_decode_s"] == pytest.approx(0.03)
-            # The server names all of its time; what it cannot see is the way to the client,
-            # which is long on a busy machine.
-            assert 0 < cell["medians"][name]["split_explained"] <= 1
+            # The server names all of its time; what it cannot see is the way to the client.
+            assert 0.3 < cell["medians"][name]["split_explained"] <= 1
 
 
 def test_the_last_line_is_one_line(result: dict[str, Any]) -> None:

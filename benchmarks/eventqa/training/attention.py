@@ -1,7 +1,7 @@
 """Attention of a video and many questions about it, with a mask for the questions alone.
 
-The video's rows are plainly causal, and many: without a mask they cost a third of the time on a
-CPU, and a step of training little more than half.
+The video's rows are plainly causal, and many: without a mask their attention costs half as much on
+a CPU, and a step of training two thirds.
 
 Shape suffixes: B videos, H heads, N rows, D features.
 """
