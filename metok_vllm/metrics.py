@@ -49,6 +49,10 @@ VIDEO_DECODE_SECONDS = Histogram(
     "Time to sample and decode one video.",
     buckets=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 )
+FRAME_CACHE_HITS = Counter(
+    "metok_frame_cache_hits",
+    "Videos whose frames an earlier question about them left (METOK_MEDIA_FRAME_CACHE_BYTES).",
+)
 FEATURE_CACHE_HITS = Counter(
     "metok_feature_cache_hits",
     "Videos encoded from features that an earlier question about them left (feature_cache_bytes).",
@@ -67,9 +71,12 @@ KV_BLOCKS_HELD = Gauge(
 )
 
 
-def observe_decode(seconds: float) -> None:
-    """One video was decoded in `seconds`."""
-    VIDEO_DECODE_SECONDS.observe(seconds)
+def observe_video_read(decode_s: float, cached: bool) -> None:
+    """One video was decoded in so many seconds, or its frames were still there."""
+    if cached:
+        FRAME_CACHE_HITS.inc()
+    else:
+        VIDEO_DECODE_SECONDS.observe(decode_s)
 
 
 def observe_stage(stage: str | int, seconds: float) -> None:

@@ -73,7 +73,8 @@ def test_points_of_the_stages_a_request_went_through(
 
 
 def test_the_names_dashboards_are_written_against() -> None:
-    metrics.observe_decode(0.2)
+    metrics.observe_video_read(0.2, cached=False)
+    metrics.observe_video_read(0.0, cached=True)
     metrics.count_rejected("too_large")
     metrics.count_fallback("no_towers")
     metrics.set_blocks_held(7)
@@ -83,6 +84,7 @@ def test_the_names_dashboards_are_written_against() -> None:
         'metok_media_rejected_total{reason="too_large"}',
         'metok_fallbacks_total{reason="no_towers"}',
         "metok_video_decode_seconds_count",
+        "metok_frame_cache_hits_total 1.0",
         "# TYPE metok_kv_blocks_freed_total counter",
         "# TYPE metok_kv_blocks_held gauge",
         "metok_kv_blocks_held 7.0",

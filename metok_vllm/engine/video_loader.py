@@ -22,11 +22,11 @@ class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
 
         Raises MediaError and its kinds for what cannot or may not be read.
         """
-        from metok_vllm.metrics import observe_decode
+        from metok_vllm.metrics import observe_video_read
         from metok_vllm.video import read_video
 
         video = read_video(data, num_frames=kwargs.get("num_frames", -1), fps=kwargs.get("fps", -1))
-        observe_decode(video.decode_s)
+        observe_video_read(video.decode_s, video.cached)
         metadata = {
             "total_num_frames": video.total_frames,
             "fps": video.fps,

@@ -31,6 +31,10 @@ class Decoded:
 
 @dataclass(frozen=True)
 class VideoFrames(Decoded):
-    """Sampled frames of a video, uint8 RGB [T, H, W, 3], upright, and what belongs to them."""
+    """Sampled frames of a video, uint8 RGB [T, H, W, 3], upright, and what belongs to them.
+
+    `cached` frames were kept from an earlier question: others may hold the same memory.
+    """
 
     frames_THWC: npt.NDArray[np.uint8]
+    cached: bool = False

@@ -32,6 +32,9 @@ class MediaLimits:
     max_pending_bytes: int = setting(
         2 << 30, "bytes of all samples that the server holds; more videos wait"
     )
+    frame_cache_bytes: int = setting(
+        0, "bytes of samples kept for the next question about a video, part of those held; 0: none"
+    )
     fetch_timeout_s: float = setting(30.0, "seconds to fetch a video or image")
     decode_deadline_s: float = setting(
         30.0, "seconds to decode a video; then its process is killed"
@@ -49,7 +52,7 @@ class MediaLimits:
             value = getattr(self, field.name)
             if isinstance(value, bool | str):
                 continue
-            minimum = 0 if field.name == "max_redirects" else 1e-3
+            minimum = 0 if field.name in ("max_redirects", "frame_cache_bytes") else 1e-3
             if not minimum <= value < math.inf:
                 raise ConfigError(
                     f"media limit {field.name} must be positive and finite, got {value}",

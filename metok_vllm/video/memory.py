@@ -7,11 +7,12 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
 from metok_vllm.errors import MediaDeadline
+from metok_vllm.video.frame_cache import FRAMES
 
 
 class Reservation:
@@ -31,10 +32,12 @@ class Reservation:
 class MemoryBudget:
     """Bytes promised to videos, from before they are decoded until their frames are gone.
 
-    Thread-safe; who has to wait is served in order of arrival.
+    Thread-safe; who has to wait is served in order of arrival. `relieve` is asked first: it lets go
+    of something that may give bytes back, or returns False.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, relieve: Callable[[], bool] = lambda: False) -> None:
+        self._relieve = relieve
         self._reset()
 
     def _reset(self) -> None:
@@ -77,6 +80,8 @@ class MemoryBudget:
             ) from None
 
     def _wait_for_return(self, deadline: float) -> int:
+        if self._returned.empty() and self._relieve():
+            return 0
         try:
             return self._returned.get(timeout=_left(deadline))
         except Empty:
@@ -89,6 +94,6 @@ def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
 
-MEMORY = MemoryBudget()
+MEMORY = MemoryBudget(FRAMES.drop_oldest)
 # In a forked child the lock may be held by a thread that is not there.
 os.register_at_fork(after_in_child=MEMORY._reset)

@@ -10,6 +10,7 @@ import numpy as np
 from metok_vllm import errors
 from metok_vllm.errors import MediaError, MediaTooLarge
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, contents, write_all
+from metok_vllm.video.frame_cache import FRAMES, FrameKey
 from metok_vllm.video.frames import VideoFrames
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import MEMORY, Reservation
@@ -24,7 +25,8 @@ def read_video(
 
     `num_frames` <= 0 means as many as `limits.max_frames` allows; `limits` default to those of
     the environment. The video is opened in another process only. Thread-safe. The frames count
-    against `limits.max_pending_bytes` until they and all views of them are gone. Raises
+    against `limits.max_pending_bytes` until they and all views of them are gone. With
+    `limits.frame_cache_bytes` they are kept, and given out again as `cached`: write to none. Raises
     MediaError (with `reason`) for what cannot be read, MediaTooLarge for what is over a limit,
     MediaDeadline after `limits.decode_deadline_s` of decoding, or of waiting for memory.
     """
@@ -43,7 +45,20 @@ def read_video(
         limits.max_pending_bytes,
     )
     limits = replace(limits, max_decoded_bytes=most_bytes)
-    with MEMORY.reserve(most_bytes, limits.max_pending_bytes, limits.decode_deadline_s) as memory:
+    if not limits.frame_cache_bytes:
+        return _reserve_and_read(data, num_frames, fps, limits)
+    key = FrameKey.of(data, num_frames, fps, limits)
+    video = FRAMES.find(key)
+    if video is None:
+        video = _reserve_and_read(data, num_frames, fps, limits)
+        FRAMES.keep(key, video, limits.frame_cache_bytes)
+    return video
+
+
+def _reserve_and_read(data: bytes, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
+    with MEMORY.reserve(
+        limits.max_decoded_bytes, limits.max_pending_bytes, limits.decode_deadline_s
+    ) as memory:
         return _read(data, num_frames, fps, limits, memory)
 
 

@@ -39,6 +39,8 @@ def server(media_root: Path) -> Iterator[ChildServer]:
         str(media_root),
         "--metok-media-max-bytes",
         str(MAX_VIDEO_BYTES),
+        "--metok-media-frame-cache-bytes",
+        str(16 << 20),
         "--metok-media-fetch-timeout-s",
         "3",
     ]

@@ -227,13 +227,24 @@ def test_metrics_count(client: OpenAI, server: ChildServer) -> None:
             metric(server, "metok_requests_total", preset="max"),
             metric(server, "metok_visual_tokens_total", point="dense"),
             metric(server, "metok_visual_tokens_total", point="encoded"),
-            metric(server, "metok_video_decode_seconds_count"),
+            metric(server, "metok_video_decode_seconds_count")
+            + metric(server, "metok_frame_cache_hits_total"),
         ]
 
     before = read()
     ask(client, messages(QUESTION, video_part(SAMPLE_URL)), extra_body={"metok": {"preset": "max"}})
     assert [b - a for a, b in zip(before, read(), strict=True)] == [1, 513, MAX_TOKENS, 1]
     assert metric(server, "vllm:request_success_total") > 0
+
+
+def test_the_next_question_about_a_video_decodes_nothing(
+    client: OpenAI, server: ChildServer
+) -> None:
+    names = ("metok_video_decode_seconds_count", "metok_frame_cache_hits_total")
+    ask(client, messages("Has anybody seen this?", video_part()))
+    before = [metric(server, name) for name in names]
+    ask(client, messages("Has nobody seen this?", video_part()))
+    assert [metric(server, name) for name in names] == [before[0], before[1] + 1]
 
 
 def test_stage_seconds_count_what_was_encoded_not_what_was_cached(

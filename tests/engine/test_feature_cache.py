@@ -86,6 +86,15 @@ def test_two_questions_about_one_video(caching: Caching, clip: Any) -> None:
     assert told[0]["relevance_of_frame"] != told[1]["relevance_of_frame"]
 
 
+def test_frames_that_others_may_hold_are_not_written_to(metok: Any) -> None:
+    """The media layer gives kept frames to several requests without a copy."""
+    frames, metadata = video(13, (3, 5))
+    before = frames.copy()
+    for options in ({}, {"enabled": False}):
+        answer(metok, [ask(QUESTIONS[0], videos=[(frames, metadata)], options=options)])
+    assert (frames == before).all()
+
+
 def test_settings_and_rules_share_what_the_towers_gave(caching: Caching) -> None:
     caching.ask(QUESTIONS[0], LONG)
     for options in ({"preset": "max"}, {"stages": [2, 3]}, {"rule": "vidcom2"}):
