@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.server.commands import bench_options, bench_quality
+from metok_vllm.server.commands import bench_options, bench_quality, bench_settings
 from metok_vllm.server.commands.console import CommandError, complain, out, write
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _refuse(arguments: argparse.Namespace, kernels: Checked) -> int:
     from metok_vllm.benchmarks.quality import records as of_quality
     from metok_vllm.benchmarks.throughput import records
 
-    configuration = bench_options.recorded(arguments)
+    configuration = bench_settings.recorded(arguments)
     result = records.result([], [], environment(), configuration, kernels)
     if arguments.quality is not None:
         result |= {"benchmark": of_quality.BENCHMARK, "schema": of_quality.SCHEMA, "rows": []}
@@ -92,9 +92,9 @@ def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
     from metok_vllm.benchmarks.throughput.run import experiment
     from metok_vllm.benchmarks.throughput.workloads import workload
 
-    sweep, settings = bench_options.sweep(arguments), bench_options.workload_settings(arguments)
+    sweep, settings = bench_settings.sweep(arguments), bench_settings.workload_settings(arguments)
     folder = _result_folder(arguments)
-    configuration = bench_options.recorded(arguments)
+    configuration = bench_settings.recorded(arguments)
     cells: list[Cell] = []
     quality: list[accuracy.Quality] = []
 
@@ -158,13 +158,13 @@ def _endpoints(
     from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
 
     if arguments.base_url is not None:
-        yield bench_options.given_endpoints(arguments)
+        yield bench_settings.given_endpoints(arguments)
         return
     try:
         from metok_vllm.benchmarks.throughput import checkpoints, servers
     except ModuleNotFoundError as error:
         raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
-    flags, metok_flags = bench_options.server_flags(arguments)
+    flags, metok_flags = bench_settings.server_flags(arguments)
     with ExitStack() as stack:
         model = arguments.model
         if arguments.checkpoint is not None:
@@ -181,7 +181,8 @@ def _endpoints(
         both = stack.enter_context(servers.pair(model, flags, metok_flags))
         commands = {"plain": both.plain_command, "metok": both.metok_command}
         configuration["servers"] = {
-            name: bench_options.without_places(command, model) for name, command in commands.items()
+            name: bench_settings.without_places(command, model)
+            for name, command in commands.items()
         }
         yield [
             find_endpoint(name, child.url, extra_body=body, pid=child.process.pid)

@@ -1,31 +1,23 @@
-"""The options of `metok bench` and what they mean. Names are those of `vllm bench serve` where the
-meaning is the same."""
+"""The options of `metok bench`, named as those of `vllm bench serve` where they mean the same.
+
+What they mean for a run: `bench_settings`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metok_vllm.server.commands.console import CommandError
-
-if TYPE_CHECKING:
-    from metok_vllm.benchmarks.throughput.endpoint import Endpoint
-    from metok_vllm.benchmarks.throughput.run import Sweep
-    from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings
 
 CLIPS = ("cuts", "static", "noise")
 PRESETS = ("quality", "balanced", "max")
 OUTPUT_LEN, QUALITY_OUTPUT_LEN = 32, 16
+WIDTH, HEIGHT = 320, 240
 DEMO = "demo"
 CHECKPOINTS = (DEMO, "cpu-reference", "llava-onevision-7b", "longva-7b")
-# Values of headers may be keys; the folder of results says nothing about a figure.
-NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +81,13 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--frames", type=int, nargs="+", default=[64], help="8 to 256 (default: 64)")
     group.add_argument("--clips", nargs="+", choices=CLIPS, default=["cuts"])
     group.add_argument("--video-dir", type=Path, help="your own videos in place of drawn clips")
+    group.add_argument(
+        "--video-size",
+        type=_size,
+        metavar="WxH",
+        help=f"of drawn clips (default: {WIDTH}x{HEIGHT})",
+    )
+    group.add_argument("--video-fps", type=int, default=4, help="of drawn clips (default: 4)")
     group.add_argument("--questions-per-video", type=int, default=1)
     group.add_argument("--videos-in-turn", type=int, default=1)
     group.add_argument("--text-share", type=float, default=0.0, help="of the requests, 0 to 1")
@@ -146,100 +145,10 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if a.quality is not None and len(a.max_concurrency or [1]) > 1:
         raise CommandError("--quality takes one --max-concurrency", 2)
+    if a.video_dir is not None and a.video_size is not None:
+        raise CommandError("--video-size is that of drawn clips: not with --video-dir", 2)
     if any("=" not in header for header in a.header):
         raise CommandError("--header takes KEY=VALUE", 2)
-
-
-def sweep(arguments: argparse.Namespace) -> Sweep:
-    """Every concurrency at every rate. Without either: 1 and 8 in flight."""
-    from metok_vllm.benchmarks.throughput.load import Load
-    from metok_vllm.benchmarks.throughput.run import Sweep
-
-    a = arguments
-    rates: Sequence[float] = a.request_rate or [math.inf]
-    # With a rate alone nothing bounds what is in flight.
-    slots: Sequence[int | None] = a.max_concurrency or ([None] if a.request_rate else [1, 8])
-    try:
-        loads = tuple(Load(slot, rate, a.seed, a.timeout) for slot in slots for rate in rates)
-    except ValueError as error:
-        raise CommandError(str(error), 2) from error
-    return Sweep(tuple(a.frames), loads, a.num_prompts, a.num_warmups, a.rounds)
-
-
-def workload_settings(arguments: argparse.Namespace) -> WorkloadSettings:
-    """The settings of the workload. Raises ConfigError as they do."""
-    from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings
-
-    a = arguments
-    return WorkloadSettings(
-        seed=a.seed,
-        clips=tuple(a.clips),
-        folder=a.video_dir,
-        frames=tuple(a.frames),
-        questions_per_video=a.questions_per_video,
-        videos_in_turn=a.videos_in_turn,
-        text_share=a.text_share,
-        image_share=a.image_share,
-        max_tokens=output_len(a),
-    )
-
-
-def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
-    """The servers that run already: one, or two where there is something to compare with."""
-    from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
-
-    a = arguments
-    headers = headers_of(a)
-    found = []
-    if a.baseline_url is not None or a.baseline_extra_body is not None:
-        url, body = a.baseline_url or a.base_url, a.baseline_extra_body
-        model = a.model if a.baseline_url is None else None
-        found.append(find_endpoint("baseline", url, model=model, extra_body=body, headers=headers))
-    server = find_endpoint(
-        "server",
-        a.base_url,
-        model=a.model,
-        extra_body=a.extra_body,
-        headers=headers,
-        pid=a.server_pid,
-    )
-    return [*found, server]
-
-
-def output_len(arguments: argparse.Namespace) -> int:
-    """Tokens of an answer."""
-    if arguments.output_len is not None:
-        return int(arguments.output_len)
-    return OUTPUT_LEN if arguments.quality is None else QUALITY_OUTPUT_LEN
-
-
-def server_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Flags for both servers, and for METok's alone."""
-    try:
-        return shlex.split(arguments.server_flags), shlex.split(arguments.metok_flags)
-    except ValueError as error:
-        raise CommandError(f"flags that cannot be split into words: {error}", 2) from error
-
-
-def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options as the result file keeps them."""
-    options = {key: v for key, v in vars(arguments).items() if key not in NOT_RECORDED}
-    options["output_len"] = output_len(arguments)
-    options["header"] = [header.partition("=")[0] for header in arguments.header]
-    return {
-        key: value.name if isinstance(value, Path) else value for key, value in options.items()
-    } | {"request_rate": [str(rate) for rate in arguments.request_rate or [math.inf]]}
-
-
-def without_places(command: Sequence[str], model: str) -> list[str]:
-    """A server's command from its model on, with folders of this machine by their last name."""
-    flags = command[list(command).index(model) :]
-    return [Path(f).name if os.sep in f and Path(f).exists() else f for f in flags]
-
-
-def headers_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The headers of every request."""
-    return dict(header.split("=", 1) for header in arguments.header)
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -247,3 +156,10 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(text)
     return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"a size is WIDTHxHEIGHT in pixels, got {text!r}")
+    return int(width), int(height)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metok_vllm.server.commands import bench_options
+from metok_vllm.server.commands import bench_options, bench_settings
 from metok_vllm.server.commands.console import CommandError, complain
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[s
                 out,
                 geometry,
                 (arguments.max_concurrency or [CONCURRENCY])[0],
-                bench_options.output_len(arguments),
+                bench_settings.output_len(arguments),
                 arguments.seed,
-                {**bench_options.recorded(arguments), **kernels},
+                {**bench_settings.recorded(arguments), **kernels},
             )
             return run(plan, serve)
     except EndpointError as error:
@@ -95,7 +95,7 @@ def _source(arguments: argparse.Namespace) -> Source:
     from metok_vllm.benchmarks.quality.source import Source
 
     a, runs = arguments, arguments.base_url is not None
-    flags, metok_flags = bench_options.server_flags(a)
+    flags, metok_flags = bench_settings.server_flags(a)
     return Source(
         base_url=a.base_url,
         checkpoint=a.checkpoint,
@@ -103,5 +103,5 @@ def _source(arguments: argparse.Namespace) -> Source:
         name=a.model if runs else None,
         flags=flags,
         metok_flags=metok_flags,
-        headers=bench_options.headers_of(a),
+        headers=bench_settings.headers_of(a),
     )

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from metok_vllm.errors import ConfigError
 from metok_vllm.server import cli
-from metok_vllm.server.commands import bench_options
+from metok_vllm.server.commands import bench_options, bench_settings
 from metok_vllm.server.commands.bench import run
 from metok_vllm.server.commands.console import CommandError
 from tests.benchmarks.openai_server import KnownServer, chunk, known_server, reply
@@ -80,7 +81,7 @@ def test_one_server_against_itself_with_other_settings() -> None:
         arguments = parsed(
             "--base-url", endpoint.url, "--baseline-extra-body", '{"metok": {"enabled": false}}'
         )
-        one, other = bench_options.given_endpoints(arguments)
+        one, other = bench_settings.given_endpoints(arguments)
     assert (one.name, other.name, one.url) == ("baseline", "server", other.url)
     assert (one.extra_body, other.extra_body) == ({"metok": {"enabled": False}}, {})
 
@@ -168,7 +169,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 def test_loads_are_every_concurrency_at_every_rate() -> None:
     def loads(*options: str) -> list[tuple[int | None, float]]:
-        sweep = bench_options.sweep(parsed("--model", "x", *options))
+        sweep = bench_settings.sweep(parsed("--model", "x", *options))
         return [(load.max_concurrency, load.request_rate) for load in sweep.loads]
 
     assert loads() == [(1, float("inf")), (8, float("inf"))]
@@ -177,17 +178,32 @@ def test_loads_are_every_concurrency_at_every_rate() -> None:
     assert both == [(4, 1), (4, float("inf")), (8, 1), (8, float("inf"))]
 
 
+def test_drawn_clips_may_be_of_real_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    def shape(*options: str) -> tuple[int, int, int]:
+        settings = bench_settings.workload_settings(parsed("--model", "x", *options))
+        return settings.width, settings.height, settings.video_fps
+
+    assert shape() == (320, 240, 4)
+    assert shape("--video-size", "1280x720", "--video-fps", "30") == (1280, 720, 30)
+    for size in ("1280", "1280x", "x720", "12 80x720", "-2x720"):
+        with pytest.raises(SystemExit):
+            parsed("--model", "x", f"--video-size={size}")
+        assert f"a size is WIDTHxHEIGHT in pixels, got '{size}'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="width must be even, got 641"):
+        shape("--video-size", "641x480")
+
+
 def test_the_record_holds_no_secret_and_no_place(tmp_path: Path) -> None:
     arguments = parsed(
         *("--base-url", "http://x", "--header", "Authorization=secret"),
         *("--video-dir", str(tmp_path / "videos")),
     )
-    recorded = json.dumps(bench_options.recorded(arguments), allow_nan=False)
+    recorded = json.dumps(bench_settings.recorded(arguments), allow_nan=False)
     assert "secret" not in recorded
     assert str(tmp_path) not in recorded
     assert "Authorization" in recorded
     command = ["/usr/bin/python", "-m", "x", "serve", str(tmp_path), "--dtype", "half"]
-    flags = bench_options.without_places(command, str(tmp_path))
+    flags = bench_settings.without_places(command, str(tmp_path))
     assert flags == [tmp_path.name, "--dtype", "half"]
 
 
