@@ -65,7 +65,7 @@ test-thorough: ## run the tests that take minutes and that `make test` leaves ou
 	@$(MAKE) test ARGS='-m thorough $(ARGS)'
 
 .PHONY: gpu-check
-gpu-check: ## check and time every kernel on this machine's GPU
+gpu-check: ## check and time every kernel on this machine's GPU, then the engine at 7B sizes
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) tools/gpu_check.py $(ARGS)
 
 .PHONY: format

@@ -1,9 +1,9 @@
-"""Check and time every kernel on this machine's GPU: what `make gpu-check` runs.
+"""Check and time every kernel on this machine's GPU, then the engine: what `make gpu-check` runs.
 
     python tools/gpu_check.py [--dry-run]
 
-Any Python with torch and Triton will do; the package need not be installed. Its folders are then
-found where pyproject.toml says they are.
+Any Python with torch and Triton will do for the kernels; the package need not be installed. Its
+folders are then found where pyproject.toml says they are, and the engine is left out.
 """
 
 from __future__ import annotations
@@ -38,4 +38,7 @@ def use_tree() -> None:
 
 if __name__ == "__main__":
     use_tree()
-    sys.exit(importlib.import_module("metok_vllm.benchmarks.kernels.gpu_check").main())
+    status: int = importlib.import_module("metok_vllm.benchmarks.kernels.gpu_check").main()
+    loads = importlib.import_module("metok_vllm.benchmarks.throughput.gpu_loads")
+    # Speeds of operations that are wrong are of no use.
+    sys.exit(status or loads.run("--dry-run" in sys.argv))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+
+from metok_vllm.benchmarks.throughput import gpu_loads
+from metok_vllm.server.commands import bench_options, bench_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +36,33 @@ def test_every_timed_call_can_be_made() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count(": ran") == 2 * 8
     assert "nothing was timed" in done.stdout
+
+
+def test_the_engine_s_loads_are_commands_that_metok_bench_takes() -> None:
+    parser = argparse.ArgumentParser()
+    bench_options.add_arguments(parser)
+    for command in gpu_loads.commands():
+        assert command[1:4] == ["-m", "metok_vllm.server.cli", "bench"]
+        arguments = parser.parse_args(command[4:])
+        bench_options.check(arguments)
+        assert bench_settings.sweep(arguments).rounds == 3
+    assert _gpu_check("--dry-run").stdout.count("would run: -m metok_vllm.server.cli bench") == 2
+
+
+def test_the_engine_is_left_out_where_it_is_not_and_its_failure_is_ours(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    called: list[Sequence[str]] = []
+
+    def call(command: Sequence[str]) -> int:
+        called.append(command)
+        return 3
+
+    assert gpu_loads.run(False, lambda name: None, call) == 0
+    assert "no vllm and no metok_vllm.server here" in capsys.readouterr().out
+    assert called == []
+    assert gpu_loads.run(False, lambda name: name, call) == 3
+    assert called == gpu_loads.commands()[:1]
 
 
 def test_only_torch_triton_and_the_repository_are_imported() -> None:
