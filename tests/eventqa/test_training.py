@@ -130,6 +130,17 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_mean_of_two_phases_is_that_of_each_weight(tmp_path: Path) -> None:
+    run, module = new_run(tmp_path / "run"), torch.nn.Linear(3, 2)
+    ends = []
+    for name in ("sure", "settle", "long"):
+        ends.append({key: torch.randn_like(weight) for key, weight in module.state_dict().items()})
+        torch.save({"modules": {"part": ends[-1]}, "step": 2}, run.folder / f"{name}.pt")
+    run.mean_of(["sure", "settle"], {"part": module})
+    for key, weight in module.state_dict().items():
+        torch.testing.assert_close(weight, (ends[0][key] + ends[1][key]) / 2)
+
+
 def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path]) -> None:
     """Hugging Face's model and processor on the written files, against the training's own pass."""
     run, folder = trained
@@ -150,10 +161,8 @@ def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path])
     with torch.inference_mode():
         served = model(**inputs).logits[0, -1]
 
-    state = torch.load(run.folder / "long.pt", weights_only=True)["modules"]
     student, projector = Student(SIZES, run.ids, 0), Projector(SIZES.width)
-    student.load_state_dict(state["student"])
-    projector.load_state_dict(state["projector"])
+    run.mean_of(["sure", "settle"], {"student": student, "projector": projector})
     towers = seeing.train_towers(run)
     _, truth = draw_bank("train", 4, 4, 32, SIZES.grid, 1)
     lesson = Teacher(truth, 4, run.chat).written(
