@@ -3,7 +3,8 @@
     client, end to end
     |- front              arrival at the server until the engine core has it (a difference)
     |  |- video_decoding       where METok's reader decodes; else part of fetch_preprocessing
-    |  |- fetch_preprocessing  fetching, base64, the processor, hashing, the way to the core
+    |  |- fetch_preprocessing  fetching, base64, the processor, hashing, the way to the core, which
+    |  |                       takes requests in between two steps: under load most of it is that
     |- queue
     |- prefill            scheduled until the first token, with the steps of others in its batch
     |  |- vision_stage1        vision tower and stage 1 of METok's videos; else part of prefill
