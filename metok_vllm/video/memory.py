@@ -14,6 +14,9 @@ from queue import Empty, SimpleQueue
 from metok_vllm.errors import MediaDeadline
 from metok_vllm.video.frame_cache import FRAMES
 
+# A full collection of a large process takes most of a second; a queue must not wait for one each.
+COLLECT_EVERY_S = 10.0
+
 
 class Reservation:
     """Bytes that one video may take while it is read."""
@@ -44,6 +47,7 @@ class MemoryBudget:
         # Held by the one caller whose turn it is.
         self._turn = threading.Lock()
         self._used = 0
+        self._collected_s = -COLLECT_EVERY_S
         # Bytes come back from finalizers, which may run in the middle of anything, even in the
         # thread whose turn it is: its `put` takes no lock that such code can hold.
         self._returned: SimpleQueue[int] = SimpleQueue()
@@ -86,7 +90,9 @@ class MemoryBudget:
             return self._returned.get(timeout=_left(deadline))
         except Empty:
             # Frames in reference cycles stay until a full collection, rare in a large process.
-            gc.collect()
+            if time.monotonic() - self._collected_s >= COLLECT_EVERY_S:
+                gc.collect()
+                self._collected_s = time.monotonic()
             return self._returned.get_nowait()
 
 

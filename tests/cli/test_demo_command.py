@@ -78,6 +78,7 @@ def test_times_are_medians() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_demo_runs_and_leaves_nothing_behind() -> None:
     # Inherited by every process of this run, and by nobody else's.
     mark = uuid.uuid4().hex

@@ -62,6 +62,7 @@ def test_a_streamed_answer(server: ChildServer, tmp_path: Path) -> None:
     assert "'dense': 513, 'encoded': 328" in printed
 
 
+@pytest.mark.thorough
 def test_without_our_server(tmp_path: Path) -> None:
     printed = run(WITH_LLM[0], tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
     (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)

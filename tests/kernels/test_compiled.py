@@ -37,6 +37,7 @@ def _compiled(capability: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_kernel_compiles_and_spills_nothing(capability: int) -> None:

@@ -90,6 +90,24 @@ def test_everyone_in_the_queue_is_refused_in_time() -> None:
     assert is_full(budget, 10)
 
 
+def test_a_queue_does_not_wait_for_a_full_collection_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes most of a second in a large process; the last of many was refused seconds late."""
+    collections: list[float] = []
+    monkeypatch.setattr(gc, "collect", lambda: collections.append(time.monotonic()))
+    budget = MemoryBudget()
+
+    def wait(_: int) -> None:
+        with pytest.raises(MediaDeadline), budget.reserve(1, 10, 0.05):
+            pass
+
+    with budget.reserve(10, 10, 0), ThreadPoolExecutor(4) as threads:
+        list(threads.map(wait, range(4)))
+        assert len(collections) == 1
+        monkeypatch.setattr("metok_vllm.video.memory.COLLECT_EVERY_S", 0.0)
+        wait(0)
+        assert len(collections) == 2
+
+
 def test_a_waiting_caller_goes_on_when_memory_comes_back() -> None:
     budget = MemoryBudget()
     owners = [Owner()]
@@ -130,7 +148,7 @@ def test_never_more_than_the_limit() -> None:
                     most = max(most, used)
                 owner = Owner()
                 held.hand_over(owner, rng.randint(0, size))
-                time.sleep(0)
+                time.sleep(0.0005)  # so that others come in between
                 with lock:
                     used -= size
                 del owner
