@@ -202,6 +202,7 @@ class StagedRunner:
         """The evictor's books after the last step, from this worker's own block tables.
 
         `blocks` are those of each request by cache group; `stage_of_group` says whose they are.
+        `tokens` had been computed when the last step began, the prompt's among them.
         """
         note = self.metok_note
         return {
@@ -212,6 +213,7 @@ class StagedRunner:
             "requests": {
                 request_id: {
                     "metok": request_id in self.metok_plans,
+                    "tokens": int(state.num_computed_tokens),
                     "blocks": [len(blocks) for blocks in state.block_ids],
                 }
                 for request_id, state in self.requests.items()

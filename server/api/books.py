@@ -100,7 +100,7 @@ def is_scrape(scope: Scope) -> bool:
 
 @router.get("/metok/books")
 async def metok_books(raw_request: Request) -> Response:
-    """Blocks by request and cache group, and the pool, engine by engine. Request ids, no content.
+    """Blocks and tokens by request, and the pool, engine by engine. Request ids, no content.
 
     404 where no stage evicts or prunes, 503 while the engine is busy; behind the API key.
     """

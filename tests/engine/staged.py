@@ -189,7 +189,10 @@ class StagedEngine:
             if request.request_id in books["requests"]:
                 held = [len(manager.req_to_blocks[request.request_id]) for manager in self.managers]
                 told = books["requests"][request.request_id]
+                tokens = told.pop("tokens")
                 assert told == {"metok": request.request_id in plans, "blocks": held}
+                # As the step began, which has computed at least one more.
+                assert 0 <= tokens < request.num_computed_tokens
 
     def held(self) -> dict[str, list[int]]:
         """Blocks of each request by cache group, from the scheduler's books."""

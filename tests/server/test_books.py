@@ -27,7 +27,8 @@ from tests.server.http_servers import http_scope
 def books_of(freed: int, **blocks: list[int]) -> dict[str, Any]:
     """A worker's answer; requests whose id begins with "metok" are METok's."""
     requests = {
-        name: {"metok": name.startswith("metok"), "blocks": held} for name, held in blocks.items()
+        name: {"metok": name.startswith("metok"), "tokens": 90, "blocks": held}
+        for name, held in blocks.items()
     }
     return {
         "total_blocks": 100,
