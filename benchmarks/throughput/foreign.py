@@ -124,17 +124,19 @@ def compare(
     rounds: Sequence[Sequence[BenchRequest]],
     concurrency: int,
 ) -> list[Beside]:
-    """Every client in turn, once for each of `rounds` and its requests, ours first.
+    """Every client in turn, once for each of `rounds` and its requests.
 
+    Whoever was first is last in the next round: a machine that gets slower favours nobody.
     Raises ForeignError where a request was not answered.
     """
-    ours: list[Figures] = []
-    theirs: dict[str, list[Figures]] = {name: [] for name in clients}
+    turns = [(OURS, our_client), *clients.items()]
+    told: dict[str, list[Figures]] = {name: [] for name, _ in turns}
     for requests in rounds:
-        ours.append(our_client(endpoint, requests, concurrency))
-        for name, client in clients.items():
-            theirs[name].append(client(endpoint, requests, concurrency))
-    return [beside(name, concurrency, ours, told) for name, told in theirs.items()]
+        for name, client in turns:
+            told[name].append(client(endpoint, requests, concurrency))
+        turns = [*turns[1:], turns[0]]
+    ours = told.pop(OURS)
+    return [beside(name, concurrency, ours, theirs) for name, theirs in told.items()]
 
 
 def beside(
