@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import json
-import mimetypes
 import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,11 +22,9 @@ from rich.progress import (
 )
 
 from metok_vllm.presets import PRESETS
+from metok_vllm.server.commands.chat_request import RequestBody
 from metok_vllm.server.commands.console import CommandError, err, out, write, write_json
 from metok_vllm.server.commands.savings import events_line, savings_table, unpruned_line
-
-READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
-_PLACEHOLDER = "metok-video-goes-here"
 
 
 @dataclass
@@ -91,59 +86,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show_savings(answer)
     return 0
-
-
-class RequestBody:
-    """The chat request as JSON bytes, made piece by piece so that a file is never held twice.
-
-    Raises CommandError (status 2) for a file that is not there.
-    """
-
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self._arguments = arguments
-        self.model = ""
-        video = arguments.video
-        self.path = None if video.startswith(("http://", "https://")) else Path(video)
-        if self.path is not None and not self.path.is_file():
-            raise CommandError(f"no such video file: {video}", 2)
-
-    def _around(self) -> tuple[bytes, bytes]:
-        a = self._arguments
-        video = {"type": "video_url", "video_url": {"url": a.video if not self.path else ""}}
-        if self.path:
-            kind = mimetypes.guess_type(self.path.name)[0] or ""
-            kind = kind if kind.startswith("video/") else "video/mp4"
-            video["video_url"] = {"url": f"data:{kind};base64,{_PLACEHOLDER}"}
-        request: dict[str, Any] = {
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "model": self.model,
-            "max_tokens": a.max_tokens,
-            "temperature": a.temperature,
-        }
-        if a.no_metok:
-            request["metok"] = {"enabled": False}
-        elif a.preset:
-            request["metok"] = {"preset": a.preset}
-        # The video comes first, so the placeholder found is ours and not the question's.
-        content = [video, {"type": "text", "text": a.question}]
-        request = {"messages": [{"role": "user", "content": content}], **request}
-        before, _, after = json.dumps(request).partition(_PLACEHOLDER)
-        return before.encode(), after.encode()
-
-    def __len__(self) -> int:
-        before, after = self._around()
-        size = self.path.stat().st_size if self.path else 0
-        return len(before) + -(-size // 3) * 4 + len(after)
-
-    def __iter__(self) -> Iterator[bytes]:
-        before, after = self._around()
-        yield before
-        if self.path:
-            with self.path.open("rb") as file:
-                while piece := file.read(READ_BYTES):
-                    yield base64.b64encode(piece)
-        yield after
 
 
 def _first_model(client: httpx.Client) -> str:

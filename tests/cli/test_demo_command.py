@@ -17,7 +17,7 @@ from metok_vllm.budget import dense_tokens, encoded_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.server.commands.console import CommandError
-from metok_vllm.server.commands.demo import Run, verify, with_median_times
+from metok_vllm.server.commands.demo_report import Run, verify, with_median_times
 
 
 def answer(encoded: int, prompt: int) -> Run:
