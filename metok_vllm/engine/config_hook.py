@@ -89,6 +89,23 @@ def enable(vllm_config: Any) -> None:
     model_config._model_info, model_config._architecture = info, architecture
     vllm_config.parallel_config.worker_extension_cls = WORKER_EXTENSION
     logger.info("METok is on: %s", config)
+    if not ranks_by_question(config):
+        logger.warning(
+            "METok has no alignment model: which events are kept finely does not follow from the "
+            "question. Give --metok-alignment-model, or --metok-key-event-ratio 1, which keeps "
+            "all events alike."
+        )
+
+
+def ranks_by_question(config: METokConfig) -> bool:
+    """Whether the question decides which events are key events; true as well where all are, or
+    where events decide nothing.
+
+    Without towers answers get much worse: docs/eventqa.md, "What single choices cost".
+    """
+    towers = config.alignment_model is not None and config.alignment_mode != "none"
+    decides = bool({1, 2} & set(config.running_stages)) and config.key_event_ratio < 1
+    return towers or not decides
 
 
 def _check(config: METokConfig, vllm_config: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
+from metok_vllm.config import METokConfig
 from metok_vllm.engine import compat, config_hook, plugin
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.signatures import SIGNATURES
@@ -94,3 +95,22 @@ def test_another_worker_extension_is_refused() -> None:
     )
     with pytest.raises(ConfigError, match=r"mine\.Extension"):
         config_hook.enable(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "ranked"),
+    [
+        ({}, False),
+        ({"alignment_model": "towers"}, True),
+        ({"alignment_model": "towers", "alignment_mode": "none"}, False),
+        ({"stages": [2]}, False),
+        ({"stages": [3]}, True),
+        ({"key_event_ratio": 1.0}, True),
+        ({"enabled": False}, True),
+        ({"rule": "evs"}, True),
+    ],
+)
+def test_a_server_that_would_not_look_at_the_question_says_so(
+    values: dict[str, Any], ranked: bool
+) -> None:
+    assert config_hook.ranks_by_question(METokConfig.load(values)) is ranked
