@@ -1,14 +1,19 @@
 """Pictures of a result, drawn from its JSON alone: `draw_charts(json.load(...), folder)`.
 
-Needs matplotlib (`pip install "metok-vllm[bench]"`).
+    python -m metok_vllm.benchmarks.throughput.charts a.json b.json --out FOLDER
+
+draws several results of the same servers, one a load or a length, as one. Needs matplotlib
+(`pip install "metok-vllm[bench]"`).
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.throughput.compare import read_result
 from metok_vllm.benchmarks.throughput.split import PARTS
 from metok_vllm.benchmarks.throughput.tables import place
 
@@ -47,6 +52,14 @@ def draw_charts(result: Record, folder: Path) -> list[Path]:
             figure.savefig(folder / name)
             written.append(folder / name)
     return written
+
+
+def together(results: Sequence[Record]) -> Record:
+    """One result with the cells of all. Raises ValueError where their servers differ in name."""
+    servers = [[endpoint["name"] for endpoint in result["endpoints"]] for result in results]
+    if any(names != servers[0] for names in servers):
+        raise ValueError(f"these results are of different servers: {servers}")
+    return {**results[0], "cells": [cell for result in results for cell in result["cells"]]}
 
 
 def _throughput(axes: Any, result: Record) -> bool:
@@ -123,7 +136,10 @@ def _plot(axes: Any, lines: Sequence[Line], result: Record, x: str, y: str) -> b
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         axes.plot(xs, ys, color=colour, marker=marker, linestyle=style, label=text)
     _label(axes, "", x, y)
-    axes.set_xticks(sorted({p[0] for _, _, points in lines for p in points}))
+    # Loads and lengths go by doubling.
+    axes.set_xscale("log", base=2)
+    ticks = sorted({p[0] for _, _, points in lines for p in points})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     return any(len(points) > 1 for _, _, points in lines)
 
 
@@ -147,3 +163,18 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
     axes.set_axisbelow(True)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw the files that are named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path in draw_charts(together([read_result(path) for path in args.results]), args.out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -115,6 +115,22 @@ def test_charts_of_one_cell_leave_out_the_lines(result: dict[str, Any], tmp_path
     assert names == ["kv.png", "split.png"]
 
 
+def test_results_of_several_runs_in_one_picture(result: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = []
+    for number, cell in enumerate(result["cells"][:2]):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({**result, "cells": [cell]}))
+    charts.main([*map(str, files), "--out", str(tmp_path / "both")])
+    charts.draw_charts({**result, "cells": result["cells"][:2]}, tmp_path)
+    for picture in (tmp_path / "both").iterdir():
+        assert picture.read_bytes() == (tmp_path / picture.name).read_bytes()
+    result["endpoints"][0]["name"] = "another"
+    files[1].write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="different servers"):
+        charts.main([*map(str, files), "--out", str(tmp_path)])
+
+
 def test_two_results(result: dict[str, Any]) -> None:
     faster = copy.deepcopy(result)
     faster["environment"]["commit"] = "def"
