@@ -13,7 +13,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from metok_vllm.server.commands.console import CommandError, complain, err, out
-from metok_vllm.server.commands.demo_report import Run, show, verify, with_median_times
+from metok_vllm.server.commands.demo_report import (
+    FRAMES,
+    Run,
+    show,
+    verify,
+    with_median_times,
+)
 
 if TYPE_CHECKING:
     from metok_vllm.server.commands.child_server import ChildServer
@@ -118,7 +124,10 @@ def _ask(client: Any, model: str, question: str, enabled: bool, max_tokens: int,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},
-        extra_body={"metok": {"enabled": enabled}},
+        extra_body={
+            "metok": {"enabled": enabled},
+            "media_io_kwargs": {"video": {"num_frames": FRAMES}},
+        },
     )
     text, first_token_s, usage, report = "", None, None, None
     for chunk in stream:

@@ -20,6 +20,8 @@ from metok_vllm.server.commands.savings import (
     unpruned_line,
 )
 
+FRAMES = 64  # that are sampled: about one a second; of short videos there is little to save
+
 
 @dataclass(frozen=True)
 class Run:
@@ -43,7 +45,7 @@ def with_median_times(runs: Sequence[Run]) -> Run:
 def show(question: str, dense: Run, metok: Run, runs: int) -> None:
     """Print question, answers and table; `runs` is how many times are behind each."""
     console = out()
-    console.print(f"\nQuestion: {question}", markup=False)
+    console.print(f"\nQuestion, about {FRAMES} frames: {question}", markup=False)
     for name, answer in (("dense", dense), ("with METok", metok)):
         # Asked about what it does not know, a small model may say anything.
         shown = "".join(c if c.isprintable() else " " for c in answer.text)
