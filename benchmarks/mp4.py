@@ -14,7 +14,7 @@ import numpy.typing as npt
 Picture = npt.NDArray[np.uint8]
 # One thread and no B-frames: the same bytes on any number of cores, and quick to write. With
 # AVX-512, x264's macroblock tree now and then gives other bytes for the same pictures, on a busy
-# machine one time in ten; nothing else about them depends on the instructions used.
+# machine one time in ten. With SSE4.2 they are those it mostly gave; on other processors, others.
 STEADY = {"bf": "0", "threads": "1", "x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2"}
 
 

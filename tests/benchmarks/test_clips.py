@@ -33,15 +33,6 @@ def test_the_same_bytes_for_the_same_seed_and_no_other(kind: ClipKind) -> None:
     assert clips.encode(replace(clip, seed=(3, 2))) != data
 
 
-def test_the_same_bytes_whatever_memory_held_before() -> None:
-    rng = np.random.default_rng(0)
-    data, used = clips.encode(CUTS), []
-    for _ in range(40):
-        used.append(rng.integers(0, 256, rng.integers(1, 300_000), dtype=np.uint8))
-        del used[:-20]
-        assert clips.encode(CUTS) == data
-
-
 @pytest.mark.parametrize("kind", CLIP_KINDS)
 @pytest.mark.parametrize("frames", [1, 2, 41])
 def test_as_long_and_as_large_as_asked_for(kind: ClipKind, frames: int) -> None:
