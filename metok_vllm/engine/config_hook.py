@@ -91,9 +91,9 @@ def enable(vllm_config: Any) -> None:
     logger.info("METok is on: %s", config)
     if not ranks_by_question(config):
         logger.warning(
-            "METok has no alignment model: which events are kept finely does not follow from the "
-            "question. Give --metok-alignment-model, or --metok-key-event-ratio 1, which keeps "
-            "all events alike."
+            "METok runs without alignment towers: which events are kept finely does not follow "
+            "from the question. Give --metok-alignment-model, or --metok-key-event-ratio 1, which "
+            "keeps all events alike."
         )
 
 
