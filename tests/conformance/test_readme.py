@@ -10,10 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.config import METokConfig
-from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.plan import video_tokens
-from metok_vllm.presets import PRESETS
 from metok_vllm.server.commands.child_server import ChildServer
 
 pytestmark = pytest.mark.slow
@@ -68,20 +64,6 @@ def test_without_our_server(tmp_path: Path) -> None:
     (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)
     # 346 visual tokens and the text around them; dense would be 513.
     assert 346 < int(count) < 400
-
-
-def test_the_table_of_visual_tokens() -> None:
-    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
-                      README.read_text(), re.MULTILINE)  # fmt: skip
-    assert len(rows) == 4
-    served = METokConfig.load(config_file=CONFIG_FILE, environ={})
-    for frames, *counts in rows:
-        wanted = [
-            f"{video_tokens(int(frames), 8, served.for_request({'preset': name})):,}"
-            for name in ("off", "quality", "balanced", "max")
-        ]
-        assert counts == wanted
-    assert set(PRESETS) == {"off", "quality", "balanced", "max"}
 
 
 def test_files_that_the_readme_points_at_exist() -> None:

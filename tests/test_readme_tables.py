@@ -1,0 +1,72 @@
+"""The README's tables that follow from arithmetic say what the engine would do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from metok_vllm.accounting import decoder_prefill_flops
+from metok_vllm.config import METokConfig
+from metok_vllm.demo import CONFIG_FILE
+from metok_vllm.layers import StageLayout
+from metok_vllm.plan import video_tokens
+from metok_vllm.presets import PRESETS
+from metok_vllm.prompt_plan import PromptPlan, Pruning, key_share
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+NAMES = ("quality", "balanced", "max")
+TEXT = 60
+# LLaVA-OneVision-7B: SigLIP-SO400M at 384 pixels before a Qwen2-7B.
+GRID = 27
+QWEN2_7B = SimpleNamespace(
+    hidden_size=3584,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+)
+
+
+def test_visual_tokens_of_the_embedded_model() -> None:
+    rows = re.findall(
+        r"^\| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", README, re.MULTILINE
+    )
+    assert len(rows) == 4
+    served = METokConfig.load(config_file=CONFIG_FILE, environ={})
+    for frames, *counts in rows:
+        wanted = [
+            f"{video_tokens(int(frames), 8, served.for_request({'preset': name})):,}"
+            for name in ("off", *NAMES)
+        ]
+        assert counts == wanted
+    assert set(PRESETS) == {"off", *NAMES}
+
+
+def test_what_the_presets_save_at_7b_sizes() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| (.* KV .*) \|$", README, re.MULTILINE)
+    assert [int(frames) for frames, _, _ in rows] == [32, 64, 128]
+    for frames, dense, cells in rows:
+        off = METokConfig.load(environ={}).for_request({"preset": "off"})
+        assert dense == f"{video_tokens(int(frames), GRID, off):,}"
+        assert cells.split(" | ") == [_saved(int(frames), name) for name in NAMES]
+
+
+def _saved(frames: int, preset: str) -> str:
+    """Tokens, and shares of dense, from the plan that scheduler and workers make."""
+    config = METokConfig.load(environ={}).for_request({"preset": preset})
+    dense = video_tokens(frames, GRID, config.for_request({"preset": "off"}))
+    tokens = video_tokens(frames, GRID, config)
+    layout = StageLayout.of(None, QWEN2_7B.num_hidden_layers)
+    pruning = Pruning.of(config, key_share(frames, GRID, config))
+    prompt = tokens + TEXT
+    plan = PromptPlan.of(prompt, [("video", 20, tokens, pruning)], step_tokens=prompt)
+    assert plan is not None
+    flops = decoder_prefill_flops(QWEN2_7B, prompt, layout, plan)
+    flops_share = flops / decoder_prefill_flops(QWEN2_7B, dense + TEXT)
+    held = sum(
+        layers * (prompt - dropped)
+        for layers, dropped in zip(layout.stage_sizes, plan.decode_dropped, strict=True)
+    )
+    kv_share = held / (QWEN2_7B.num_hidden_layers * (dense + TEXT))
+    return f"{tokens:,}, FLOPs {flops_share:.1%}, KV {kv_share:.1%}".replace("%", " %")
