@@ -11,9 +11,9 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
@@ -35,6 +35,7 @@ from metok_vllm.server.api.fallbacks import (
     unpruned_reason,
     uses_events,
 )
+from metok_vllm.server.api.field_schema import request_schema
 from metok_vllm.server.api.last_chunk import with_more_in_last_chunk
 from metok_vllm.server.api.messages import count_videos, last_user_text
 from metok_vllm.server.api.report import EngineFacts, metok_report, worker_entry
@@ -51,7 +52,7 @@ OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})
 class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
     """A chat completion request that may carry METok settings."""
 
-    metok: dict[str, Any] | None = Field(
+    metok: Annotated[dict[str, Any], WithJsonSchema(request_schema())] | None = Field(
         default=None, description="METok settings for this request; see docs/metok.md."
     )
 
