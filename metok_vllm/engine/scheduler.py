@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.platforms import current_platform
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -16,6 +17,11 @@ from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.request_plans import plan_of, step_tokens
 from metok_vllm.engine.scheduler_note import NOTE, StepNote
 from metok_vllm.prompt_plan import PromptPlan
+
+# METok prompts share a step of a CPU up to so many tokens; a longer one has its step to itself.
+# More rows make no matrix product faster there, all prompts of a step wait for its last one, and
+# tensors of more than 32 MB are fresh memory to glibc each time: a page fault for every 4 KB.
+CPU_PROMPT_TOKENS = 2048
 
 
 class StagedScheduling:
@@ -31,6 +37,10 @@ class StagedScheduling:
         self.books = self.cache.books
         self.unplanned: set[str] = set()
         self.step_tokens = step_tokens(self.vllm_config)  # type: ignore[attr-defined]
+        # Most tokens of METok prompts that share a step (None: as many as vLLM's budget has), and
+        # those of the step that is being scheduled.
+        self.shared_tokens = CPU_PROMPT_TOKENS if current_platform.is_cpu() else None
+        self.prompt_tokens = 0
 
     def add_request(self, request: Request) -> None:
         if request.request_id not in self.requests and request.prompt_token_ids is not None:
@@ -51,6 +61,7 @@ class StagedScheduling:
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         trims = self._evict()
+        self.prompt_tokens = 0
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         pool = self.kv_cache_manager.block_pool
         note = StepNote(
@@ -105,19 +116,26 @@ class StagedScheduling:
             # What it laid hands on in the encoder cache would be missing for those before it.
             self.encoder_cache_manager.free(request)
             return [], 0, encoder_compute_budget, [], []
+        if plan is not None and rest > 0:
+            self.prompt_tokens += decided[1]
         return decided
 
     def _rows_now(self, plan: PromptPlan, computed: int, offered: int) -> int:
         """Rows of a METok prompt to run in this step, of those offered; 0 when it must wait."""
         rest = plan.prompt_tokens - computed
+        if plan.one_step:
+            return rest if offered >= rest and self._may_join(rest) else 0
         if offered >= rest:
             return rest
-        if plan.one_step:
-            return 0
         if plan.prompt_tokens - plan.last_visual > self.step_tokens:
             return offered
         # The text after the videos in one chunk: then nothing of it must be set aside.
         return min(offered, max(plan.last_visual - computed, 0))
+
+    def _may_join(self, tokens: int) -> bool:
+        """Whether a METok prompt may run in the step that is being scheduled."""
+        most, others = self.shared_tokens, self.prompt_tokens
+        return most is None or not others or others + tokens <= most
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]

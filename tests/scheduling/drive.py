@@ -128,6 +128,7 @@ class Drive:
             if not request.is_prefill_chunk:
                 samples.add(name)
             self._check_prompt_is_whole(life, begin, count)
+        self._check_prompts_share_a_step(output)
         self.counts["steps"] += 1
         if output.total_num_scheduled_tokens:
             self.in_flight.append(Step(output, written, frozenset(samples), lives))
@@ -162,3 +163,14 @@ class Drive:
         if life.plan.one_step:
             assert (begin, count) == (0, life.plan.prompt_tokens)
         assert begin + count <= life.plan.prompt_tokens
+
+    def _check_prompts_share_a_step(self, output: Any) -> None:
+        """METok prompts run together up to a number of tokens; a longer one runs by itself."""
+        whole = [
+            count
+            for name, count in output.num_scheduled_tokens.items()
+            if (plan := self.lives[name].plan) and plan.one_step and count == plan.prompt_tokens
+        ]
+        self.counts["together"] += len(whole) > 1
+        shared = self.settings.shared
+        assert shared is None or len(whole) < 2 or sum(whole) <= shared

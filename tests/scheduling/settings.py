@@ -51,6 +51,7 @@ class Settings:
     watermark: float = 0.0
     priorities: bool = False
     threshold: int = 0
+    shared: int | None = None  # most tokens of METok prompts that share a step
 
     @property
     def blocks(self) -> int:
@@ -84,6 +85,7 @@ def pick_settings(pick: Pick, ahead: bool) -> Settings:
         whole_videos=bool(pick(0, 1)),
         watermark=(0.0, 0.05)[pick(0, 1)],
         priorities=pick(0, 3) == 3,
+        shared=(None, 30)[pick(0, 1)],
     )
 
 
@@ -150,10 +152,12 @@ def make_scheduler(config: Any, settings: Settings) -> Any:
     compute, room = compute_mm_encoder_budget(config.scheduler_config, {"video": MAX_VIDEO})
     budget = SimpleNamespace(encoder_compute_budget=compute, encoder_cache_size=room)
     with mock.patch.object(module, "MultiModalBudget", return_value=budget):
-        return config.scheduler_config.get_scheduler_cls()(
+        scheduler = config.scheduler_config.get_scheduler_cls()(
             vllm_config=config,
             kv_cache_config=make_cache_config(settings),
             structured_output_manager=mock.Mock(),
             block_size=settings.block_size,
             hash_block_size=settings.block_size,
         )
+    scheduler.shared_tokens = settings.shared
+    return scheduler

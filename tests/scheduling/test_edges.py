@@ -108,3 +108,28 @@ def test_prompt_as_long_as_a_step_does_not_hold_up_those_behind_it() -> None:
     assert short not in drive.alive
     assert drive.scheduler.requests[long].num_output_tokens > 0
     finish(drive)
+
+
+def test_prompts_share_a_step_up_to_a_number_of_tokens() -> None:
+    """Of 28 tokens each, two fit 60; with 27 more in one step, the next one waits for another."""
+    for shared, began in ((None, [3]), (60, [2, 1]), (27, [1, 1, 1])):
+        drive = Drive(Settings(batched=110, shared=shared))
+        for _ in range(3):
+            drive.arrive(Ask((2, 6), (1,), PRUNED, answer=9))
+        seen = []
+        while len(seen) < len(began):
+            before = sum(bool(life.scheduled) for life in drive.lives.values())
+            step(drive)
+            seen.append(sum(bool(life.scheduled) for life in drive.lives.values()) - before)
+        assert seen == began
+        finish(drive)
+
+
+def test_plain_prompts_do_not_wait_for_metok_ones() -> None:
+    """A METok prompt that fills its share of a step leaves the rest to those behind it."""
+    drive = Drive(Settings(batched=110, shared=20))
+    metok = drive.arrive(Ask((2, 6), (1,), PRUNED, answer=9))
+    plain = [drive.arrive(Ask((9,))), drive.arrive(Ask((2, 6), (1,)))]
+    step(drive)
+    assert all(drive.lives[name].scheduled for name in (metok, *plain))
+    finish(drive)
