@@ -116,7 +116,7 @@ def test_prompts_share_a_step_up_to_a_number_of_tokens() -> None:
         drive = Drive(Settings(batched=110, shared=shared))
         for _ in range(3):
             drive.arrive(Ask((2, 6), (1,), PRUNED, answer=9))
-        seen = []
+        seen: list[int] = []
         while len(seen) < len(began):
             before = sum(bool(life.scheduled) for life in drive.lives.values())
             step(drive)
