@@ -111,7 +111,7 @@ def test_prompt_as_long_as_a_step_does_not_hold_up_those_behind_it() -> None:
 
 
 def test_prompts_share_a_step_up_to_a_number_of_tokens() -> None:
-    """Of 28 tokens each, two fit 60; with 27 more in one step, the next one waits for another."""
+    """Three prompts of 28 tokens: all at once, two and one, each alone where none fits."""
     for shared, began in ((None, [3]), (60, [2, 1]), (27, [1, 1, 1])):
         drive = Drive(Settings(batched=110, shared=shared))
         for _ in range(3):
