@@ -1,12 +1,12 @@
 """Our figures beside those of other clients, on one server under the same load.
 
-    metok serve --demo --no-enable-prefix-caching --mm-processor-cache-gb 0 &
+    python -m metok_vllm.benchmarks.throughput.foreign --checkpoint cpu-reference
     python -m metok_vllm.benchmarks.throughput.foreign --base-url http://127.0.0.1:8000
 
 `vllm bench serve` sends the same requests, byte for byte the same videos, and guidellm too where
 its program is named with `--guidellm`. The clients take turns in each round, so that what disturbs
-the machine disturbs all of them. Caches must be off at the server: the second client to ask would
-find what the first one left.
+the machine disturbs all of them. Caches must be off at the server (one that this program starts
+has them off): the second client to ask would find what the first one left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,8 +35,10 @@ from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES
 from metok_vllm.benchmarks.throughput.request import BenchRequest
 from metok_vllm.benchmarks.throughput.run import run_once
 from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings, workload
+from metok_vllm.server.commands.bench_options import CHECKPOINTS, DEMO
 
 OURS = "metok bench"
+CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
 # Those that others tell too, by the names of our own result.
 NAMES = (
     "requests_per_s",
@@ -171,7 +174,33 @@ def table(found: Sequence[Beside]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the comparison, print the table and the whole as one line of JSON."""
     args = _parser().parse_args(argv)
-    endpoint = find_endpoint("server", args.base_url, model=args.model)
+    with _server(args.base_url, args.checkpoint) as url:
+        endpoint = find_endpoint("server", url, model=args.model)
+        found = _compare_all(endpoint, args)
+    print(table(found))
+    head: dict[str, Any] = record_head("foreign clients", 1, environment(), vars(args))
+    print(json.dumps(head | {"load_average": os.getloadavg(), "pairs": [*map(asdict, found)]}))
+
+
+@contextmanager
+def _server(base_url: str | None, name: str | None) -> Iterator[str]:
+    """The address of the given server, or of a METok server on a checkpoint while it runs."""
+    if base_url is not None:
+        yield base_url
+        return
+    from metok_vllm.benchmarks.throughput import checkpoints, servers
+    from metok_vllm.server.commands.child_server import ChildServer
+
+    assert name is not None  # the parser wants one of both
+    with servers.ended_by_signals(), checkpoints.checkpoint(name) as made:
+        flags = (made.model, *made.flags, *CACHES_OFF, *made.metok_flags)
+        command = (*servers.METOK_SERVE, *flags, *servers.REQUESTS_SAY, *servers.WITHOUT_LIMITS)
+        with ChildServer(command) as server:
+            server.wait_until_ready(servers.READY_S)
+            yield server.url
+
+
+def _compare_all(endpoint: Endpoint, args: argparse.Namespace) -> list[Beside]:
     settings = WorkloadSettings(
         seed=args.seed, frames=(args.frames,), max_tokens=args.output_len, seconds_per_frame=0.5
     )
@@ -184,14 +213,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         asyncio.run(warm_up(endpoint, list(islice(stream, concurrency)), Load(concurrency)))
         rounds = [list(islice(stream, args.num_prompts)) for _ in range(args.rounds)]
         found += compare(clients, endpoint, rounds, concurrency)
-    print(table(found))
-    head: dict[str, Any] = record_head("foreign clients", 1, environment(), vars(args))
-    print(json.dumps(head | {"load_average": os.getloadavg(), "pairs": [*map(asdict, found)]}))
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base-url", required=True)
+    server = parser.add_mutually_exclusive_group(required=True)
+    server.add_argument("--base-url")
+    sizes = [name for name in CHECKPOINTS if name != DEMO]
+    server.add_argument("--checkpoint", choices=sizes, help="a METok server is started on it")
     parser.add_argument("--model")
     parser.add_argument("--guidellm", metavar="PROGRAM", help="guidellm's command")
     parser.add_argument("--frames", type=int, default=16)

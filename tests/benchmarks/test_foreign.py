@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from metok_vllm.benchmarks.throughput import foreign_guidellm
@@ -21,6 +22,7 @@ from metok_vllm.benchmarks.throughput.foreign import (
     beside,
     compare,
     guidellm_client,
+    main,
     our_client,
     table,
 )
@@ -84,6 +86,27 @@ def test_a_client_that_fails_says_why() -> None:
 def test_tokens_are_counted_by_the_server_alone() -> None:
     with pytest.raises(ValueError, match="how many tokens"):
         uncounted("some text")
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+def test_a_server_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("vllm")
+    flags = ["--frames", "8", "--output-len", "4", "--num-prompts", "2", "--rounds", "1"]
+    main(["--checkpoint", "cpu-reference", *flags, "--max-concurrency", "2"])
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (pair,) = told["pairs"]
+    assert pair["client"] == "vllm bench serve"
+    assert pair["ours"]["requests_per_s"] > 0
+    assert told["configuration"]["checkpoint"] == "cpu-reference"
+    children = psutil.Process().children(recursive=True)
+    assert not [child for child in children if "metok_vllm.server.cli" in child.cmdline()]
+
+
+def test_one_server_is_named() -> None:
+    for flags in ([], ["--base-url", "http://h:1", "--checkpoint", "cpu-reference"]):
+        with pytest.raises(SystemExit):
+            main(flags)
 
 
 def test_what_guidellm_is_given(tmp_path: Path) -> None:
