@@ -14,6 +14,10 @@ from typing import Any
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.request import BenchRequest
 
+# By default it has a process for each request in flight; the other clients have one, and on few
+# cores it is the measured server that pays for the rest. The environment's own value wins.
+ONE_PROCESS = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
+
 
 def write_scenario(
     folder: Path, endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int

@@ -16,9 +16,9 @@ import pytest
 from starlette.types import Send
 
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint, find_endpoint
-from metok_vllm.benchmarks.throughput.foreign import (
+from metok_vllm.benchmarks.throughput.foreign import beside
+from metok_vllm.benchmarks.throughput.foreign_clients import (
     Client,
-    beside,
     guidellm_client,
     our_client,
     vllm_client,

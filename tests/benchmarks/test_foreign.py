@@ -13,18 +13,14 @@ import pytest
 
 from metok_vllm.benchmarks.throughput import foreign_guidellm
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
-from metok_vllm.benchmarks.throughput.foreign import (
+from metok_vllm.benchmarks.throughput.foreign import Beside, beside, compare, main, table
+from metok_vllm.benchmarks.throughput.foreign_clients import (
     OURS,
-    Beside,
     Client,
     Figures,
     ForeignError,
-    beside,
-    compare,
     guidellm_client,
-    main,
     our_client,
-    table,
 )
 from metok_vllm.benchmarks.throughput.foreign_vllm import uncounted
 from metok_vllm.benchmarks.throughput.request import BenchRequest
@@ -81,6 +77,24 @@ def test_a_client_that_fails_says_why() -> None:
         pytest.raises(ForeignError, match="ended with status 1"),
     ):
         guidellm_client(shutil.which("false") or "")(endpoint, requests(1), 1)
+
+
+@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("3", "3")])
+def test_guidellm_has_one_process_unless_told(
+    given: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "GUIDELLM__MAX_WORKER_PROCESSES"
+    monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv(name, given)
+    program = tmp_path / "guidellm"
+    program.write_text(f'#!/bin/sh\necho "workers: ${name}"\nexit 1\n')
+    program.chmod(0o755)
+    with (
+        known_server(KnownServer()) as endpoint,
+        pytest.raises(ForeignError, match=f"workers: {used}$"),
+    ):
+        guidellm_client(str(program))(endpoint, requests(1), 1)
 
 
 def test_tokens_are_counted_by_the_server_alone() -> None:
