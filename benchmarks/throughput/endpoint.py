@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import httpx
 
 from metok_vllm.benchmarks.throughput.request import BenchRequest
@@ -43,6 +44,17 @@ class Endpoint:
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment cannot reach this machine's own loopback.
+            trust_env=not is_local(self.url),
+        )
+
+    def session(self, timeout_s: float) -> aiohttp.ClientSession:
+        """The same for streams of tokens, of which httpx makes three times the work: on two cores
+        that are the server's, too, its requests/s were 4 % fewer for it."""
+        return aiohttp.ClientSession(
+            base_url=f"{self.url}/",
+            headers={**self.headers, "Accept-Encoding": "identity"},
+            timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=timeout_s),
+            connector=aiohttp.TCPConnector(limit=0),
             trust_env=not is_local(self.url),
         )
 

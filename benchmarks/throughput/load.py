@@ -73,13 +73,13 @@ async def send(
     bound = asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
     arrivals_s = load.arrivals_s(len(requests))
     lags: list[float] = []
-    async with endpoint.client(load.timeout_s) as client:
+    async with endpoint.session(load.timeout_s) as session:
         origin_s = clock()
 
         async def one(number: int) -> Outcome:
             await asyncio.sleep(max(0.0, origin_s + arrivals_s[number] - clock()))
             async with bound:
-                outcome = await ask(client, requests[number], bodies[number], clock)
+                outcome = await ask(session, requests[number], bodies[number], clock)
             if on_outcome is not None:
                 on_outcome(outcome)
             return outcome

@@ -5,12 +5,13 @@ A failure of any kind is an outcome with its `error` set: nothing is raised, not
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 
 from metok_vllm.benchmarks.throughput.request import BenchRequest, Kind
 
@@ -97,32 +98,32 @@ def carries_token(choice: Mapping[str, Any], delta: Mapping[str, Any], text: str
 
 
 async def ask(
-    client: httpx.AsyncClient, request: BenchRequest, body: bytes, clock: Clock
+    session: aiohttp.ClientSession, request: BenchRequest, body: bytes, clock: Clock
 ) -> Outcome:
     """Send `body`, read the stream to its end."""
     answer = Answer()
     started_s = clock()
     headers = {"Content-Type": "application/json"}
     try:
-        async with client.stream(
-            "POST", "/v1/chat/completions", content=body, headers=headers
+        async with session.post(
+            "v1/chat/completions", data=io.BytesIO(body), headers=headers, allow_redirects=False
         ) as response:
-            if response.status_code != 200:
-                answer.error = refusal(response.status_code, await response.aread())
+            if response.status != 200:
+                answer.error = refusal(response.status, await response.read())
             elif not await _read(response, answer, clock):
                 answer.error = answer.error or "the answer broke off before its end"
-    except (httpx.HTTPError, httpx.StreamError) as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         answer.error = f"{type(error).__name__}: {error}".removesuffix(": ")
     if answer.error is None and not answer.times_s:
         answer.error = NO_TOKEN
     return _outcome(request, answer, started_s, clock())
 
 
-async def _read(response: httpx.Response, answer: Answer, clock: Clock) -> bool:
+async def _read(response: aiohttp.ClientResponse, answer: Answer, clock: Clock) -> bool:
     """Whether the stream came to its proper end."""
     done = False
     # Read on to the end of the response: only then can its connection serve the next request.
-    async for data, time_s in events(response.aiter_bytes(), clock):
+    async for data, time_s in events(response.content.iter_any(), clock):
         if data == DONE:
             done = True
             continue

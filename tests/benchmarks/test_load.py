@@ -110,7 +110,7 @@ def test_failures_are_counted_and_slow_nobody() -> None:
 def test_a_server_that_is_not_there_is_an_error_of_every_request() -> None:
     endpoint = Endpoint("gone", "http://127.0.0.1:9", MODEL)
     run = asyncio.run(send(endpoint, requests(2), Load(1)))
-    assert all((outcome.error or "").startswith("ConnectError") for outcome in run.outcomes)
+    assert all((outcome.error or "").startswith("ClientConnectorError") for outcome in run.outcomes)
 
 
 def test_a_failed_warm_up_ends_it() -> None:

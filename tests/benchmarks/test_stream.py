@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 
-import httpx
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.stream import (
     Answer,
     Outcome,
@@ -18,7 +19,8 @@ from metok_vllm.benchmarks.throughput.stream import (
     events,
     refusal,
 )
-from tests.benchmarks.openai_server import request
+from tests.benchmarks.openai_server import body_of, reply, request
+from tests.server.http_servers import answering, served
 
 
 def read(*pieces: bytes) -> list[tuple[bytes, float]]:
@@ -71,19 +73,23 @@ def test_which_chunks_carry_a_token(choice: dict[str, Any], is_token: bool) -> N
     assert answer.times_s == [3.0] * is_token
 
 
-def asked(response: httpx.Response | Exception) -> Outcome:
-    def handle(_: httpx.Request) -> httpx.Response:
-        if isinstance(response, Exception):
-            raise response
-        return response
-
-    async def run() -> Outcome:
-        transport = httpx.MockTransport(handle)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+def asked(app: ASGIApp, body: bytes = b"{}", timeout_s: float = 60) -> Outcome:
+    async def run(endpoint: Endpoint) -> Outcome:
+        async with endpoint.session(timeout_s) as session:
             ticks = count()
-            return await ask(client, request("k"), b"{}", lambda: float(next(ticks)))
+            return await ask(session, request("k"), body, lambda: float(next(ticks)))
 
-    return asyncio.run(run())
+    with served(app) as port:
+        return asyncio.run(run(Endpoint("server", f"http://127.0.0.1:{port}", "m")))
+
+
+async def weigh(_scope: Scope, receive: Receive, send: Send) -> None:
+    weight = len((await body_of(receive))["video"])
+    await reply(send, 413, {"error": {"message": f"{weight} bytes"}})
+
+
+async def silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    await asyncio.sleep(2)
 
 
 STREAM = b"""data: {"choices": [{"delta": {"role": "assistant", "content": ""}}]}
@@ -98,7 +104,7 @@ data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
 
 
 def test_an_answer_is_kept_whole() -> None:
-    outcome = asked(httpx.Response(200, content=STREAM + b"data: [DONE]\n\n"))
+    outcome = asked(answering(200, STREAM + b"data: [DONE]\n\n"))
     assert outcome.error is None
     assert (outcome.text, outcome.first_piece, outcome.token_ids) == ("one", "on", (4, 5, 6))
     assert (outcome.prompt_tokens, outcome.completion_tokens) == (9, 3)
@@ -109,25 +115,32 @@ def test_an_answer_is_kept_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "error"),
+    ("status", "content", "error"),
     [
-        (httpx.Response(200, content=STREAM), "the answer broke off before its end"),
-        (httpx.Response(200, content=b"data: [DONE]\n"), "no token came"),
-        (httpx.Response(200, content=b"data: {oops\n"), "a chunk is not JSON"),
-        (
-            httpx.Response(200, content=b'data: {"error": {"message": "engine"}}\ndata: [DONE]\n'),
-            "engine",
-        ),
-        (httpx.Response(422, json={"error": {"message": "unreadable"}}), "422: unreadable"),
-        (httpx.Response(502, content=b"<html>"), "502"),
-        (httpx.ConnectError("refused"), "ConnectError: refused"),
-        (httpx.ReadTimeout(""), "ReadTimeout"),
+        (200, STREAM, "the answer broke off before its end"),
+        (200, b"data: [DONE]\n", "no token came"),
+        (200, b"data: {oops\n", "a chunk is not JSON"),
+        (200, b'data: {"error": {"message": "engine"}}\ndata: [DONE]\n', "engine"),
+        (422, b'{"error": {"message": "unreadable"}}', "422: unreadable"),
+        (502, b"<html>", "502"),
+        (307, b"", "307"),  # nobody is sent elsewhere
     ],
 )
-def test_every_failure_is_an_outcome(response: httpx.Response | Exception, error: str) -> None:
-    outcome = asked(response)
+def test_every_failure_is_an_outcome(status: int, content: bytes, error: str) -> None:
+    outcome = asked(answering(status, content, ((b"location", b"http://127.0.0.1:9/"),)))
     assert outcome.error == error
     assert outcome.key == "k"
+
+
+def test_a_long_video_goes_out_whole() -> None:
+    body = b'{"video": "' + b"v" * 5_000_000 + b'"}'
+    assert asked(weigh, body).error == "413: 5000000 bytes"
+
+
+def test_a_server_that_falls_silent_is_an_outcome() -> None:
+    outcome = asked(silent, timeout_s=0.2)
+    assert outcome.error is not None
+    assert outcome.error.startswith("SocketTimeoutError")
 
 
 def test_a_refusal_in_other_shapes() -> None:
