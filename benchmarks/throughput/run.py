@@ -2,11 +2,13 @@
 
 For every length and load, each server is warmed up; then come rounds, and in each round every
 server gets the same new requests, one server after the other (A B, A B, ...), so that what
-disturbs the machine disturbs both. Only one server is under load at a time.
+disturbs the machine disturbs both. Only one server is under load at a time, and a turn begins when
+the other server has come to rest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,9 @@ from metok_vllm.benchmarks.throughput.stream import Outcome
 # Enough that a closed loop spends most of its time full.
 PROMPTS_PER_SLOT = 4
 MIN_PROMPTS = 8
+# vLLM's processes poll for a second after their last step (shm_broadcast.py, SpinCondition), on
+# cores that the next server needs: on two, its first video came 0.7 s later for it.
+REST_S = 1.5
 
 Requests = Callable[[int], Iterator[BenchRequest]]
 
@@ -32,7 +37,8 @@ Requests = Callable[[int], Iterator[BenchRequest]]
 class Sweep:
     """What is run. `num_prompts` of None: four for each request in flight, at least eight.
 
-    `num_warmups` of None: as many as are in flight, at most four.
+    `num_warmups` of None: as many as are in flight, at most four. Where servers take turns, each
+    turn begins after `rest_s` seconds without load.
     """
 
     frames: tuple[int, ...]
@@ -40,6 +46,7 @@ class Sweep:
     num_prompts: int | None = None
     num_warmups: int | None = None
     rounds: int = 3
+    rest_s: float = REST_S
 
     def prompts(self, load: Load) -> int:
         """Requests in a round."""
@@ -117,10 +124,12 @@ async def _cell(
 ) -> Cell:
     cell = Cell(frames, load)
     name = f"{frames} frames, {describe(load)}"
+    rest_s = sweep.rest_s if len(endpoints) > 1 else 0.0
     if sweep.warmups(load):
         first = list(islice(stream, sweep.warmups(load)))
         at_once = replace(load, request_rate=float("inf"))
         for endpoint in endpoints:
+            await asyncio.sleep(rest_s)
             watch.begin(f"{name}, warm-up, {endpoint.name}", len(first))
             await warm_up(endpoint, first, at_once)
             watch.end(None)
@@ -128,6 +137,7 @@ async def _cell(
         batch = list(islice(stream, sweep.prompts(load)))
         runs: dict[str, Run] = {}
         for endpoint in endpoints:
+            await asyncio.sleep(rest_s)
             watch.begin(f"{name}, round {number + 1}/{sweep.rounds}, {endpoint.name}", len(batch))
             arrivals = replace(load, seed=load.seed + number)
             runs[endpoint.name] = await run_once(endpoint, batch, arrivals, watch.outcome)

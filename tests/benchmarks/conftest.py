@@ -14,7 +14,7 @@ from metok_vllm.benchmarks.throughput.run import Cell, Sweep
 from tests.benchmarks.experiments import run_pair
 from tests.benchmarks.openai_server import KnownServer
 
-SWEEP = Sweep((8, 16), (Load(1), Load(2)), num_prompts=3, num_warmups=0, rounds=2)
+SWEEP = Sweep((8, 16), (Load(1), Load(2)), num_prompts=3, num_warmups=0, rounds=2, rest_s=0)
 
 
 @pytest.fixture(scope="session")

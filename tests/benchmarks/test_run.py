@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from metok_vllm.benchmarks.throughput.load import Load, WarmUpError
@@ -13,8 +15,8 @@ from tests.benchmarks.openai_server import KnownServer
 NAMES = ["plain", "metok"]
 
 
-def sweep(frames: int = 8, **more: int) -> Sweep:
-    return Sweep((frames,), (Load(max_concurrency=2),), num_prompts=4, **{"rounds": 2, **more})
+def sweep(frames: int = 8, rounds: int = 2, num_warmups: int = 0, rest_s: float = 0.0) -> Sweep:
+    return Sweep((frames,), (Load(max_concurrency=2),), 4, num_warmups, rounds, rest_s)
 
 
 def test_servers_take_turns_with_the_same_requests() -> None:
@@ -36,6 +38,15 @@ def test_servers_take_turns_with_the_same_requests() -> None:
     keys = {o.key for runs in cell.rounds for run in runs.values() for o in run.outcomes}
     assert keys == {f"8-{number}" for number in range(3, 11)}
     assert sum(run.measures.sent for runs in cell.rounds for run in runs.values()) == 16
+
+
+def test_a_turn_begins_when_the_other_server_is_at_rest() -> None:
+    """vLLM's processes poll for a second after their last step, on the next server's cores."""
+    (cell,), _ = run_pair(KnownServer(), KnownServer(), sweep(rest_s=0.3))
+    turns = [run.outcomes for runs in cell.rounds for run in runs.values()]
+    for last, following in pairwise(turns):
+        began_s = min(outcome.started_s for outcome in following)
+        assert began_s - max(outcome.ended_s for outcome in last) >= 0.3
 
 
 def test_the_ratio_is_that_of_the_delays() -> None:
@@ -84,7 +95,7 @@ def test_every_length_and_load_is_a_cell_with_requests_of_its_own() -> None:
     loads = (Load(max_concurrency=1), Load(request_rate=100.0))
     plain = KnownServer(first_s=0.01, gap_s=0)
     told: list[Cell] = []
-    whole = Sweep((8, 64), loads, num_prompts=2, num_warmups=1, rounds=1)
+    whole = Sweep((8, 64), loads, num_prompts=2, num_warmups=1, rounds=1, rest_s=0)
     cells, _ = run_pair(plain, KnownServer(first_s=0.01, gap_s=0), whole, on_cell=told.append)
     assert told == cells
     assert [(cell.frames, describe(cell.load)) for cell in cells] == [
