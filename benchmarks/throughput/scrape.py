@@ -1,7 +1,8 @@
 """What a server says of itself at `/metrics`: before a run, after it, and every half second.
 
 During a run only the gauges are kept, and nothing is parsed: the client shares its event loop with
-the load. A server without metrics is measured from outside alone.
+the load, and the server makes the page on the loop that sends its tokens. Where a page takes long,
+the next one is asked for later. A server without metrics is measured from outside alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.stream import Clock
 
 EVERY_S = 0.5
+SHARE = 0.01  # of the time, at most, that a run waits for pages
 SCRAPE_S = 10.0
 SETTLE_S = 5.0
 
@@ -91,13 +93,19 @@ class Scrapes:
 
 
 class Scraper:
-    """An async context around a run. `scrapes` is complete once it is left."""
+    """An async context around a run. `scrapes` is complete once it is left.
 
-    def __init__(self, endpoint: Endpoint, clock: Clock, every_s: float = EVERY_S) -> None:
+    Pages come every `every_s` seconds, or so seldom that waiting for them is `share` of the time.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, clock: Clock, every_s: float = EVERY_S, share: float = SHARE
+    ) -> None:
         self.scrapes = Scrapes()
         self._client = endpoint.client(SCRAPE_S)
         self._clock = clock
         self._every_s = every_s
+        self._share = share
         self._raw: list[tuple[float, str]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -136,10 +144,12 @@ class Scraper:
 
     async def _repeat(self) -> None:
         while True:
+            asked_s = self._clock()
             text = await self._text()
+            told_s = self._clock()
             if text is not None:
-                self._raw.append((self._clock(), only(text, GAUGES)))
-            await asyncio.sleep(self._every_s)
+                self._raw.append((told_s, only(text, GAUGES)))
+            await asyncio.sleep(max(self._every_s, (told_s - asked_s) / self._share))
 
     async def _text(self) -> str | None:
         try:

@@ -35,6 +35,7 @@ class KnownServer:
     refuse: frozenset[str] = frozenset()
     break_off: frozenset[str] = frozenset()
     metrics: bool = True
+    metrics_s: float = 0.0
     sent_s: dict[str, list[float]] = field(default_factory=dict)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
@@ -50,6 +51,7 @@ class KnownServer:
             await reply(send, 200, {"data": [{"id": MODEL}]})
         elif scope["path"] == "/metrics" and self.metrics:
             self.scraped += 1
+            await asyncio.sleep(self.metrics_s)
             await respond(send, 200, self.exposition().encode(), b"text/plain")
         elif scope["path"] == "/v1/chat/completions":
             await self.chat(await body_of(receive), send)

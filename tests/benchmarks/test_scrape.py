@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -71,7 +72,7 @@ def test_a_run_is_scraped_all_along() -> None:
     server = KnownServer(first_s=0.25)
 
     async def run(endpoint: Endpoint) -> Scrapes:
-        async with Scraper(endpoint, time.perf_counter, every_s=0.05) as scraper:
+        async with Scraper(endpoint, time.perf_counter, every_s=0.05, share=0.9) as scraper:
             await send(endpoint, requests(4), Load(2))
             await scraper.finish(4)
         return scraper.scrapes
@@ -85,6 +86,20 @@ def test_a_run_is_scraped_all_along() -> None:
     times_s = [time_s for time_s, _ in usage]
     assert times_s == sorted(times_s)
     assert len(usage) >= 4  # more than half a second at 0.05 s, on a machine that may be slow
+
+
+def test_pages_that_take_long_are_asked_for_seldom() -> None:
+    """A page of vLLM's takes its event loop 7 ms, which all streams wait for."""
+
+    async def run(endpoint: Endpoint) -> Scrapes:
+        async with Scraper(endpoint, time.perf_counter, every_s=0.01, share=0.25) as scraper:
+            await asyncio.sleep(1.1)
+        return scraper.scrapes
+
+    with known_server(KnownServer(metrics_s=0.1)) as endpoint:
+        times_s = [time_s for time_s, _ in asyncio.run(run(endpoint)).over_time(USAGE)]
+    assert 1 <= len(times_s) <= 3  # at 0.1, 0.6 and 1.1 s, or later
+    assert all(later - time_s >= 0.4 for time_s, later in pairwise(times_s))
 
 
 def test_a_server_without_metrics_is_not_waited_for() -> None:
