@@ -19,7 +19,8 @@ from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.stream import Clock
 
 EVERY_S = 0.5
-SHARE = 0.01  # of the time, at most, that a run waits for pages
+SHARE = 0.01  # of the time that a run waits for pages
+LONGEST_S = 2.0  # between two: a busy server's page takes long, and its peaks would be missed
 SCRAPE_S = 10.0
 SETTLE_S = 5.0
 
@@ -95,7 +96,8 @@ class Scrapes:
 class Scraper:
     """An async context around a run. `scrapes` is complete once it is left.
 
-    Pages come every `every_s` seconds, or so seldom that waiting for them is `share` of the time.
+    Pages come every `every_s` seconds, or so seldom that waiting for them is `share`
+    of the time, but at least every LONGEST_S.
     """
 
     def __init__(
@@ -149,7 +151,8 @@ class Scraper:
             told_s = self._clock()
             if text is not None:
                 self._raw.append((told_s, only(text, GAUGES)))
-            await asyncio.sleep(max(self._every_s, (told_s - asked_s) / self._share))
+            rest_s = max(self._every_s, (told_s - asked_s) / self._share)
+            await asyncio.sleep(min(rest_s, LONGEST_S))
 
     async def _text(self) -> str | None:
         try:
