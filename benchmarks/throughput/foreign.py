@@ -5,8 +5,9 @@
 
 `vllm bench serve` sends the same requests, byte for byte the same videos, and guidellm too where
 its program is named with `--guidellm`. The clients take turns in each round, so that what disturbs
-the machine disturbs all of them. Caches must be off at the server (one that this program starts
-has them off): the second client to ask would find what the first one left.
+the machine disturbs all of them, in all orders, so that nobody always follows the same other.
+Caches must be off at the server (one that this program starts has them off): the second client to
+ask would find what the first one left.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import asyncio
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import cycle, islice, permutations
 from typing import Any
 
 from metok_vllm.benchmarks.environment import environment, record_head
@@ -35,6 +37,7 @@ from metok_vllm.benchmarks.throughput.foreign_clients import (
 )
 from metok_vllm.benchmarks.throughput.load import Load, warm_up
 from metok_vllm.benchmarks.throughput.request import BenchRequest
+from metok_vllm.benchmarks.throughput.run import REST_S
 from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings, workload
 from metok_vllm.server.commands.bench_options import CHECKPOINTS, DEMO
 
@@ -45,8 +48,9 @@ CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
 class Beside:
     """One client against ours at one concurrency.
 
-    `ours` and `theirs` are medians over the rounds, `difference` the median of the rounds' own
-    `theirs / ours - 1`; a figure that the client does not tell is not there.
+    `ours` and `theirs` are medians over the rounds, `differences` each round's own
+    `theirs / ours - 1` and `difference` their median; a figure that the client does not tell is
+    not there.
     """
 
     client: str
@@ -54,6 +58,7 @@ class Beside:
     ours: Figures
     theirs: Figures
     difference: Figures
+    differences: Mapping[str, Sequence[float]]
 
 
 def compare(
@@ -61,18 +66,20 @@ def compare(
     endpoint: Endpoint,
     rounds: Sequence[Sequence[BenchRequest]],
     concurrency: int,
+    rest_s: float = REST_S,
 ) -> list[Beside]:
     """Every client in turn, once for each of `rounds` and its requests.
 
-    Whoever was first is last in the next round: a machine that gets slower favours nobody.
+    The rounds go through all orders: neither a machine that gets slower nor what a client leaves
+    behind favours one of them. Before each turn the server rests for `rest_s` seconds.
     Raises ForeignError where a request was not answered.
     """
-    turns = [(OURS, our_client), *clients.items()]
-    told: dict[str, list[Figures]] = {name: [] for name, _ in turns}
-    for requests in rounds:
-        for name, client in turns:
-            told[name].append(client(endpoint, requests, concurrency))
-        turns = [*turns[1:], turns[0]]
+    turns = {OURS: our_client, **clients}
+    told: dict[str, list[Figures]] = {name: [] for name in turns}
+    for requests, order in zip(rounds, cycle(permutations(turns)), strict=False):
+        for name in order:
+            time.sleep(rest_s)
+            told[name].append(turns[name](endpoint, requests, concurrency))
     ours = told.pop(OURS)
     return [beside(name, concurrency, ours, theirs) for name, theirs in told.items()]
 
@@ -82,26 +89,26 @@ def beside(
 ) -> Beside:
     """Medians of both and of their differences round by round."""
     names = [name for name in NAMES if name in theirs[0] and name in ours[0]]
-
-    def median(values: Callable[[Figures, Figures, str], float]) -> dict[str, float]:
-        pairs = list(zip(ours, theirs, strict=True))
-        return {n: statistics.median(values(our, their, n) for our, their in pairs) for n in names}
-
+    pairs = list(zip(ours, theirs, strict=True))
+    differences = {n: [their[n] / our[n] - 1 for our, their in pairs] for n in names}
     return Beside(
         client,
         concurrency,
-        ours=median(lambda our, _, name: our[name]),
-        theirs=median(lambda _, their, name: their[name]),
-        difference=median(lambda our, their, name: their[name] / our[name] - 1),
+        ours={name: statistics.median(our[name] for our in ours) for name in names},
+        theirs={name: statistics.median(their[name] for their in theirs) for name in names},
+        difference={name: statistics.median(values) for name, values in differences.items()},
+        differences=differences,
     )
 
 
 def table(found: Sequence[Beside]) -> str:
-    """Markdown: both figures and their difference."""
+    """Markdown: both figures, their difference and how far the rounds' own lie apart."""
     lines = ["| client | in flight | figure | ours | theirs | difference |", "|---|" + "---|" * 5]
     for pair in found:
         for name, difference in pair.difference.items():
+            of_rounds = pair.differences[name]
             figures = f"{pair.ours[name]:.4g} | {pair.theirs[name]:.4g} | {100 * difference:+.1f} %"
+            figures += f" ({100 * min(of_rounds):+.1f} to {100 * max(of_rounds):+.1f})"
             lines.append(f"| {pair.client} | {pair.concurrency} | {name} | {figures} |")
     return "\n".join(lines)
 

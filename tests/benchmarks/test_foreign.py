@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from metok_vllm.benchmarks.throughput import foreign_guidellm
+from metok_vllm.benchmarks.throughput import foreign, foreign_guidellm
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.foreign import Beside, beside, compare, main, table
 from metok_vllm.benchmarks.throughput.foreign_clients import (
@@ -38,37 +38,49 @@ def test_differences_are_of_each_round() -> None:
     assert pair.ours["requests_per_s"] == pytest.approx(3.0)
     assert pair.theirs["requests_per_s"] == pytest.approx(3.2)
     assert pair.difference == pytest.approx({"requests_per_s": 0.075, "ttft_s_p50": -0.05})
-    assert "| theirs | 4 | requests_per_s | 3 | 3.2 | +7.5 % |" in table([pair])
+    assert "| theirs | 4 | requests_per_s | 3 | 3.2 | +7.5 % (+5.0 to +10.0) |" in table([pair])
 
 
 def test_what_a_client_does_not_tell_is_left_out() -> None:
     pair = beside("theirs", 1, [FAST], [{"ttft_s_p50": 0.1}])
-    assert pair == Beside("theirs", 1, {"ttft_s_p50": 0.1}, {"ttft_s_p50": 0.1}, {"ttft_s_p50": 0})
+    told = {"ttft_s_p50": 0.1}
+    assert pair == Beside("theirs", 1, told, told, {"ttft_s_p50": 0}, {"ttft_s_p50": [0]})
 
 
-def test_clients_take_turns_and_nobody_is_always_first() -> None:
+def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
 
     def client(name: str) -> Client:
         def ask(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
-            turns.append(name + str(asked[0].body["messages"][0]["content"]))
+            turns.append(name)
             return our_client(endpoint, asked, concurrency)
 
         return ask
 
-    server = KnownServer()
+    monkeypatch.setattr(foreign, "our_client", client("o"))
+    server = KnownServer(first_s=0.0, gap_s=0.005)
     with known_server(server) as endpoint:
-        rounds = [requests(1, "a"), requests(1, "b"), requests(1, "c")]
-        compare({"x": client("x"), "y": client("y")}, endpoint, rounds, 1)
-    assert turns == ["xa0", "ya0", "xb0", "yb0", "yc0", "xc0"]
+        rounds = [requests(1, name) for name in "abcdefg"]
+        compare({"x": client("x"), "y": client("y")}, endpoint, rounds, 1, rest_s=0.0)
+    orders = ["".join(turns[at : at + 3]) for at in range(0, len(turns), 3)]
+    assert sorted(orders[:6]) == ["oxy", "oyx", "xoy", "xyo", "yox", "yxo"]
+    assert orders[6:] == orders[:1]
     asked = [body["messages"][0]["content"] for body in server.bodies]
-    assert asked == ["a0"] * 3 + ["b0"] * 3 + ["c0"] * 3
+    assert asked == [f"{name}0" for name in "abcdefg" for _ in range(3)]
+
+
+def test_a_turn_begins_after_a_rest() -> None:
+    server = KnownServer(first_s=0.0, gap_s=0.005)
+    with known_server(server) as endpoint:
+        compare({"x": our_client}, endpoint, [requests(1, "a"), requests(1, "b")], 1, rest_s=0.2)
+    ((first, *_), (second, *_)) = (server.sent_s[key] for key in ("a0", "b0"))
+    assert second - first > 0.4
 
 
 def test_a_request_without_an_answer_ends_it() -> None:
     server = KnownServer(refuse=frozenset({"1"}))
     with known_server(server) as endpoint, pytest.raises(ForeignError, match=f"1 of 2 .* {OURS}"):
-        compare({}, endpoint, [requests(2)], 1)
+        compare({}, endpoint, [requests(2)], 1, rest_s=0.0)
 
 
 def test_a_client_that_fails_says_why() -> None:
