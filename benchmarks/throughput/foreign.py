@@ -25,6 +25,7 @@ from itertools import cycle, islice, permutations
 from typing import Any
 
 from metok_vllm.benchmarks.environment import environment, record_head
+from metok_vllm.benchmarks.throughput import launch
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint, find_endpoint
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     NAMES,
@@ -120,7 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         endpoint = find_endpoint("server", url, model=args.model)
         found = _compare_all(endpoint, args)
     print(table(found))
-    head: dict[str, Any] = record_head("foreign clients", 1, environment(), vars(args))
+    configuration = vars(args)
+    if args.checkpoint:
+        configuration |= {"server_environment": launch.environment()}
+    head: dict[str, Any] = record_head("foreign clients", 1, environment(), configuration)
     print(json.dumps(head | {"load_average": os.getloadavg(), "pairs": [*map(asdict, found)]}))
 
 

@@ -161,7 +161,7 @@ def _endpoints(
         yield bench_settings.given_endpoints(arguments)
         return
     try:
-        from metok_vllm.benchmarks.throughput import checkpoints, servers
+        from metok_vllm.benchmarks.throughput import checkpoints, launch, servers
     except ModuleNotFoundError as error:
         raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
     flags, metok_flags = bench_settings.server_flags(arguments)
@@ -184,6 +184,7 @@ def _endpoints(
             name: bench_settings.without_places(command, model)
             for name, command in commands.items()
         }
+        configuration["servers_environment"] = launch.environment()
         yield [
             find_endpoint(name, child.url, extra_body=body, pid=child.process.pid)
             for name, child, body in (

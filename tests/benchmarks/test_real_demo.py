@@ -26,6 +26,7 @@ def test_right_answers_beside_the_ratios(
     assert result["kernels"]["red"] == {}
     # Served as `metok serve --demo` does, at the layers that its decoder was calibrated for.
     assert CONFIG_FILE.name in result["configuration"]["servers"]["metok"]
+    assert result["configuration"]["servers_environment"]["THP_MEM_ALLOC_ENABLE"] == "1"
     (quality,) = result["quality"]
     assert (quality["source"], quality["questions"], quality["videos"]) == ("event-QA", 16, 2)
     assert quality["failed"] == {"plain": 0, "metok": 0}

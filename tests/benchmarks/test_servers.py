@@ -27,7 +27,7 @@ path, pids = sys.argv[1:3]
 wait = "import sys; sys.stdin.read()"
 worker = subprocess.Popen([sys.executable, "-c", wait], stdin=subprocess.PIPE)
 with open(pids, "a") as file:
-    print(path, os.getpid(), worker.pid, os.environ.get("VLLM_NO_USAGE_STATS"), file=file)
+    print(path, os.getpid(), worker.pid, os.environ.get("THP_MEM_ALLOC_ENABLE"), file=file)
 if path == "dead":
     sys.exit("out of memory")
 born = time.monotonic()
