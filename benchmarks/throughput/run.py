@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Protocol
 
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint
@@ -112,6 +112,20 @@ async def experiment(
             if on_cell is not None:
                 on_cell(cell)
     return cells
+
+
+def gather(cells: list[Cell]) -> Callable[[Cell], None]:
+    """What takes the cells of one more experiment with the same sweep: `cells` get their rounds."""
+    places = count()
+
+    def take(cell: Cell) -> None:
+        place = next(places)
+        if place < len(cells):
+            cells[place].rounds.extend(cell.rounds)
+        else:
+            cells.append(cell)
+
+    return take
 
 
 async def _cell(

@@ -35,6 +35,7 @@ WITHOUT_LIMITS = (
 )
 # Of a GPU's memory, for each of the two.
 SHARE = "0.45"
+PLAIN, METOK = "plain vLLM", "METok"
 
 
 class PlainServer(ChildServer):
@@ -55,16 +56,23 @@ class Pair:
 
 @contextmanager
 def pair(
-    model: str, flags: Sequence[str], metok_flags: Sequence[str], ready_s: float = READY_S
+    model: str,
+    flags: Sequence[str],
+    metok_flags: Sequence[str],
+    ready_s: float = READY_S,
+    metok_first: bool = False,
 ) -> Iterator[Pair]:
     """Both servers on `model`, with `flags` of `vllm serve`; METok's with `metok_flags` on top.
+
+    Plain vLLM is started first, unless METok is to be.
 
     They are ended with all their processes however the context is left, signals included. Raises
     CommandError where one does not come up, with the end of its log on stderr.
     """
     plain = (model, *flags, *memory_share(flags), *REQUESTS_SAY)
     metok = (*plain, *WITHOUT_LIMITS, *metok_flags)
-    with started((*PLAIN_SERVE, *plain), (*METOK_SERVE, *metok), ready_s) as both:
+    commands = (*PLAIN_SERVE, *plain), (*METOK_SERVE, *metok)
+    with started(*commands, ready_s, metok_first) as both:
         yield replace(
             both,
             plain_command=("vllm", "serve", *plain),
@@ -74,15 +82,20 @@ def pair(
 
 @contextmanager
 def started(
-    plain_command: Sequence[str], metok_command: Sequence[str], ready_s: float
+    plain_command: Sequence[str],
+    metok_command: Sequence[str],
+    ready_s: float,
+    metok_first: bool = False,
 ) -> Iterator[Pair]:
     """As `pair`, by commands that are given `--host` and `--port` on top."""
+    kinds = {PLAIN: (PlainServer, plain_command), METOK: (ChildServer, metok_command)}
+    both: dict[str, ChildServer] = {}
     with ended_by_signals(), ExitStack() as stack:
-        plain = stack.enter_context(PlainServer(plain_command))
-        _await(plain, "plain vLLM", ready_s)
-        metok = stack.enter_context(ChildServer(metok_command))
-        _await(metok, "METok", ready_s)
-        yield Pair(plain, metok)
+        for name in (METOK, PLAIN) if metok_first else (PLAIN, METOK):
+            kind, command = kinds[name]
+            both[name] = stack.enter_context(kind(command))
+            _await(both[name], name, ready_s)
+        yield Pair(both[PLAIN], both[METOK])
 
 
 def memory_share(flags: Sequence[str]) -> tuple[str, ...]:

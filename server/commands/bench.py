@@ -13,24 +13,28 @@ import argparse
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.server.commands import bench_options, bench_quality, bench_settings
+from metok_vllm.server.commands import (
+    bench_options,
+    bench_quality,
+    bench_servers,
+    bench_settings,
+)
 from metok_vllm.server.commands.console import CommandError, complain, out, write
 
 if TYPE_CHECKING:
-    from metok_vllm.benchmarks.throughput.endpoint import Endpoint
     from metok_vllm.benchmarks.throughput.gate import Checked
     from metok_vllm.benchmarks.throughput.request import BenchRequest
     from metok_vllm.benchmarks.throughput.run import Cell
 
 RESULT, ROWS = "result.json", "rounds.csv"
 # Cells of one sweep must not share a text or picture that a server has cached.
-SEEDS_APART = 1000
+SEEDS_APART, STARTS_APART = 1000, 500
 ELSEWHERE = "kernel operations are not checked: the server is on another machine"
 
 
@@ -89,17 +93,18 @@ def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
     from metok_vllm.benchmarks.throughput.endpoint import EndpointError
     from metok_vllm.benchmarks.throughput.load import WarmUpError
     from metok_vllm.benchmarks.throughput.progress import LiveProgress
-    from metok_vllm.benchmarks.throughput.run import experiment
+    from metok_vllm.benchmarks.throughput.run import experiment, gather
     from metok_vllm.benchmarks.throughput.workloads import workload
 
     sweep, settings = bench_settings.sweep(arguments), bench_settings.workload_settings(arguments)
     folder = _result_folder(arguments)
     configuration = bench_settings.recorded(arguments)
+    facts = environment()
     cells: list[Cell] = []
     quality: list[accuracy.Quality] = []
 
-    def requests(frames: int) -> Iterator[BenchRequest]:
-        seed = settings.seed * SEEDS_APART + frames
+    def requests(start: int, frames: int) -> Iterator[BenchRequest]:
+        seed = settings.seed * SEEDS_APART + start * STARTS_APART + frames
         return workload(replace(settings, frames=(frames,), seed=seed))
 
     def save() -> dict[str, Any]:
@@ -110,22 +115,34 @@ def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
         _save(folder, result, cells)
         return result
 
-    def keep(cell: Cell) -> None:
-        cells.append(cell)
-        save()
+    def load(number: int, rounds: int) -> None:
+        take = gather(cells)
+
+        def keep(cell: Cell) -> None:
+            take(cell)
+            save()
+
+        part, asked = replace(sweep, rounds=rounds), partial(requests, number)
+        with LiveProgress() as progress:
+            asyncio.run(experiment(endpoints, part, asked, progress, keep))
+
+    def ask() -> None:
+        for each in questions:
+            complain(f"{each.source}: {len(each.asked)} questions at {each.frames} frames")
+            quality.append(asyncio.run(accuracy.ask_all(endpoints, each, arguments.timeout)))
 
     try:
         with ExitStack() as stack:
             questions = stack.enter_context(bench_quality.questions_beside(arguments))
-            endpoints = stack.enter_context(_endpoints(arguments, configuration))
-            facts = environment()
-            save()  # a folder that cannot be written to shows at once
-            with LiveProgress() as progress:
-                asyncio.run(experiment(endpoints, sweep, requests, progress, keep))
-            for each in questions:
-                complain(f"{each.source}: {len(each.asked)} questions at {each.frames} frames")
-                quality.append(asyncio.run(accuracy.ask_all(endpoints, each, arguments.timeout)))
-            result = save()
+            serve = stack.enter_context(bench_servers.serving(arguments, configuration))
+            starts = bench_servers.starts(arguments)
+            for number, start in enumerate(starts):
+                with serve(start) as endpoints:
+                    save()  # a folder that cannot be written to shows at once
+                    load(number, start.rounds)
+                    if start is starts[-1]:
+                        ask()
+                    result = save()
     except (EndpointError, WarmUpError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -148,50 +165,6 @@ def _save(folder: Path, result: dict[str, Any], cells: Sequence[Cell]) -> None:
         records.write_csv(folder / ROWS, cells)
     except OSError as error:
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _endpoints(
-    arguments: argparse.Namespace, configuration: dict[str, Any]
-) -> Iterator[Sequence[Endpoint]]:
-    """The servers to measure, the one to compare with first. Ours end with the context."""
-    from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
-
-    if arguments.base_url is not None:
-        yield bench_settings.given_endpoints(arguments)
-        return
-    try:
-        from metok_vllm.benchmarks.throughput import checkpoints, launch, servers
-    except ModuleNotFoundError as error:
-        raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
-    flags, metok_flags = bench_settings.server_flags(arguments)
-    with ExitStack() as stack:
-        model = arguments.model
-        if arguments.checkpoint is not None:
-            made = stack.enter_context(checkpoints.checkpoint(arguments.checkpoint))
-            model, flags = made.model, [*made.flags, *flags]
-            metok_flags = [*made.metok_flags, *metok_flags]
-        if arguments.checkpoint == bench_options.DEMO:
-            # The layers it was calibrated with, as `metok serve --demo`; a file of the user's own
-            # comes later and wins.
-            metok_flags = ["--metok-config", str(CONFIG_FILE), *metok_flags]
-        # Requests say how many frames are to be sampled; plain vLLM takes that on trust only.
-        flags = ["--trust-request-mm-kwargs", *flags]
-        complain("starting both servers")
-        both = stack.enter_context(servers.pair(model, flags, metok_flags))
-        commands = {"plain": both.plain_command, "metok": both.metok_command}
-        configuration["servers"] = {
-            name: bench_settings.without_places(command, model)
-            for name, command in commands.items()
-        }
-        configuration["servers_environment"] = launch.environment()
-        yield [
-            find_endpoint(name, child.url, extra_body=body, pid=child.process.pid)
-            for name, child, body in (
-                ("plain", both.plain, arguments.baseline_extra_body),
-                ("metok", both.metok, arguments.extra_body),
-            )
-        ]
 
 
 def _show(result: dict[str, Any], folder: Path) -> int:

@@ -176,7 +176,7 @@ def test_the_demo_is_asked_event_qa_and_has_its_own_settings(
             asked.extend(sets)
             yield sets
 
-    def pair(model: str, both: list[str], metok: list[str]) -> Any:
+    def pair(model: str, both: list[str], metok: list[str], **order: Any) -> Any:
         flags.extend(metok)
         raise CommandError("enough")
 

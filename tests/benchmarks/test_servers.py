@@ -94,6 +94,15 @@ def test_both_are_ready_one_started_after_the_other(fakes: Fakes) -> None:
     assert not pair.metok.log.exists()
 
 
+def test_metok_may_be_started_first(fakes: Fakes) -> None:
+    commands = (fakes.command("/health"), fakes.command("/health/ready"))
+    with started(*commands, 30, metok_first=True) as pair:
+        assert [line[0] for line in fakes.lines()] == ["/health/ready", "/health"]
+        assert httpx.get(f"{pair.plain.url}/health", trust_env=False).status_code == 200
+        assert int(fakes.lines()[0][1]) == pair.metok.process.pid
+    assert not fakes.alive()
+
+
 def test_neither_is_left_when_the_work_fails(fakes: Fakes) -> None:
     logs: list[Path] = []
 

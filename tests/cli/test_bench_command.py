@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from metok_vllm.benchmarks.throughput import servers
 from metok_vllm.errors import ConfigError
 from metok_vllm.server import cli
-from metok_vllm.server.commands import bench_options, bench_settings
+from metok_vllm.server.commands import bench_options, bench_servers, bench_settings
 from metok_vllm.server.commands.bench import run
 from metok_vllm.server.commands.console import CommandError
 from tests.benchmarks.openai_server import KnownServer, chunk, known_server, reply
@@ -53,6 +60,56 @@ def test_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (folder / "rounds.csv").read_text().count("\n") == 1 + 2 * 2
     assert all(body["metok"] == {"preset": "max"} for body in server.bodies)
     assert {body["max_tokens"] for body in server.bodies} == {4}
+
+
+def test_half_of_the_rounds_is_on_servers_of_which_metok_was_started_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, orders = AnyQuestion(first_s=0.02, gap_s=0.01), []
+
+    @contextmanager
+    def pair(*_: Any, metok_first: bool) -> Iterator[Any]:
+        orders.append(metok_first)
+        with known_server(server) as endpoint:
+            process = SimpleNamespace(pid=os.getpid())
+            child = SimpleNamespace(url=endpoint.url, process=process)
+            typed = ("serve", "x")
+            yield SimpleNamespace(
+                plain=child, metok=child, plain_command=typed, metok_command=typed
+            )
+
+    monkeypatch.setattr(servers, "pair", pair)
+    rested = bench_settings.sweep
+    monkeypatch.setattr(bench_settings, "sweep", lambda a: replace(rested(a), rest_s=0.0))
+    few = [*SMALL, "--rounds", "3", "--result-dir", str(tmp_path)]
+    assert cli.main(["bench", "--model", "x", *few]) == 0
+    assert orders == [False, True]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [len(cell["rounds"]) for cell in result["cells"]] == [3, 3]
+    ratios = result["cells"][1]["comparison"]["ratios"]
+    assert [len(ratio["rounds"]) for ratio in ratios.values()] == [3] * len(ratios)
+    assert result["configuration"]["servers_started"] == [
+        {"rounds": 2, "first": "plain"},
+        {"rounds": 1, "first": "metok"},
+    ]
+    # Warm-ups included, no request is ever repeated but to the other server.
+    asked = Counter(body["messages"][0]["content"] for body in server.bodies)
+    assert set(asked.values()) == {2}
+    assert "starting both servers, METok first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        (["--model", "x", "--rounds", "1"], [(1, False)]),
+        (["--model", "x", "--rounds", "4"], [(2, False), (2, True)]),
+        (["--base-url", "http://h:1", "--rounds", "4"], [(4, False)]),
+    ],
+)
+def test_who_is_started_first(options: list[str], rounds: list[tuple[int, bool]]) -> None:
+    arguments = parsed(*options)
+    found = bench_servers.starts(arguments)
+    assert [(start.rounds, start.metok_first) for start in found] == rounds
 
 
 def test_two_servers_and_the_comparison_of_two_results(
