@@ -13,7 +13,10 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 MODELS = ("llava-onevision-7b", "longva-7b")
-LOAD = ("--frames", "64", "--max-concurrency", "8", "--num-prompts", "16", "--output-len", "16")
+LOAD = (
+    *("--frames", "64", "--max-concurrency", "8", "--num-prompts", "16", "--output-len", "16"),
+    *("--rounds", "3"),
+)
 NEEDED = ("vllm", "metok_vllm.server")
 
 

@@ -72,7 +72,12 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--num-prompts", type=int, help="requests a round (default: 4 a slot)")
     group.add_argument("--num-warmups", type=int, help="per server and load (default: up to 4)")
-    group.add_argument("--rounds", type=int, default=3, help="in turn (default: 3)")
+    group.add_argument(
+        "--rounds",
+        type=int,
+        default=4,
+        help="in turn, half of them on servers of which METok's was started first (default: 4)",
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
 

@@ -1,8 +1,8 @@
 """The servers that `metok bench` measures: running ones, or a pair of its own, started in turn.
 
 Of two equal servers the one started second was up to 1.2 times as fast on a small machine: memory
-is not the same everywhere. So one half of the rounds is run on servers of which plain vLLM was
-started first, the other half on servers of which METok was.
+is not the same everywhere. So on a CPU one half of the rounds is run on servers of which plain
+vLLM was started first, the other half on servers of which METok was.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ Serve = Callable[[Start], AbstractContextManager[Sequence["Endpoint"]]]
 
 def starts(arguments: argparse.Namespace) -> tuple[Start, ...]:
     """How the rounds are shared out; where there is an odd one, plain vLLM was started first."""
+    import torch
+
     rounds: int = arguments.rounds
-    if arguments.base_url is not None or rounds < 2:
+    if arguments.base_url is not None or rounds < 2 or torch.cuda.is_available():
         return (Start(rounds),)
     later = rounds // 2
     return (Start(rounds - later), Start(later, metok_first=True))

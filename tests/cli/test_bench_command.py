@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from metok_vllm.benchmarks.throughput import servers
 from metok_vllm.errors import ConfigError
@@ -78,6 +79,7 @@ def test_half_of_the_rounds_is_on_servers_of_which_metok_was_started_first(
                 plain=child, metok=child, plain_command=typed, metok_command=typed
             )
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(servers, "pair", pair)
     rested = bench_settings.sweep
     monkeypatch.setattr(bench_settings, "sweep", lambda a: replace(rested(a), rest_s=0.0))
@@ -99,16 +101,22 @@ def test_half_of_the_rounds_is_on_servers_of_which_metok_was_started_first(
 
 
 @pytest.mark.parametrize(
-    ("options", "rounds"),
+    ("options", "gpu", "rounds"),
     [
-        (["--model", "x", "--rounds", "1"], [(1, False)]),
-        (["--model", "x", "--rounds", "4"], [(2, False), (2, True)]),
-        (["--base-url", "http://h:1", "--rounds", "4"], [(4, False)]),
+        (["--model", "x", "--rounds", "1"], False, [(1, False)]),
+        (["--model", "x", "--rounds", "4"], False, [(2, False), (2, True)]),
+        (["--model", "x", "--rounds", "4"], True, [(4, False)]),
+        (["--base-url", "http://h:1", "--rounds", "4"], False, [(4, False)]),
     ],
 )
-def test_who_is_started_first(options: list[str], rounds: list[tuple[int, bool]]) -> None:
-    arguments = parsed(*options)
-    found = bench_servers.starts(arguments)
+def test_who_is_started_first(
+    options: list[str],
+    gpu: bool,
+    rounds: list[tuple[int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = bench_servers.starts(parsed(*options))
     assert [(start.rounds, start.metok_first) for start in found] == rounds
 
 
