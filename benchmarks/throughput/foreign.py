@@ -121,9 +121,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         endpoint = find_endpoint("server", url, model=args.model)
         found = _compare_all(endpoint, args)
     print(table(found))
-    configuration = vars(args)
+    configuration: dict[str, Any] = dict(vars(args))
     if args.checkpoint:
-        configuration |= {"server_environment": launch.environment()}
+        configuration["server_environment"] = launch.environment()
     head: dict[str, Any] = record_head("foreign clients", 1, environment(), configuration)
     print(json.dumps(head | {"load_average": os.getloadavg(), "pairs": [*map(asdict, found)]}))
 
