@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(table(found))
     configuration: dict[str, Any] = dict(vars(args))
     if args.checkpoint:
-        configuration["server_environment"] = launch.environment()
+        configuration["server_environment"] = launch.recorded()
     head: dict[str, Any] = record_head("foreign clients", 1, environment(), configuration)
     print(json.dumps(head | {"load_average": os.getloadavg(), "pairs": [*map(asdict, found)]}))
 

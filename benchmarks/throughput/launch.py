@@ -15,11 +15,22 @@ PR_SET_PDEATHSIG = 1
 # happened to get: of two plain servers the one started second answered 1.2 to 1.4 times as many
 # text requests. With PyTorch's tensors in huge pages (c10/core/alignment.h) it was 1.06 times.
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
+# What else decides where a process gets its memory from, passed on where the user has set it.
+ALLOCATOR = ("LD_PRELOAD", "GLIBC_TUNABLES")
 
 
 def environment() -> dict[str, str]:
     """What both servers are given, unless the environment says otherwise."""
     return {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+
+
+def recorded() -> dict[str, str]:
+    """That and the allocator, for a result: of libraries their names, not where they lie."""
+    chosen = {name: os.environ[name] for name in ALLOCATOR if os.environ.get(name)}
+    if "LD_PRELOAD" in chosen:
+        libraries = chosen["LD_PRELOAD"].replace(" ", ":").split(":")
+        chosen["LD_PRELOAD"] = ":".join(os.path.basename(path) for path in libraries)
+    return environment() | chosen
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def serving(arguments: argparse.Namespace, configuration: dict[str, Any]) -> Ite
     except ModuleNotFoundError as error:
         raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
     flags, metok_flags = bench_settings.server_flags(arguments)
-    configuration["servers_environment"] = launch.environment()
+    configuration["servers_environment"] = launch.recorded()
     configuration["servers_started"] = [
         {"rounds": start.rounds, "first": "metok" if start.metok_first else "plain"}
         for start in starts(arguments)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from metok_vllm.benchmarks.throughput import servers
+from metok_vllm.benchmarks.throughput import launch, servers
 from metok_vllm.benchmarks.throughput.servers import LAUNCH, memory_share, started
 from metok_vllm.server.commands.console import CommandError
 from tests.waiting import wait_until
@@ -75,6 +75,16 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fakes]:
     yield fakes
     for pid in fakes.alive():
         psutil.Process(pid).kill()
+
+
+def test_a_result_tells_the_allocator_and_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    monkeypatch.setenv("LD_PRELOAD", "/home/me/libtcmalloc.so.4:/opt/libiomp5.so")
+    recorded = launch.recorded()
+    assert recorded["LD_PRELOAD"] == "libtcmalloc.so.4:libiomp5.so"
+    assert recorded["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert "GLIBC_TUNABLES" not in recorded
 
 
 def test_both_are_ready_one_started_after_the_other(fakes: Fakes) -> None:
