@@ -25,7 +25,7 @@ def environment() -> dict[str, str]:
 
 
 def recorded() -> dict[str, str]:
-    """That and the allocator, for a result: of libraries their names, not where they lie."""
+    """`environment` and the allocator, for a result: libraries by name, not where they lie."""
     chosen = {name: os.environ[name] for name in ALLOCATOR if os.environ.get(name)}
     if "LD_PRELOAD" in chosen:
         libraries = chosen["LD_PRELOAD"].replace(" ", ":").split(":")
