@@ -51,7 +51,8 @@ class Beside:
 
     `ours` and `theirs` are medians over the rounds, `differences` each round's own
     `theirs / ours - 1` and `difference` their median; a figure that the client does not tell is
-    not there.
+    not there. `rounds` has both clients' figures of every round, for who asks what a round far
+    from the others was like.
     """
 
     client: str
@@ -60,6 +61,7 @@ class Beside:
     theirs: Figures
     difference: Figures
     differences: Mapping[str, Sequence[float]]
+    rounds: Sequence[Mapping[str, Figures]]
 
 
 def compare(
@@ -99,6 +101,7 @@ def beside(
         theirs={name: statistics.median(their[name] for their in theirs) for name in names},
         difference={name: statistics.median(values) for name, values in differences.items()},
         differences=differences,
+        rounds=[{"ours": dict(our), "theirs": dict(their)} for our, their in pairs],
     )
 
 

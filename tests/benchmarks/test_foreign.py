@@ -38,13 +38,18 @@ def test_differences_are_of_each_round() -> None:
     assert pair.ours["requests_per_s"] == pytest.approx(3.0)
     assert pair.theirs["requests_per_s"] == pytest.approx(3.2)
     assert pair.difference == pytest.approx({"requests_per_s": 0.075, "ttft_s_p50": -0.05})
+    assert pair.rounds == [
+        {"ours": FAST, "theirs": theirs[0]},
+        {"ours": SLOW, "theirs": theirs[1]},
+    ]
     assert "| theirs | 4 | requests_per_s | 3 | 3.2 | +7.5 % (+5.0 to +10.0) |" in table([pair])
 
 
 def test_what_a_client_does_not_tell_is_left_out() -> None:
     pair = beside("theirs", 1, [FAST], [{"ttft_s_p50": 0.1}])
     told = {"ttft_s_p50": 0.1}
-    assert pair == Beside("theirs", 1, told, told, {"ttft_s_p50": 0}, {"ttft_s_p50": [0]})
+    rounds = [{"ours": FAST, "theirs": told}]
+    assert pair == Beside("theirs", 1, told, told, {"ttft_s_p50": 0}, {"ttft_s_p50": [0]}, rounds)
 
 
 def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
