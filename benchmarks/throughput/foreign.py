@@ -36,6 +36,7 @@ from metok_vllm.benchmarks.throughput.foreign_clients import (
     our_client,
     vllm_client,
 )
+from metok_vllm.benchmarks.throughput.foreign_clock import OVER_SERVERS, beside_the_server
 from metok_vllm.benchmarks.throughput.load import Load, warm_up
 from metok_vllm.benchmarks.throughput.request import BenchRequest
 from metok_vllm.benchmarks.throughput.run import REST_S
@@ -82,7 +83,8 @@ def compare(
     for requests, order in zip(rounds, cycle(permutations(turns)), strict=False):
         for name in order:
             time.sleep(rest_s)
-            told[name].append(turns[name](endpoint, requests, concurrency))
+            client = beside_the_server(turns[name])
+            told[name].append(client(endpoint, requests, concurrency))
     ours = told.pop(OURS)
     return [beside(name, concurrency, ours, theirs) for name, theirs in told.items()]
 
@@ -91,7 +93,7 @@ def beside(
     client: str, concurrency: int, ours: Sequence[Figures], theirs: Sequence[Figures]
 ) -> Beside:
     """Medians of both and of their differences round by round."""
-    names = [name for name in NAMES if name in theirs[0] and name in ours[0]]
+    names = [n for n in NAMES + OVER_SERVERS if all(n in told for told in (*ours, *theirs))]
     pairs = list(zip(ours, theirs, strict=True))
     differences = {n: [their[n] / our[n] - 1 for our, their in pairs] for n in names}
     return Beside(

@@ -32,6 +32,8 @@ NAMES = (
     "inter_token_s_p50",
     "per_output_token_s_p50",
     "end_to_end_s_p50",
+    "ttft_s_mean",
+    "end_to_end_s_mean",
 )
 
 # A client's figures by name, of one run on a server with so many requests in flight.
@@ -47,8 +49,10 @@ def our_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency
     """A round of `metok bench`."""
     run = asyncio.run(run_once(endpoint, requests, Load(concurrency)))
     _all_answered(OURS, run.measures.answered, len(requests), run.measures.errors)
-    found = {name: (RATES | TIMES)[name](run.measures) for name in NAMES}
-    return {name: value for name, value in found.items() if value is not None}
+    means = {"ttft_s_mean": run.measures.ttft_s.mean}
+    means |= {"end_to_end_s_mean": run.measures.end_to_end_s.mean}
+    found = {name: figure(run.measures) for name, figure in (RATES | TIMES).items()} | means
+    return {name: value for name in NAMES if (value := found[name]) is not None}
 
 
 def vllm_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int) -> Figures:
@@ -72,6 +76,8 @@ def vllm_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrenc
         "inter_token_s_p50": result["median_itl_ms"] / 1000,
         "per_output_token_s_p50": result["median_tpot_ms"] / 1000,
         "end_to_end_s_p50": result["median_e2el_ms"] / 1000,
+        "ttft_s_mean": result["mean_ttft_ms"] / 1000,
+        "end_to_end_s_mean": result["mean_e2el_ms"] / 1000,
     }
 
 

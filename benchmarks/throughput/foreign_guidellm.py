@@ -67,4 +67,6 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
         "ttft_s_p50": of("time_to_first_token_ms", "p50") / 1000,
         "per_output_token_s_p50": of("inter_token_latency_ms", "p50") / 1000,
         "end_to_end_s_p50": of("request_latency", "p50"),
+        "ttft_s_mean": of("time_to_first_token_ms", "mean") / 1000,
+        "end_to_end_s_mean": of("request_latency", "mean"),
     }

@@ -97,23 +97,29 @@ class Scraper:
     """An async context around a run. `scrapes` is complete once it is left.
 
     Pages come every `every_s` seconds, or so seldom that waiting for them is `share`
-    of the time, but at least every LONGEST_S.
+    of the time, but at least every LONGEST_S; only before and after where not `during`.
     """
 
     def __init__(
-        self, endpoint: Endpoint, clock: Clock, every_s: float = EVERY_S, share: float = SHARE
+        self,
+        endpoint: Endpoint,
+        clock: Clock,
+        every_s: float = EVERY_S,
+        share: float = SHARE,
+        during: bool = True,
     ) -> None:
         self.scrapes = Scrapes()
         self._client = endpoint.client(SCRAPE_S)
         self._clock = clock
         self._every_s = every_s
         self._share = share
+        self._during = during
         self._raw: list[tuple[float, str]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Scraper:
         self.scrapes.before = await self._snapshot()
-        if self.scrapes.before is not None:
+        if self._during and self.scrapes.before is not None:
             self._task = asyncio.create_task(self._repeat())
         return self
 
