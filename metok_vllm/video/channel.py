@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("!I")
 # A file is mapped from this size on; a mapping keeps its file descriptor until it goes.
-MAP_BYTES = 16 << 20
+MAP_BYTES = 8 << 20
 
 
 class ChannelClosedError(Exception):

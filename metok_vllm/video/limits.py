@@ -45,7 +45,7 @@ class MediaLimits:
     allow_private_hosts: bool = setting(
         False, "whether private, loopback and link-local addresses may be fetched"
     )
-    backend: str = setting("auto", "auto (decord, PyAV where it cannot), decord or pyav")
+    backend: str = setting("auto", "auto (PyAV), decord or pyav")
 
     def __post_init__(self) -> None:
         for field in fields(self):
