@@ -118,7 +118,9 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         pending = _pending.get()
         response = await super().chat_completion_full_generator(*args, **kwargs)
         if pending is not None and isinstance(response, ChatCompletionResponse):
-            response.metok = await self._report(pending)
+            # Nothing is heard of a request between its start and its whole answer: only now are
+            # its events there for sure.
+            response.metok = self._report(pending, await self._events(pending.plan))
         return response
 
     def chat_completion_stream_generator(
@@ -141,12 +143,17 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
     def _with_report(
         self, stream: AsyncGenerator[str, None], pending: _Pending
     ) -> AsyncGenerator[str, None]:
-        async def report() -> dict[str, Any]:
-            return {OPTION: await self._report(pending)}
+        # The engine answers between two steps, and under load a step holds somebody's prompt: who
+        # asks it at the end makes the client wait for that, and start its next request later.
+        async def events() -> list[Any]:
+            return await self._events(pending.plan)
 
-        return with_more_in_last_chunk(stream, report)
+        def report(events: list[Any]) -> dict[str, Any]:
+            return {OPTION: self._report(pending, events)}
 
-    async def _report(self, pending: _Pending) -> dict[str, Any]:
+        return with_more_in_last_chunk(stream, events, report)
+
+    def _report(self, pending: _Pending, events: list[Any]) -> dict[str, Any]:
         plan, tokens = pending.plan, pending.prompt_tokens
         engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
         pruned = not pending.prompt_logprobs
@@ -160,7 +167,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         return metok_report(
             plan,
             prompt_plan,
-            await self._events(plan),
+            events,
             engine=engine,
             prompt_tokens=tokens,
             fallback=fallback,

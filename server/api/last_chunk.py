@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
 
 DATA = "data: "
 DONE = "data: [DONE]"
 
+T = TypeVar("T")
+
 
 async def with_more_in_last_chunk(
-    stream: AsyncGenerator[str, None], more: Callable[[], Awaitable[dict[str, Any]]]
+    stream: AsyncGenerator[str, None],
+    early: Callable[[], Coroutine[Any, Any, T]],
+    more: Callable[[T], dict[str, Any]],
 ) -> AsyncGenerator[str, None]:
     """`stream`, with what `more` gives in the chunk before `[DONE]`; an error chunk stays as it is.
 
-    `more` is asked when all else has been sent. Leaving early closes `stream`.
+    `early` is asked beside the stream once its first item is there, `more` when all else has been
+    sent, of what `early` gave: what takes long then does not hold up the end of an answer. Leaving
+    early closes `stream` and ends `early`.
     """
     held: str | None = None
+    asked: asyncio.Task[T] | None = None
     try:
         async for item in stream:
+            if asked is None:
+                asked = asyncio.create_task(early())
             if item.startswith(DONE) and held is not None:
-                yield _extended(held, await more())
+                yield _extended(held, more(await asked))
                 held = None
             elif held is not None:
                 yield held
@@ -35,6 +45,9 @@ async def with_more_in_last_chunk(
         if held is not None:
             yield held
     finally:
+        if asked is not None:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
         await stream.aclose()
 
 

@@ -72,7 +72,8 @@ class TestReport:
     )
 
     def report(self, chat: Any, plan: RequestPlan, **pending: Any) -> Any:
-        return asyncio.run(chat._report(_Pending(plan, 64, **pending)))
+        events = asyncio.run(chat._events(plan))
+        return chat._report(_Pending(plan, 64, **pending), events)
 
     def test_it_says_which_fallback_was_taken(self) -> None:
         chat = serving(metok=METokConfig(stages=(1,)))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.server.api.chat import _Pending
-from tests.server.serving_chat import PLAN, serving
+from tests.server.serving_chat import PLAN, Core, serving
 
 CHUNK = '"id":"c","object":"chat.completion.chunk","created":1,"model":"m"'
 
@@ -30,13 +31,19 @@ ROLE = (
 USAGE = f'data: {{{CHUNK},"choices":[],"usage":{{"prompt_tokens":7,"total_tokens":9}}}}\n\n'
 ERROR = 'data: {"error":{"message":"no","type":"t","param":null,"code":500}}\n\n'
 DONE = "data: [DONE]\n\n"
+REPORT = {"preset": "balanced", "workers": [{}]}
+
+
+def chat_on(core: Any) -> Any:
+    """METok's chat endpoint on an engine, and with a short report."""
+    chat = serving()
+    chat.engine_client = SimpleNamespace(engine_core=core)
+    chat._report = lambda _pending, events: {"preset": "balanced", "workers": events}
+    return chat
 
 
 def streamed(*items: str) -> list[str]:
-    chat = serving()
-
-    async def report(_pending: _Pending) -> dict[str, Any]:
-        return {"preset": "balanced"}
+    chat = chat_on(Core([[{}]]))
 
     async def source() -> AsyncGenerator[str, None]:
         for item in items:
@@ -45,8 +52,19 @@ def streamed(*items: str) -> list[str]:
     async def collect() -> list[str]:
         return [item async for item in chat._with_report(source(), _Pending(PLAN, 7))]
 
-    chat._report = report
     return asyncio.run(collect())
+
+
+class BusyCore:
+    """An engine in a step without an end."""
+
+    given_up = False
+
+    async def call_utility_all_async(self, *_: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.given_up = True
 
 
 def metok_of(item: str) -> Any:
@@ -61,14 +79,14 @@ class TestStream:
         assert out[:2] == items[:2]
         assert out[3] == DONE
         last = json.loads(out[2].removeprefix("data: "))
-        assert last.pop("metok") == {"preset": "balanced"}
+        assert last.pop("metok") == REPORT
         assert last == json.loads(items[2].removeprefix("data: "))
 
     def test_with_usage_that_is_the_usage_chunk(self) -> None:
         items = [ROLE, chunk("a"), chunk(".", '"length"'), USAGE, DONE]
         out = streamed(*items)
         assert out[:3] == items[:3]
-        assert metok_of(out[3]) == {"preset": "balanced"}
+        assert metok_of(out[3]) == REPORT
         assert json.loads(out[3][6:])["usage"] == {"prompt_tokens": 7, "total_tokens": 9}
 
     def test_several_choices_end_at_different_times(self) -> None:
@@ -96,14 +114,34 @@ class TestStream:
             yield chunk("b", '"stop"')
 
         async def collect() -> None:
-            async for item in serving()._with_report(source(), _Pending(PLAN, 7)):
+            async for item in chat_on(Core([[{}]]))._with_report(source(), _Pending(PLAN, 7)):
                 passed.append(item)
 
         asyncio.run(collect())
         assert passed == [chunk("a"), chunk("b", '"stop"')]
 
+    def test_the_engine_is_asked_beside_the_stream(self) -> None:
+        """It answers between two steps: who asks at the end waits for a step of somebody else's."""
+        core = Core([[{}]])
+
+        async def source() -> AsyncGenerator[str, None]:
+            assert core.asked == []  # nothing is encoded before the first token
+            yield ROLE
+            await asyncio.sleep(0)
+            assert len(core.asked) == 1
+            yield chunk("a", '"stop"')
+            yield DONE
+
+        async def collect() -> list[str]:
+            stream = chat_on(core)._with_report(source(), _Pending(PLAN, 7))
+            return [item async for item in stream]
+
+        assert metok_of(asyncio.run(collect())[1]) == REPORT
+        assert [method for _, method, *_ in core.asked] == ["metok_events"]
+
     def test_leaving_early_closes_vllm_s_stream(self) -> None:
         closed: list[bool] = []
+        core = BusyCore()
 
         async def source() -> AsyncGenerator[str, None]:
             try:
@@ -113,9 +151,11 @@ class TestStream:
                 closed.append(True)
 
         async def leave() -> None:
-            stream = serving()._with_report(source(), _Pending(PLAN, 7))
+            stream = chat_on(core)._with_report(source(), _Pending(PLAN, 7))
             await anext(stream)
+            await asyncio.sleep(0)
             await stream.aclose()
 
         asyncio.run(leave())
         assert closed == [True]
+        assert core.given_up
