@@ -6,6 +6,7 @@
 `vllm bench serve` sends the same requests, byte for byte the same videos, and guidellm too where
 its program is named with `--guidellm`. The clients take turns in each round, so that what disturbs
 the machine disturbs all of them, in all orders, so that nobody always follows the same other.
+Each client's means are also held against the server's own of just its turn (`foreign_clock`).
 Caches must be off at the server (one that this program starts has them off): the second client to
 ask would find what the first one left.
 """

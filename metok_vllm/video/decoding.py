@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from metok_vllm.errors import MediaError, MediaTooLarge
-from metok_vllm.video.backends import reader_types
+from metok_vllm.video.backends import reader_of
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.frames import Decoded
 from metok_vllm.video.limits import MediaLimits
@@ -34,26 +34,19 @@ def decode(
     source = inspect(video, limits, threads)
     index = source.index
     indices = sample_indices(index.total, num_frames, fps, index.duration_s)
-    failure: MediaError | None = None
-    for name, reader_type in reader_types(limits.backend):
-        try:
-            written, shape, downscale = _write_frames(reader_type, source, indices, limits, output)
-        except MediaError as error:
-            failure = error
-            continue
-        return Decoded(
-            shape=shape,
-            indices=written,
-            timestamps_s=[index.timestamp_s(i) for i in written],
-            fps=index.fps,
-            duration_s=index.duration_s,
-            total_frames=index.total,
-            backend=name,
-            downscale=downscale,
-            decode_s=time.monotonic() - started,
-        )
-    assert failure is not None, "no reader for a valid backend"
-    raise failure
+    name, reader_type = reader_of(limits.backend)
+    written, shape, downscale = _write_frames(reader_type, source, indices, limits, output)
+    return Decoded(
+        shape=shape,
+        indices=written,
+        timestamps_s=[index.timestamp_s(i) for i in written],
+        fps=index.fps,
+        duration_s=index.duration_s,
+        total_frames=index.total,
+        backend=name,
+        downscale=downscale,
+        decode_s=time.monotonic() - started,
+    )
 
 
 def _write_frames(
@@ -64,8 +57,6 @@ def _write_frames(
     output: BinaryIO,
 ) -> tuple[list[int], tuple[int, int, int, int], int]:
     """Indices written, shape [T, H, W, 3] of the output, and the factor frames were shrunk by."""
-    output.seek(0)
-    output.truncate(0)
     written: list[int] = []
     height = width = 0
     factor = 1

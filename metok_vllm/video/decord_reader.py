@@ -3,7 +3,7 @@
 decord 0.6 counts packets and seeks by keyframe, which is right only for files that are regular
 in the sense of FrameIndex; measured against a full decode, it returns wrong frames after a seek
 in open-GOP, AVI and MPEG-TS files, and miscounts under an edit list. It therefore takes what it
-is exact on and leaves the rest to PyAV.
+is exact on and refuses the rest.
 """
 
 from __future__ import annotations

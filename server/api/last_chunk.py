@@ -47,7 +47,6 @@ async def with_more_in_last_chunk(
     finally:
         if asked is not None:
             asked.cancel()
-            await asyncio.gather(asked, return_exceptions=True)
         await stream.aclose()
 
 
