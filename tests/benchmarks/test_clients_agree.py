@@ -18,6 +18,7 @@ from starlette.types import Send
 from metok_vllm.benchmarks.throughput.endpoint import Endpoint, find_endpoint
 from metok_vllm.benchmarks.throughput.foreign import beside
 from metok_vllm.benchmarks.throughput.foreign_clients import (
+    NAMES,
     Client,
     guidellm_client,
     our_client,
@@ -139,7 +140,7 @@ def test_vllm_bench_serve_agrees() -> None:
     server = SlowServer()
     with known_server(server) as endpoint:
         found = closest(lambda: from_ours(vllm_client, endpoint))
-    assert len(found) == 6
+    assert tuple(found) == NAMES
     assert found == pytest.approx(dict.fromkeys(found, 0.0), abs=NEAR)
     ours, theirs = server.bodies[0], server.bodies[-1]
     theirs["max_tokens"] = theirs.pop("max_completion_tokens")
