@@ -35,7 +35,8 @@ from metok_vllm.rules import METOK
 logger = init_logger("vllm.metok")
 
 OPTION = "metok"  # key of a request's wishes in mm_processor_kwargs
-LAST_USER_TEXT = "last_user_text"  # put among them by our server, which has the messages
+# Put among them by our server, which has the messages: the question and where it stands.
+LAST_USER_TEXT, QUERY_SOURCE = "last_user_text", "query_source"
 SCOPE = "videos_kwargs"  # vLLM hashes what stands in here with videos only
 PAYLOAD, IDENTITIES = "metok_payload", "metok_identities"
 Identity = tuple[str, str]  # a video's key in vLLM's caches, and its content without METok's part
@@ -83,7 +84,7 @@ class MetokProcessorMixin:
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """As the base class, with stage 1 decided and the plan left under `metok`."""
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        config, asked = _wanted(self.info.metok, kwargs.pop(OPTION, None))
+        config, question = _wanted(self.info.metok, kwargs.pop(OPTION, None))
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
@@ -91,7 +92,7 @@ class MetokProcessorMixin:
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
-            query, source = (asked, USER_TURN) if asked else self.query_finder.find(inputs.prompt)
+            query, source = question if question[0] else self.query_finder.find(inputs.prompt)
             query_ids = self._query_ids(query)
         payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
@@ -197,16 +198,16 @@ class MetokProcessorMixin:
         return [*(u for u in updates if u.modality != "video"), video]
 
 
-def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, str]:
-    """The request's configuration, and the user's last words where our server knows them."""
+def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, tuple[str, str]]:
+    """The request's configuration, and its question with its source where our server knows them."""
     if option is None:
-        return base, ""
+        return base, ("", "")
     if not isinstance(option, Mapping):
         raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
     settings = dict(option)
-    asked = settings.pop(LAST_USER_TEXT, "")
+    question = settings.pop(LAST_USER_TEXT, ""), settings.pop(QUERY_SOURCE, USER_TURN)
     try:
-        return base.for_request(settings), asked
+        return base.for_request(settings), question
     except ConfigError as error:
         raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
 

@@ -25,7 +25,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
-from metok_vllm.models.processing import LAST_USER_TEXT
+from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
 from metok_vllm.plan import RequestPlan
 from metok_vllm.server.api.engines import ask_workers
 from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body
@@ -37,7 +37,7 @@ from metok_vllm.server.api.fallbacks import (
 )
 from metok_vllm.server.api.field_schema import request_schema
 from metok_vllm.server.api.last_chunk import with_more_in_last_chunk
-from metok_vllm.server.api.messages import count_videos, last_user_text
+from metok_vllm.server.api.messages import count_videos, question_of
 from metok_vllm.server.api.report import EngineFacts, metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
 
@@ -98,11 +98,12 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
             )
         self._check_client_options(request)
         if videos and self.metok is not None:
-            # Chat templates are programs: the question is told, not read back from their output.
-            asked = last_user_text(request.messages)
+            # A chat template may change what is said, so the question goes along as it was sent.
+            text, source = question_of(request.messages)
+            question = {LAST_USER_TEXT: text, QUERY_SOURCE: source} if text else {}
             request.mm_processor_kwargs = {
                 **(request.mm_processor_kwargs or {}),
-                OPTION: {**overrides, LAST_USER_TEXT: asked} if asked else overrides,
+                OPTION: {**overrides, **question},
             }
         result = await super().render_chat_request(request)
         if isinstance(result, tuple):

@@ -68,6 +68,26 @@ def test_the_last_turn_of_several(tokenizer: Any, template: str, finder: QueryFi
     assert finder.find(ids) == ("And where does it roll to?", "user_turn")
 
 
+def test_messages_that_follow_each_other(
+    tokenizer: Any, template: str, finder: QueryFinder
+) -> None:
+    turns = [user("Hello", "image"), said("Hi."), user("What is red?"), user("Time: noon", "video")]
+    ids = rendered(tokenizer, template, turns)
+    assert finder.find(ids) == ("What is red?\nTime: noon", "user_turn")
+
+
+def test_a_film_behind_the_question(tokenizer: Any, template: str, finder: QueryFinder) -> None:
+    ids = rendered(tokenizer, template, [user("What is red?"), user("", "video")])
+    assert finder.find(ids) == ("What is red?", "user_turn")
+
+
+def test_a_turn_without_words_leaves_the_one_before(
+    tokenizer: Any, template: str, finder: QueryFinder
+) -> None:
+    turns = [user("What is red?", "video"), said("A ball."), user("", "video")]
+    assert finder.find(rendered(tokenizer, template, turns)) == ("What is red?", "user_turn")
+
+
 @example("  ")
 @given(st.text(st.characters(codec="ascii", exclude_characters="<|>"), min_size=1, max_size=60))
 def test_any_text(tokenizer: Any, template: str, finder: QueryFinder, text: str) -> None:

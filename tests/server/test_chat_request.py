@@ -12,9 +12,11 @@ from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.processing import LAST_USER_TEXT
+from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
 from metok_vllm.server.api.chat import MetokChatRequest
 from tests.server.serving_chat import TEXT, VIDEO, request, serving
+
+QUESTION = {LAST_USER_TEXT: TEXT["text"], QUERY_SOURCE: "user_turn"}
 
 
 class TestOverrides:
@@ -112,13 +114,11 @@ class TestRendering:
 
     def test_the_processor_is_told_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
         body = self.rendered(monkeypatch, METokConfig(), mm_processor_kwargs={"a": 1})
-        assert body.mm_processor_kwargs == {"a": 1, "metok": {LAST_USER_TEXT: TEXT["text"]}}
+        assert body.mm_processor_kwargs == {"a": 1, "metok": QUESTION}
 
     def test_beside_what_the_request_sets(self, monkeypatch: pytest.MonkeyPatch) -> None:
         body = self.rendered(monkeypatch, METokConfig(), metok={"num_events": 3})
-        assert body.mm_processor_kwargs == {
-            "metok": {"num_events": 3, LAST_USER_TEXT: TEXT["text"]}
-        }
+        assert body.mm_processor_kwargs == {"metok": {"num_events": 3, **QUESTION}}
         assert body.metok == {"num_events": 3}
 
     def test_without_words_there_is_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
