@@ -5,6 +5,7 @@ MetokError
 └── MediaError         a video or image that was refused or cannot be read   422
     ├── MediaTooLarge      over a limit of size, length, frames or pixels    413
     ├── MediaForbidden     an address or path that policy does not allow     400
+    ├── MediaBusy          others are served first, for too long             429
     └── MediaDeadline      fetching or decoding took too long                504
 
 Messages name the offending value and the limit, never a path, an address or the payload.
@@ -52,6 +53,15 @@ class MediaForbidden(MediaError):  # noqa: N818
     status = 400
 
     def __init__(self, message: str, reason: str = "forbidden") -> None:
+        super().__init__(message, reason)
+
+
+class MediaBusy(MediaError):  # noqa: N818
+    """The server has other media to read first; the client may try again later."""
+
+    status = 429
+
+    def __init__(self, message: str, reason: str = "busy") -> None:
         super().__init__(message, reason)
 
 

@@ -10,6 +10,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.settings import from_environ, setting
 
 ENV_PREFIX = "METOK_MEDIA_"
+MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,15 @@ class MediaLimits:
     frame_cache_bytes: int = setting(
         0, "bytes of samples kept for the next question about a video, part of those held; 0: none"
     )
+    named_media_bytes: int = setting(
+        256 << 20, "bytes of media kept to be named again by uuid; 0: none"
+    )
     fetch_timeout_s: float = setting(30.0, "seconds to fetch a video or image")
     decode_deadline_s: float = setting(
         30.0, "seconds to decode a video; then its process is killed"
     )
     decode_workers: int = setting(2, "decoding processes")
+    max_waiting: int = setting(64, "videos and images that wait to be decoded; more get 429")
     worker_memory_bytes: int = setting(4 << 30, "bytes of memory a decoding process may use")
     max_redirects: int = setting(3, "redirects followed, each checked like the first address")
     allow_private_hosts: bool = setting(
@@ -52,7 +57,7 @@ class MediaLimits:
             value = getattr(self, field.name)
             if isinstance(value, bool | str):
                 continue
-            minimum = 0 if field.name in ("max_redirects", "frame_cache_bytes") else 1e-3
+            minimum = 0 if field.name in MAY_BE_ZERO else 1e-3
             if not minimum <= value < math.inf:
                 raise ConfigError(
                     f"media limit {field.name} must be positive and finite, got {value}",
