@@ -26,6 +26,14 @@ class MediaLimits:
     max_videos: int = setting(8, "videos in one request")
     max_frames: int = setting(128, "frames sampled from a video at most")
     default_frames: int = setting(32, "frames sampled where the request does not say")
+    max_walked_frames: int = setting(
+        36_000, "frames decoded to reach those sampled; more is refused"
+    )
+    max_walked_pixels: int = setting(
+        20_000_000_000,
+        "pixels decoded to reach the frames sampled; more is refused (the default: 600 s of "
+        "1280 x 720 at 30 fps with one keyframe, or 64 frames of 1920 x 1080 with one each 10 s)",
+    )
     max_frame_pixels: int = setting(16_000_000, "pixels of one frame or image")
     max_decoded_bytes: int = setting(
         256 << 20, "bytes of a decoded sample; larger frames are scaled down"
