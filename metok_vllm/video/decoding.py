@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
@@ -12,11 +13,13 @@ import numpy as np
 from metok_vllm.errors import MediaError, MediaTooLarge
 from metok_vllm.video.backends import reader_of
 from metok_vllm.video.channel import write_all
+from metok_vllm.video.frame_index import Trust, WrongIndexError
 from metok_vllm.video.frames import Decoded
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.probing import VideoSource, inspect
 from metok_vllm.video.reader import Frame, VideoReader
 from metok_vllm.video.sampling import sample_indices
+from metok_vllm.video.walking import check_walk, with_decoded_index, without_broken_end
 
 # More threads a video help little and multiply the decoder's memory.
 MAX_THREADS = 4
@@ -32,10 +35,26 @@ def decode(
     started = time.monotonic()
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // limits.decode_workers))
     source = inspect(video, limits, threads)
-    index = source.index
-    indices = sample_indices(index.total, num_frames, fps, index.duration_s)
+    if source.packets.broken_off:
+        source = without_broken_end(source)
+    if source.packets.unsure:
+        source = with_decoded_index(source, source.packets.unsure)
     name, reader_type = reader_of(limits.backend)
-    written, shape, downscale = _write_frames(reader_type, source, indices, limits, output)
+    while True:
+        index = source.index
+        indices = sample_indices(index.total, num_frames, fps, index.duration_s)
+        walked = index.walked(indices)
+        check_walk(walked, walked * source.probe.width * source.probe.height, limits)
+        try:
+            written, shape, downscale = _write_frames(reader_type, source, indices, limits, output)
+            break
+        except WrongIndexError:
+            output.seek(0)
+            output.truncate()
+        if index.trust is Trust.PACKETS:
+            source = with_decoded_index(source, len(source.packets))
+        else:
+            source = replace(source, index=replace(index, trust=Trust.COUNTED))
     return Decoded(
         shape=shape,
         indices=written,

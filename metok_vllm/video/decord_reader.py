@@ -13,8 +13,10 @@ from collections.abc import Iterator, Sequence
 import decord
 
 from metok_vllm.errors import MediaError
+from metok_vllm.video.orientation import orientation_of
 from metok_vllm.video.probing import VideoSource
 from metok_vllm.video.reader import Frame
+from metok_vllm.video.walking import shown_first
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -23,6 +25,8 @@ decord.logging.set_level(decord.logging.QUIET)
 CODECS = ("h264", "hevc", "vp9")
 # Decoded frames held at once inside decord.
 BATCH_BYTES = 64 << 20
+# Frames compared with the index before it is believed.
+PROOF_FRAMES = 4
 
 
 class DecordReader:
@@ -65,10 +69,13 @@ def _not_exact(source: VideoSource) -> str | None:
         return "containers other than mp4 and matroska"
     if source.probe.codec not in CODECS:
         return f"{source.probe.codec} videos"
-    if not source.index.timed:
-        return "videos without frame times"
     if not source.index.regular:
-        return "videos with open GOPs or edit lists"
+        return "videos with open GOPs, edit lists or repeated times"
     if source.bits_per_component != 8:
         return f"{source.bits_per_component} bit colour"
+    numbers, first = shown_first(source, PROOF_FRAMES)
+    if list(numbers) != list(source.index.sources[: len(numbers)]):
+        return "videos whose packets are no frames"
+    if first is not None and orientation_of(first).is_mirror:
+        return "mirrored videos"
     return None

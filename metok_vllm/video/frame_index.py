@@ -1,6 +1,7 @@
-"""The frames of a video stream in presentation order, read from its packets without decoding.
+"""The frames of a video in the order in which they are shown, and where to decode each from.
 
-Containers lie about durations and frame counts; packets are what there is to decode.
+Packets are not frames: fields come two to a frame, a stream may start inside a group, times repeat
+or are guessed, keyframe marks lie. What packets say is a claim, proven by what the decoder shows.
 """
 
 from __future__ import annotations
@@ -8,94 +9,118 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from fractions import Fraction
-from typing import Any
+from operator import itemgetter
 
-import av
+from metok_vllm.video.packets import Packets
+
+
+class Trust(Enum):
+    """Where an index comes from."""
+
+    PACKETS = "claimed by the packets"
+    DECODED = "seen in a decode of the whole video"
+    COUNTED = "counted in a decode of the whole video; frames have no packet of their own"
+
+
+class WrongIndexError(Exception):
+    """The decoder showed other frames than the index says."""
 
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """Frame i of a video is the one with the i-th smallest presentation time.
+    """Frame i of a video is the i-th that a decoder shows.
 
-    `pts` holds these times in units of `time_base`, `keys` those of the keyframes, both rising.
-    `timed` is false where the container does not say when each frame is shown (`pts` is then
-    empty and frames are found by counting). `regular`: no keyframe is followed by frames shown
-    before it (open GOP) and no packet is cut away by an edit list.
+    `sources` holds the number of the packet that each frame is made from. `keys` are keyframes as
+    (frame, packet), both rising: frames from there on can be decoded without what is before.
+    `times` are in units of `time_base`, empty where the container states none.
+    `regular`: every packet is a frame, each with a time of its own, and none is shown before the
+    keyframe that it follows.
     """
 
-    total: int
-    pts: Sequence[int]
-    keys: Sequence[int]
+    sources: Sequence[int]
+    keys: Sequence[tuple[int, int]]
+    times: Sequence[int]
     time_base: Fraction
     fps: float
-    timed: bool
+    trust: Trust
     regular: bool
+
+    @classmethod
+    def of(
+        cls,
+        packets: Packets,
+        seen: Sequence[int] = (),
+        seen_keys: Sequence[int] = (),
+        until: int = 0,
+    ) -> FrameIndex:
+        """Index of frames; those of the packets before `until` are the `seen` ones, as shown."""
+        sources = [*seen, *packets.in_order(until)]
+        marked = {*seen_keys, *(number for number in packets.keys if number >= until)}
+        keys: list[tuple[int, int]] = []
+        latest = -1
+        regular = len(sources) == len(packets) and sources[:1] == [0] and 0 in marked
+        for frame, number in enumerate(sources):
+            if number in marked and (not keys or number > keys[-1][1]):
+                keys.append((frame, number))
+                regular = regular and number > latest
+            latest = max(latest, number)
+            regular = regular and bool(keys) and number >= keys[-1][1]
+        times = packets.times(sources) or []
+        trust = Trust.PACKETS
+        if len(packets) and until == len(packets):
+            trust = Trust.DECODED if len(set(seen)) == len(seen) else Trust.COUNTED
+        return cls(
+            sources=sources,
+            keys=keys if trust is not Trust.COUNTED else [],
+            times=times,
+            time_base=packets.time_base,
+            fps=_frame_rate(packets, times),
+            trust=trust,
+            regular=regular and len(set(times)) == len(sources),
+        )
+
+    @property
+    def total(self) -> int:
+        """How many frames the video has."""
+        return len(self.sources)
 
     @property
     def duration_s(self) -> float:
         """Seconds from the first frame to the end of the last; frames last 1 / fps."""
-        if self.timed:
-            return float((self.pts[-1] - self.pts[0]) * self.time_base) + 1 / self.fps
-        return self.total / self.fps
+        return self.timestamp_s(self.total - 1) + 1 / self.fps
 
     def timestamp_s(self, index: int) -> float:
         """Seconds from the first frame to frame `index`."""
-        if self.timed:
-            return float((self.pts[index] - self.pts[0]) * self.time_base)
+        if self.times:
+            return float((self.times[index] - self.times[0]) * self.time_base)
         return index / self.fps
 
-    def keyframe_before(self, pts: int) -> int | None:
-        """Time of the last keyframe at or before `pts`; None where there is none."""
-        position = bisect_right(self.keys, pts)
-        return self.keys[position - 1] if position else None
+    def start(self, index: int) -> tuple[int, int]:
+        """(frame, packet) to decode from to reach frame `index`; (0, 0) is the start of the file.
+
+        No keyframe serves a frame shown before it (open GOP) or stored before it.
+        """
+        place = bisect_right(self.keys, index, key=itemgetter(0))
+        while place and self.keys[place - 1][1] > self.sources[index]:
+            place -= 1
+        return self.keys[place - 1] if place else (0, 0)
+
+    def walked(self, indices: Sequence[int]) -> int:
+        """How many packets must be decoded to reach the frames of rising `indices`."""
+        if self.trust is Trust.COUNTED:
+            return indices[-1] + 1
+        walked, fed = 0, -1
+        for index in indices:
+            fed_before = max(fed, self.start(index)[1] - 1)
+            fed = max(fed, self.sources[index])
+            walked += fed - min(fed, fed_before)
+        return walked
 
 
-def scan(container: Any, stream: Any) -> FrameIndex:
-    """Index of one video stream of an open PyAV container; reads it to the end.
-
-    A file that breaks off yields the frames up to there, possibly none.
-    """
-    pts: list[int] = []
-    keys: list[int] = []
-    total = 0
-    regular = True
-    key_pts: int | None = None
-    try:
-        for packet in container.demux(stream):
-            if packet.size == 0:
-                continue
-            if packet.is_keyframe and packet.pts is not None:
-                key_pts = packet.pts
-                keys.append(packet.pts)
-            if packet.is_discard:
-                regular = False
-                continue
-            total += 1
-            if packet.pts is None:
-                continue
-            if key_pts is None or packet.pts < key_pts:
-                regular = False
-            pts.append(packet.pts)
-    except (av.FFmpegError, OSError):
-        pass  # cut off: what was read so far is the video
-    pts.sort()
-    timed = len(pts) == total and total > 0 and len(set(pts)) == total
-    time_base = stream.time_base or Fraction(1)
-    return FrameIndex(
-        total=total,
-        pts=pts if timed else [],
-        keys=sorted(keys) if timed else [],
-        time_base=time_base,
-        fps=_frame_rate(stream, pts if timed else [], time_base),
-        timed=timed,
-        regular=regular,
-    )
-
-
-def _frame_rate(stream: Any, pts: Sequence[int], time_base: Fraction) -> float:
+def _frame_rate(packets: Packets, times: Sequence[int]) -> float:
     """Mean frames per second: from the frame times, else what the container says, else 1."""
-    if len(pts) > 1:
-        return float((len(pts) - 1) / ((pts[-1] - pts[0]) * time_base))
-    rate = stream.average_rate or stream.guessed_rate
-    return float(rate) if rate else 1.0
+    if len(times) > 1:
+        return float((len(times) - 1) / ((times[-1] - times[0]) * packets.time_base))
+    return packets.nominal_fps or 1.0

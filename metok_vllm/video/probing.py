@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import SEEK_END, BytesIO
+from io import BytesIO
 from typing import Any, BinaryIO, NoReturn
 
 import av
 
 from metok_vllm.errors import MediaError, MediaTooLarge
-from metok_vllm.video.frame_index import FrameIndex, scan
+from metok_vllm.video.completeness import check_complete
+from metok_vllm.video.frame_index import FrameIndex
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.packets import Packets, check_packets, scan
 
 # Demuxers that read nothing but the bytes given. Playlists (hls, dash, concat) would fetch
 # other files and addresses on a client's behalf; the audio ones only make messages better.
@@ -21,7 +23,7 @@ CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,gif,mp3,wav,flac,aac"
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """Facts about a video. `num_frames` counts packets, so damaged frames are included."""
+    """Facts about a video, as its packets claim them; `read_video` proves them by decoding."""
 
     container: str
     codec: str
@@ -38,9 +40,10 @@ class VideoSource:
 
     file: BinaryIO
     probe: VideoProbe
+    packets: Packets
     index: FrameIndex
     bits_per_component: int
-    max_frame_pixels: int
+    limits: MediaLimits
     threads: int
 
 
@@ -84,16 +87,13 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
             )
         if context.width < 1 or context.height < 1:
             raise MediaError("the frame size of the video cannot be read", "decode_failed")
-        index = scan(container, stream)
+        check_packets(len(stream.index_entries))
+        packets = scan(container, stream, limits)
+        index = FrameIndex.of(packets)
         if index.total == 0:
             raise MediaError("the video has no frames", "zero_frames")
-        _check_complete(stream, file)
-        if index.duration_s > limits.max_duration_s:
-            raise MediaTooLarge(
-                f"the video lasts {index.duration_s:.0f} s; "
-                f"this server accepts at most {limits.max_duration_s:g} s",
-                "too_long",
-            )
+        check_complete(stream, file)
+        check_duration(index, limits)
         components = context.format.components if context.format is not None else ()
         return VideoSource(
             file=file,
@@ -106,10 +106,21 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
                 fps=index.fps,
                 duration_s=index.duration_s,
             ),
+            packets=packets,
             index=index,
             bits_per_component=max((part.bits for part in components), default=0),
-            max_frame_pixels=limits.max_frame_pixels,
+            limits=limits,
             threads=threads,
+        )
+
+
+def check_duration(index: FrameIndex, limits: MediaLimits) -> None:
+    """Raises MediaTooLarge for a video over `limits.max_duration_s`."""
+    if index.duration_s > limits.max_duration_s:
+        raise MediaTooLarge(
+            f"the video lasts {index.duration_s:.0f} s; "
+            f"this server accepts at most {limits.max_duration_s:g} s",
+            "too_long",
         )
 
 
@@ -149,16 +160,6 @@ def video_stream(container: Any) -> Any:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     raise MediaError("the file has no video stream", "no_video_stream")
-
-
-def _check_complete(stream: Any, file: BinaryIO) -> None:
-    """MediaError(truncated) where the container's own index names bytes beyond the file's end."""
-    present = file.seek(0, SEEK_END)
-    named = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if named > present:
-        raise MediaError(
-            f"the video is cut off: {present} of at least {named} bytes are there", "truncated"
-        )
 
 
 def _declared_size(file: BinaryIO) -> tuple[int, int]:

@@ -2,97 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import av
-import numpy as np
 
 from metok_vllm.errors import MediaError
-from metok_vllm.video.probing import VideoSource, decoder_pixels, open_container, video_stream
+from metok_vllm.video.frame_index import FrameIndex, Trust, WrongIndexError
+from metok_vllm.video.orientation import Orientation, orientation_of
+from metok_vllm.video.probing import VideoSource
 from metok_vllm.video.reader import Frame
+from metok_vllm.video.walking import Walk, is_key, walking
 
-
-class SeekedTooFarError(Exception):
-    """The container's seek landed behind the frame that was asked for."""
+# Frames seen at least before an index is believed: fields and hidden frames show in fewer.
+PROOF_FRAMES = 4
 
 
 class PyAvReader:
-    """VideoReader on PyAV: seeks by keyframe and finds frames by their presentation time."""
+    """VideoReader on PyAV: decodes from keyframes and proves the index by what is shown."""
 
     def __init__(self, source: VideoSource) -> None:
         self._source = source
         self._size: tuple[int, int] | None = None
+        self._orientation = Orientation()
 
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         """See VideoReader.frames."""
-        left = list(indices)
-        may_seek = self._source.index.timed
-        while True:
-            try:
-                for index, frame in self._find(left, may_seek):
-                    yield index, self._to_rgb(frame)
-                    left = left[left.index(index) + 1 :]
-                return
-            except SeekedTooFarError:
-                may_seek = False
-
-    def _find(self, indices: Sequence[int], may_seek: bool) -> Iterator[tuple[int, Any]]:
-        source = self._source
-        with open_container(source.file, source.max_frame_pixels) as container:
-            stream = video_stream(container)
-            context = stream.codec_context
-            context.thread_type = "AUTO"
-            context.thread_count = source.threads
-            # A stream may change its size on the way: the decoder must refuse by itself.
-            context.options = {"max_pixels": decoder_pixels(source.max_frame_pixels)}
-            if source.index.timed:
-                yield from self._find_by_time(container, stream, indices, may_seek)
-            else:
-                yield from _find_by_count(container, stream, indices)
-
-    def _find_by_time(
-        self, container: Any, stream: Any, indices: Sequence[int], may_seek: bool
-    ) -> Iterator[tuple[int, Any]]:
         index = self._source.index
-        position = 0
-        while position < len(indices):
-            key = index.keyframe_before(index.pts[indices[position]]) if may_seek else None
-            if key is not None:
-                container.seek(key, stream=stream, backward=True)
-            first = True
-            jump = False
-            with closing(_decode(container, stream)) as frames:
-                for frame in frames:
-                    if frame.pts is None:
-                        continue
-                    while position < len(indices) and index.pts[indices[position]] < frame.pts:
-                        if first and key is not None:
-                            raise SeekedTooFarError
-                        position += 1  # damaged: the decoder gave no frame of this time
-                    first = False
-                    if position < len(indices) and index.pts[indices[position]] == frame.pts:
-                        yield indices[position], frame
-                        position += 1
-                    if position == len(indices):
-                        return
-                    following = index.keyframe_before(index.pts[indices[position]])
-                    # Some containers seek to well before the keyframe: ask for each only once.
-                    jump = (
-                        may_seek
-                        and following is not None
-                        and following > frame.pts
-                        and (key is None or following > key)
-                    )
-                    if jump:
-                        break
-            if not jump:
-                return
+        with walking(self._source) as walk:
+            if index.trust is Trust.COUNTED:
+                found = _find_by_count(walk, indices)
+            else:
+                found = _find_by_packet(walk, index, indices)
+            for place, frame in found:
+                yield place, self._to_rgb(frame)
 
     def _to_rgb(self, frame: Any) -> Frame:
         if self._size is None:
             self._size = (frame.width, frame.height)
+            self._orientation = orientation_of(frame)
         width, height = self._size
         try:
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
@@ -102,31 +50,61 @@ class PyAvReader:
             raise MediaError(
                 "the pixel format of the video is not supported", "decode_failed"
             ) from None
-        turns = round(frame.rotation / 90) % 4
-        rgb_HWC: Frame = np.ascontiguousarray(np.rot90(rgb, turns))
-        return rgb_HWC
+        return self._orientation.upright(rgb)
 
 
-def _find_by_count(
-    container: Any, stream: Any, indices: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
+def _find_by_count(walk: Walk, indices: Sequence[int]) -> Iterator[tuple[int, Any]]:
     wanted = set(indices)
-    for number, frame in enumerate(_decode(container, stream)):
-        if number in wanted:
-            yield number, frame
-        if number >= indices[-1]:
+    for place, (_, frame) in enumerate(walk.frames()):
+        if place in wanted:
+            yield place, frame
+        if place >= indices[-1]:
             return
 
 
-def _decode(container: Any, stream: Any) -> Generator[Any, None, None]:
-    """Decoded frames from where the container stands to its readable end."""
-    try:
-        for packet in container.demux(stream):
-            try:
-                yield from packet.decode()
-            except av.InvalidDataError:
-                continue
-    except MemoryError:
-        raise
-    except (av.FFmpegError, OSError):
-        return  # cut off here: what was decoded is what there is
+def _find_by_packet(
+    walk: Walk, index: FrameIndex, indices: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """The frames at `indices`, passing over groups without any of them.
+
+    Raises WrongIndexError where the decoder shows other frames than the next of the index. Only a
+    frame for which it reported damage may be missing; that is left out.
+    """
+    place_of = {number: place for place, number in enumerate(index.sources)}
+    wanted = list(reversed(indices))
+    # The frame that must come next; the first after a jump, and the keyframe jumped to.
+    expected, shown = 0, 0
+    landing: tuple[int, int] | None = None
+
+    def jump_ahead() -> tuple[int, int] | None:
+        start = index.start(wanted[-1])
+        if start[1] <= walk.fed:
+            return None
+        walk.jump(start[1])
+        return start
+
+    if index.start(wanted[-1])[1] > 0:
+        landing = jump_ahead()
+    for number, frame in walk.frames():
+        place = place_of.get(number, -1)
+        if landing is not None:
+            if 0 <= place < landing[0]:
+                continue  # shown before the keyframe, so perhaps decoded without what it needs
+            if place != landing[0] or not is_key(frame):
+                raise WrongIndexError
+            expected, landing = place, None
+        if place < expected or (place > expected and not walk.damaged):
+            raise WrongIndexError
+        shown += 1
+        expected = place + 1
+        while wanted and wanted[-1] < place:
+            wanted.pop()  # damaged: the decoder gave no frame for it
+        if wanted and wanted[-1] == place:
+            yield wanted.pop(), frame
+        if wanted:
+            landing = jump_ahead()
+        elif shown >= PROOF_FRAMES:
+            return
+    # The end of the file.
+    if landing is not None or (expected < index.total and not walk.damaged):
+        raise WrongIndexError

@@ -23,6 +23,7 @@ class VideoReader(Protocol):
     def frames(self, indices: Sequence[int]) -> Iterator[tuple[int, Frame]]:
         """(index, RGB frame[H, W, 3]) for rising `indices`, all of one size, upright.
 
-        Frames that are too damaged to decode are left out.
+        Frames that are too damaged to decode are left out. Raises WrongIndexError, perhaps late,
+        where the video proves to have other frames than its index.
         """
         ...

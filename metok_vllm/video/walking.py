@@ -1,0 +1,164 @@
+"""Decoding a video forwards: every packet, or from keyframe to keyframe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import av
+
+from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.video.frame_index import FrameIndex
+from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.packets import packets_of
+from metok_vllm.video.probing import (
+    VideoSource,
+    check_duration,
+    decoder_pixels,
+    open_container,
+    video_stream,
+)
+
+
+class Walk:
+    """Decodes one stream once from its start, passing over what `jump` leaves out.
+
+    Frames are known by the number of their packet, which travels through the decoder in place of
+    the packet's time: times repeat, go back and are guessed.
+    """
+
+    def __init__(self, container: Any, source: VideoSource) -> None:
+        self._stream = video_stream(container)
+        self._container = container
+        self._limits = source.limits
+        context = self._context = self._stream.codec_context
+        context.thread_type = "AUTO"
+        context.thread_count = source.threads
+        # A stream may change its size on the way: the decoder must refuse by itself.
+        context.options = {"max_pixels": decoder_pixels(source.limits.max_frame_pixels)}
+        self._start = 0
+        self._frames = 0
+        self._pixels = 0
+        # Number of the packet that was decoded last.
+        self.fed = -1
+        # Packets that the decoder refused since the last jump.
+        self.damaged = 0
+
+    def jump(self, number: int) -> None:
+        """Go on decoding at packet `number`, which lies ahead."""
+        assert number > self.fed, f"packet {number} lies behind {self.fed}"
+        self._context.flush_buffers()
+        self._start = number
+        self.damaged = 0
+
+    def frames(self) -> Iterator[tuple[int, Any]]:
+        """(packet number, frame) as shown, to the readable end. Raises MediaTooLarge."""
+        for number, packet in packets_of(self._container, self._stream):
+            if number < self._start:
+                continue
+            self.fed = number
+            packet.pts, packet.dts = number, None
+            for frame in self._decode(packet):
+                yield frame.pts, frame
+                if self._start > number:
+                    break
+        yield from ((frame.pts, frame) for frame in self._decode(None))
+
+    def _decode(self, packet: Any) -> list[Any]:
+        try:
+            frames: list[Any] = self._context.decode(packet)
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            self.damaged += 1
+            return []
+        self._frames += len(frames)
+        self._pixels += sum(frame.width * frame.height for frame in frames)
+        check_walk(self._frames, self._pixels, self._limits)
+        return frames
+
+
+@contextmanager
+def walking(source: VideoSource) -> Iterator[Walk]:
+    """A Walk from the start of the video."""
+    with open_container(source.file, source.limits.max_frame_pixels) as container:
+        yield Walk(container, source)
+
+
+def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
+    """The source with the frames that the decoder shows of the packets before `until`.
+
+    Raises MediaTooLarge where that is too much to decode, MediaError where it shows none.
+    """
+    probe = source.probe
+    check_walk(until, until * probe.width * probe.height, source.limits)
+    seen: list[int] = []
+    keys: list[int] = []
+    with walking(source) as walk:
+        for number, frame in walk.frames():
+            if number is None or number >= until:
+                if number == until:
+                    break
+                continue
+            seen.append(number)
+            if is_key(frame):
+                keys.append(number)
+    index = FrameIndex.of(source.packets, seen, keys, until)
+    if index.total == 0:
+        raise MediaError("no frame of the video can be decoded", "decode_failed")
+    check_duration(index, source.limits)
+    return replace(source, index=index)
+
+
+def without_broken_end(source: VideoSource) -> VideoSource:
+    """The source without its last packet, where the file ends inside that and nothing shows it."""
+    packets = source.packets
+    last = len(packets) - 1
+    # From the keyframe before the last: frames shown before a keyframe lean on the group before.
+    start = packets.keys[-2] if len(packets.keys) > 1 else 0
+    probe = source.probe
+    check_walk(last - start, (last - start) * probe.width * probe.height, source.limits)
+    with walking(source) as walk:
+        if start:
+            walk.jump(start)
+        if last in (number for number, _ in walk.frames()):
+            return source
+    packets = replace(packets, hidden=packets.hidden | {last})
+    return replace(source, packets=packets, index=FrameIndex.of(packets))
+
+
+def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
+    """Raises MediaTooLarge for more than may be decoded to reach the frames of one sample."""
+    if frames > limits.max_walked_frames:
+        reason = f"{frames} frames must be decoded; this server decodes at most "
+        reason += f"{limits.max_walked_frames}"
+    elif pixels > limits.max_walked_pixels:
+        reason = f"{frames} frames of {pixels} pixels together must be decoded; "
+        reason += f"this server decodes at most {limits.max_walked_pixels} pixels"
+    else:
+        return
+    raise MediaTooLarge(
+        f"to reach the frames sampled from the video, {reason} "
+        "(encode it with more keyframes or smaller frames)",
+        "too_many_frames_walked",
+    )
+
+
+def shown_first(source: VideoSource, count: int) -> tuple[Sequence[int], Any]:
+    """Packet numbers of the first `count` frames that the decoder shows, and the first frame."""
+    numbers: list[int] = []
+    first = None
+    with walking(source) as walk:
+        for number, frame in walk.frames():
+            first = first or frame
+            numbers.append(number)
+            if len(numbers) == count:
+                break
+    return numbers, first
+
+
+def is_key(frame: Any) -> bool:
+    """Whether the decoder needed nothing else for the frame."""
+    return bool(frame.key_frame) and frame.pict_type == av.video.frame.PictureType.I
