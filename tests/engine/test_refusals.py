@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import refusals, staging
+from metok_vllm.engine.runner import adopt
 from metok_vllm.errors import ConfigError
 
 
@@ -34,6 +36,8 @@ def vllm_config(**changes: Any) -> SimpleNamespace:
             runner_type="generate",
         ),
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(fuse_attn_quant=False)),
+        attention_config=SimpleNamespace(hisparse_config=None),
+        watermark_config=None,
         speculative_config=None,
         lora_config=None,
         kv_transfer_config=None,
@@ -66,6 +70,8 @@ CONFLICTS = [
         "--mm-processor-cache-type shm",
     ),
     ({"model_config__runner_type": "pooling"}, "--runner pooling"),
+    ({"watermark_config": object()}, "--watermark-config"),
+    ({"attention_config__hisparse_config": object()}, "hisparse_config in --attention-config"),
     ({"compilation_config__pass_config__fuse_attn_quant": True}, "fuse_attn_quant"),
     ({"scheduler_config__long_prefill_token_threshold": 100}, "--long-prefill-token-threshold"),
     ({"scheduler_config__scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
@@ -98,7 +104,7 @@ def test_the_second_model_runner_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_staging_fills_in_boundaries_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(refusals.RUNNER_VARIABLE, "")
+    monkeypatch.delenv(refusals.RUNNER_VARIABLE, raising=False)
     config = vllm_config()
     assert staging.stage(METokConfig(), config).pruning_layers == (4, 12, 20)
     assert config.scheduler_config.scheduler_cls == staging.SCHEDULER
@@ -152,3 +158,32 @@ def test_breakable_graphs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
     with pytest.raises(ConfigError, match="VLLM_USE_BREAKABLE_CUDAGRAPH=1"):
         refusals.check(vllm_config())
+
+
+def test_the_choice_of_a_runner_is_the_engine_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process as in those that the configuration is sent to, and in no other engine."""
+    import pickle
+
+    from vllm.config import VllmConfig
+    from vllm.config.utils import replace
+    from vllm.engine.arg_utils import EngineArgs
+
+    from tests.untrained import MODEL_DIR
+
+    program = EngineArgs(model=str(MODEL_DIR), enforce_eager=True, additional_config={"metok": {}})
+    monkeypatch.delenv(refusals.RUNNER_VARIABLE, raising=False)
+    staged = program.create_engine_config()
+    assert refusals.RUNNER_VARIABLE not in os.environ
+    chosen = property(lambda _: True)  # as on a GPU, where vLLM prefers its second runner
+    plain = EngineArgs(model=str(MODEL_DIR), enforce_eager=True).create_engine_config()
+    monkeypatch.setattr(VllmConfig, "use_v2_model_runner", chosen)
+    assert plain.use_v2_model_runner
+    assert isinstance(staged, VllmConfig)
+    for config in (staged, pickle.loads(pickle.dumps(staged)), replace(staged)):
+        assert not config.use_v2_model_runner
+        assert config.compute_hash() == staged.compute_hash()
+
+
+def test_another_runner_is_not_adopted() -> None:
+    with pytest.raises(RuntimeError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        adopt(SimpleNamespace())
