@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.logger import init_logger
+
 from metok_vllm.models.request import FIELD, read_pruning
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.prompt_plan import PromptPlan, Pruning
+
+logger = init_logger("vllm.metok")
 
 
 def step_tokens(vllm_config: Any) -> int:
@@ -30,18 +34,37 @@ def plan_of(
     """
     if not features or getattr(sampling_params, "prompt_logprobs", None) is not None:
         return None
-    videos = []
-    for feature in features:
+    videos, end = [], 0
+    for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
         if feature.modality != "video":
             continue
-        if feature.data is None:
-            # A worker is not sent a video that the prefix cache covers, and no request with a plan
-            # reads that cache.
-            return None
-        wishes = read_pruning(feature.data[FIELD].data)
+        wishes = _wishes(feature)
         if wishes is None:
             return None
-        key, pruning = wishes
-        place = feature.mm_position
-        videos.append((key, int(place.offset), int(place.length), pruning))
+        start, length = int(feature.mm_position.offset), int(feature.mm_position.length)
+        if start < end or length < 1 or start + length > prompt_tokens:
+            return None
+        end = start + length
+        videos.append((wishes[0], start, length, wishes[1]))
     return PromptPlan.of(prompt_tokens, videos, step)
+
+
+def _wishes(feature: Any) -> tuple[str, Pruning] | None:
+    """Key and wishes of a video; None where it is dense or tells nothing that can be read."""
+    if feature.data is None:
+        # A worker is not sent a video that the prefix cache covers, and no request with a plan
+        # reads that cache.
+        return None
+    try:
+        found = read_pruning(feature.data[FIELD].data)
+        if found is not None and not (isinstance(found[0], str) and 0 <= found[1].key_share <= 1):
+            raise ValueError("key or share")
+    except Exception as error:
+        # Features may come from a renderer without METok or of another version, and an exception
+        # in the scheduler ends the engine.
+        logger.warning_once(
+            "METok leaves requests alone whose videos were prepared by another renderer (%s).",
+            type(error).__name__,
+        )
+        return None
+    return found

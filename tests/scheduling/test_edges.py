@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tests.scheduling.asks import Ask
+import pytest
+import torch
+from vllm.multimodal.inputs import (
+    MultiModalBatchedField,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+)
+
+from metok_vllm.engine.request_plans import plan_of
+from metok_vllm.models.request import FIELD
+from tests.scheduling.asks import Ask, make_arrival
 from tests.scheduling.books_check import check_waiting_requests_hold_nothing
-from tests.scheduling.drive import Drive
+from tests.scheduling.drive import Drive, Life
 from tests.scheduling.runs import deliver, finish, schedule, steps_to_finish
 from tests.scheduling.settings import Settings
 
@@ -133,3 +144,59 @@ def test_plain_prompts_do_not_wait_for_metok_ones() -> None:
     step(drive)
     assert all(drive.lives[name].scheduled for name in (metok, *plain))
     finish(drive)
+
+
+BROKEN_FIELDS: dict[str, Any] = {
+    "not bytes": torch.tensor([300, -1]),
+    "not JSON": torch.frombuffer(bytearray(b"{key"), dtype=torch.uint8),
+    "no object": torch.frombuffer(bytearray(b"[1, 2]"), dtype=torch.uint8),
+    "nothing": torch.frombuffer(bytearray(b"{}"), dtype=torch.uint8),
+    "another version": torch.frombuffer(
+        bytearray(b'{"key": "k", "payload": "{\\"stages\\": [9]}", "key_share": [1, 2]}'),
+        dtype=torch.uint8,
+    ),
+    "share of nothing": torch.frombuffer(
+        bytearray(b'{"key": "k", "payload": "{}", "key_share": [1, 0]}'), dtype=torch.uint8
+    ),
+    "more than all": torch.frombuffer(
+        bytearray(b'{"key": "k", "payload": "{}", "key_share": [9, 1]}'), dtype=torch.uint8
+    ),
+    "key is no text": torch.frombuffer(
+        bytearray(b'{"key": [1], "payload": "{}", "key_share": [1, 2]}'), dtype=torch.uint8
+    ),
+    "deep": torch.frombuffer(bytearray(b"[" * 100_000), dtype=torch.uint8),
+    "no tensor": None,
+}
+
+
+def arrive_with(field: Any, drive: Drive, *, without: bool = False) -> None:
+    """A request whose video another renderer prepared; as the engine gets it."""
+    arrival = make_arrival(Ask((4, 8), (0,), PRUNED), "odd", drive.settings.block_size)
+    (feature,) = arrival.request.mm_features
+    elem = MultiModalFieldElem(field, MultiModalBatchedField())
+    data = MultiModalKwargsItem({} if without else {FIELD: elem})
+    arrival.request.mm_features = [replace(feature, data=data)]
+    drive.lives["odd"] = Life(arrival, None)
+    drive.contents["odd"] = arrival.content
+    drive.scheduler.add_request(arrival.request)
+
+
+@pytest.mark.parametrize("kind", [*BROKEN_FIELDS, "no field"])
+def test_video_of_another_renderer_is_left_alone(kind: str) -> None:
+    """Through a rendered request; an exception in the scheduler would end the engine."""
+    drive = Drive(Settings())
+    arrive_with(BROKEN_FIELDS.get(kind), drive, without=kind == "no field")
+    assert not drive.scheduler.books.plans
+    schedule(drive)
+    assert not drive.worker.metok_plans
+    deliver(drive)
+    finish(drive)
+
+
+@pytest.mark.parametrize("offset", [-1, 1000])
+def test_video_outside_its_prompt_is_left_alone(offset: int) -> None:
+    feature = make_arrival(Ask((4, 8), (0,), PRUNED), "odd", 4).request.mm_features[0]
+    moved = replace(feature, mm_position=replace(feature.mm_position, offset=offset))
+    assert plan_of(36, [feature], None, 64) is not None
+    assert plan_of(36, [moved], None, 64) is None
+    assert plan_of(36, [feature, feature], None, 64) is None, "one inside the other"
