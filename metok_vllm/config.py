@@ -6,8 +6,6 @@ Field names are a promise to users; the rule they parameterise is the paper's (a
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,9 +17,7 @@ from metok_vllm.config_checks import check_types, check_values, shown
 from metok_vllm.errors import ConfigError
 from metok_vllm.presets import OFF, check_presets, preset_values
 from metok_vllm.rules import ENCODER_RULES, METOK
-from metok_vllm.settings import setting
-
-ENV_PREFIX = "METOK_"
+from metok_vllm.settings import PREFIX, read_environ, setting
 
 # Block tables are laid out once, so whatever moves a layer boundary belongs to the server.
 REQUEST_FIELDS = frozenset(
@@ -202,7 +198,7 @@ class METokConfig:
         """Merge file, environment and flags, in rising order, over the preset that wins."""
         layers = [
             _read_yaml(config_file) if config_file else {},
-            _read_environ(os.environ if environ is None else environ),
+            read_environ(cls, PREFIX, environ),
             {k: v for k, v in (flags or {}).items() if v is not None},
         ]
         merged: dict[str, Any] = {}
@@ -235,16 +231,3 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("the METok configuration file must hold a mapping of field: value")
     return content
-
-
-def _read_environ(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for field in fields(METokConfig):
-        raw = environ.get(ENV_PREFIX + field.name.upper())
-        if raw is None or raw == "":
-            continue
-        try:
-            values[field.name] = json.loads(raw)
-        except json.JSONDecodeError:
-            values[field.name] = raw
-    return values

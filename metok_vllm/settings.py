@@ -1,16 +1,26 @@
-"""Settings as fields of frozen dataclasses: with a help text, readable from the environment."""
+"""Settings as fields of frozen dataclasses, and the one reader of their values as text.
+
+Flags and the environment go through here, so that a spelling means the same everywhere.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from metok_vllm.errors import ConfigError
 
 T = TypeVar("T")
+
+PREFIX = "METOK_"
+TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
+FALSE = frozenset({"0", "false", "no", "off", "n", "f"})
+SHOWN_CHARACTERS = 200
 
 
 def setting(default: Any, text: str) -> Any:
@@ -27,28 +37,94 @@ def help_of(field: dataclasses.Field[Any]) -> str:
 
 
 def from_environ(cls: type[T], prefix: str, environ: Mapping[str, str] | None = None) -> T:
-    """A dataclass from `<prefix><FIELD>` variables; unset or empty ones keep their defaults.
+    """A dataclass from `<prefix><FIELD>` variables; unset or blank ones keep their defaults.
 
-    Raises ConfigError for a value that has not the type of the field's default.
+    Raises ConfigError for a value that is not of the field's type.
     """
+    return cls(**read_environ(cls, prefix, environ))
+
+
+def read_environ(
+    cls: type[Any], prefix: str, environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The fields of a dataclass that the environment sets. Raises ConfigError."""
     environ = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        name = prefix + field.name.upper()
-        raw = environ.get(name, "")
-        if raw == "":
-            continue
-        try:
-            values[field.name] = _parse(raw, type(field.default))
-        except ValueError:
-            raise ConfigError(f"{name} must be a number, got {raw!r}", field.name) from None
-    return cls(**values)
+    names = {field: prefix + field.name.upper() for field in dataclasses.fields(cls)}
+    return {
+        field.name: from_text(environ[name], field, name)
+        for field, name in names.items()
+        if environ.get(name, "").strip()
+    }
 
 
-def _parse(raw: str, kind: type) -> Any:
-    if kind is bool:
-        return raw.strip().lower() in ("1", "true", "yes", "on")
-    value = kind(raw)
-    if kind is float and not math.isfinite(value):
-        raise ValueError(raw)
+def from_text(text: str, field: dataclasses.Field[Any], name: str) -> Any:
+    """The value of a field as a user writes it. Raises ConfigError with `name` and the text."""
+    kind, word = str(field.type), text.strip()
+    try:
+        if kind == "bool":
+            return truth(word)
+        if kind == "int":
+            return int(word)
+        if kind == "float":
+            return _finite(word)
+        if kind == "int | float":
+            return int(word) if word.lstrip("+-").isdigit() else _finite(word)
+    except ValueError:
+        wanted = {"bool": "true or false", "int": "an integer"}.get(kind, "a number")
+        raise ConfigError(f"{name} must be {wanted}, got {_cut(text)}", field.name) from None
+    return _json_or_text(word, kind.split(" | "))
+
+
+def truth(text: str) -> bool:
+    """True or False in any of the usual spellings. Raises ValueError for all else."""
+    word = text.strip().lower()
+    if word not in TRUE | FALSE:
+        raise ValueError(f"neither true nor false: {_cut(text)}")
+    return word in TRUE
+
+
+def flag(name: str, default: bool, environ: Mapping[str, str] | None = None) -> bool:
+    """A variable that is true or false. Raises ConfigError for any other text."""
+    text = (os.environ if environ is None else environ).get(name, "")
+    if not text.strip():
+        return default
+    try:
+        return truth(text)
+    except ValueError:
+        raise ConfigError(f"{name} must be true or false, got {_cut(text)}") from None
+
+
+def unknown_variables(
+    known: Collection[str], environ: Mapping[str, str] | None = None
+) -> dict[str, str | None]:
+    """Variables that begin like METok's and are none, each with the known name nearest to it."""
+    environ = os.environ if environ is None else environ
+    unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
+    found: dict[str, str | None] = {}
+    for name in sorted(unknown):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        found[name] = near[0] if near else None
+    return found
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(word)
     return value
+
+
+def _json_or_text(word: str, kinds: Collection[str]) -> Any:
+    try:
+        value = json.loads(word)
+    except ValueError:
+        return word
+    if "str" not in kinds or isinstance(value, str):
+        return value
+    # A model may be called 123.
+    return None if value is None and "None" in kinds else word
+
+
+def _cut(text: str) -> str:
+    shown = repr(text[: SHOWN_CHARACTERS + 1])
+    return shown if len(shown) <= SHOWN_CHARACTERS else shown[: SHOWN_CHARACTERS - 3] + "..."

@@ -6,6 +6,8 @@ import importlib.metadata
 import os
 from collections.abc import MutableMapping
 
+from metok_vllm import parent_watch
+
 PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -17,6 +19,7 @@ DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_MEDIA_CONNECTOR": "metok",
     "VLLM_VIDEO_LOADER_BACKEND": "metok",
+    parent_watch.VARIABLE: "1",
 }
 
 

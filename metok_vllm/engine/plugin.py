@@ -1,14 +1,17 @@
 """The `vllm.general_plugins` entry point: called in every vLLM process, more than once in some.
 
 Loading it only registers: models under names of their own, a video loader, a hook on the
-configuration. Nothing changes for a server that does not set `additional_config["metok"]`.
+configuration. Nothing changes for a server that does not set `additional_config["metok"]`, but
+that processes of `metok serve` end with their parent: its environment asks for that.
 """
 
 from __future__ import annotations
 
 import logging
 
+from metok_vllm import parent_watch
 from metok_vllm.compat import ensure_torchvision_ops
+from metok_vllm.settings import flag
 
 logger = logging.getLogger("vllm.metok")
 
@@ -25,6 +28,8 @@ def register() -> None:
     if _registered:
         return
     _registered = True
+    if flag(parent_watch.VARIABLE, False):
+        parent_watch.watch_parent()
     ensure_torchvision_ops()
     from metok_vllm.engine import compat
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.settings import from_environ, setting
+from metok_vllm.private_hosts import PrivateHosts
+from metok_vllm.settings import from_environ, setting, truth
 
 ENV_PREFIX = "METOK_MEDIA_"
 MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")
@@ -55,8 +57,14 @@ class MediaLimits:
     max_waiting: int = setting(64, "videos and images that wait to be decoded; more get 429")
     worker_memory_bytes: int = setting(4 << 30, "bytes of memory a decoding process may use")
     max_redirects: int = setting(3, "redirects followed, each checked like the first address")
-    allow_private_hosts: bool = setting(
-        False, "whether private, loopback and link-local addresses may be fetched"
+    max_fetched_bytes: int = setting(
+        1 << 30, "bytes of all media being fetched; over it, who fetches most gives way"
+    )
+    allow_private_hosts: bool | str = setting(
+        False,
+        "private, loopback and link-local hosts that may be fetched from, beside the public "
+        "internet: a comma list of host:port, address:port or network/bits:port (80 and 443 "
+        "where no port is named); true opens all of them on every port",
     )
     backend: str = setting("auto", "auto (PyAV), decord or pyav")
 
@@ -73,6 +81,10 @@ class MediaLimits:
                 )
         # Whoever lowers max_frames need not know of the other.
         object.__setattr__(self, "default_frames", min(self.default_frames, self.max_frames))
+        PrivateHosts.of(self.allow_private_hosts)
+        if isinstance(self.allow_private_hosts, str):
+            with suppress(ValueError):
+                object.__setattr__(self, "allow_private_hosts", truth(self.allow_private_hosts))
         if self.backend not in ("auto", "decord", "pyav"):
             raise ConfigError(
                 f"media backend must be auto, decord or pyav, got {self.backend!r}", "backend"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
@@ -18,11 +19,16 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
+from metok_vllm.kernels.backend import VARIABLE as KERNELS
+from metok_vllm.parent_watch import VARIABLE as WATCH_PARENT
 from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
 from metok_vllm.server.settings import ServerSettings
-from metok_vllm.settings import help_of
+from metok_vllm.settings import PREFIX as METOK_ENV
+from metok_vllm.settings import flag, from_text, help_of, unknown_variables
 from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
 from metok_vllm.video.limits import MediaLimits
+
+logger = logging.getLogger("vllm.metok")
 
 DESCRIPTION = (
     "vLLM's OpenAI-compatible server with METok on. Every flag of 'vllm serve' is accepted."
@@ -86,7 +92,7 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
     for field in dataclasses.fields(METokConfig):
         flag = f"--metok-{field.name.replace('_', '-')}"
         shown = f"{help_of(field)} [{json.dumps(field.default)}]"
-        group.add_argument(flag, type=_json_or_text, metavar="VALUE", default=SUPPRESS, help=shown)
+        group.add_argument(flag, metavar="VALUE", default=SUPPRESS, help=shown)
     for field in dataclasses.fields(MediaLimits):
         flag = f"--metok-media-{field.name.replace('_', '-')}"
         group.add_argument(
@@ -102,16 +108,22 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
 
 def _apply_metok(args: Namespace, demo: bool) -> None:
     """Move METok's flags out of `args`. Raises ConfigError."""
-    flags = {f.name: _take(args, f"metok_{f.name}") for f in dataclasses.fields(METokConfig)}
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(METokConfig):
+        text = _take(args, f"metok_{field.name}")
+        if text is not None:
+            name = f"--metok-{field.name.replace('_', '-')}"
+            given[field.name] = from_text(text, field, name)
     for field in dataclasses.fields(MediaLimits):
         _export(MEDIA_ENV + field.name, _take(args, f"metok_media_{field.name}"))
     for field in dataclasses.fields(ServerSettings):
         _export(SERVER_ENV + field.name, _take(args, f"metok_{field.name.removesuffix('_s')}"))
     limits = MediaLimits.from_env()
     ServerSettings.from_env()
+    flag(WATCH_PARENT, True)
+    _warn(limits)
 
     extra = dict(args.additional_config or {})
-    given = {name: value for name, value in flags.items() if value is not None}
     config_file = _take(args, "metok_config")
     if demo and config_file is None:
         from metok_vllm.demo import CONFIG_FILE
@@ -128,6 +140,23 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
     args.limit_mm_per_prompt = {"video": limits.max_videos, **(args.limit_mm_per_prompt or {})}
 
 
+def _warn(limits: MediaLimits) -> None:
+    """Log what is likely to be a mistake."""
+    classes = {METOK_ENV: METokConfig, MEDIA_ENV: MediaLimits, SERVER_ENV: ServerSettings}
+    known = {KERNELS, WATCH_PARENT}
+    for prefix, settings in classes.items():
+        known |= {prefix + field.name.upper() for field in dataclasses.fields(settings)}
+    for name, near in unknown_variables(known).items():
+        hint = f": {near} is meant?" if near else "."
+        logger.warning("The environment variable %s is no setting of METok%s", name, hint)
+    if limits.allow_private_hosts is True:
+        logger.warning(
+            "Clients may have this server fetch from every private, loopback and link-local "
+            "address, on every port. Better name the hosts: --metok-media-allow-private-hosts "
+            "HOST:PORT,..."
+        )
+
+
 def _take(args: Namespace, name: str) -> Any:
     return vars(args).pop(name, None)
 
@@ -135,10 +164,3 @@ def _take(args: Namespace, name: str) -> Any:
 def _export(name: str, value: str | None) -> None:
     if value is not None:
         os.environ[name.upper()] = value
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

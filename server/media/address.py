@@ -12,8 +12,10 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from metok_vllm.errors import MediaError, MediaForbidden
+from metok_vllm.private_hosts import PrivateHosts
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
+NONE_PRIVATE = PrivateHosts()
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # Python's own tables differ from patch release to patch release, so what must never be reached is
 # written down here (IANA's special-purpose registries). Of IPv6 only the global unicast space is
@@ -52,19 +54,24 @@ async def system_resolver(host: str, port: int) -> list[str]:
 
 
 async def checked_addresses(
-    host: str, port: int, *, allow_private: bool, resolver: Resolver = system_resolver
+    host: str,
+    port: int,
+    *,
+    private: PrivateHosts = NONE_PRIVATE,
+    resolver: Resolver = system_resolver,
 ) -> list[str]:
-    """Addresses of `host` that may be connected to.
+    """Addresses of `host` that may be connected to: public, or opened by `private`.
 
-    Raises MediaForbidden if any of them is not public, MediaError if there are none.
+    Raises MediaForbidden if any of them is neither, MediaError if there are none.
     """
     try:
         addresses = await resolver(host, port)
-    except (OSError, UnicodeError):
+    except (OSError, ValueError):  # UnicodeError is one, of names that are too long or empty
         addresses = []
     if not addresses:
         raise MediaError("the host of the media URL cannot be found", "unreachable")
-    if not allow_private and not all(is_public(address) for address in addresses):
+    closed = [address for address in addresses if not is_public(address)]
+    if not all(private.open(host, port, address) for address in closed):
         raise MediaForbidden(
             "the media URL points to a private, loopback or link-local address, "
             "which this server does not fetch from",

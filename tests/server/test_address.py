@@ -6,6 +6,7 @@ import ipaddress
 import pytest
 
 from metok_vllm.errors import MediaError, MediaForbidden
+from metok_vllm.private_hosts import PrivateHosts
 from metok_vllm.server.media.address import checked_addresses, is_public, system_resolver
 
 PRIVATE = [
@@ -102,7 +103,7 @@ def resolve(*addresses: str, allow_private: bool = False) -> list[str]:
         return list(addresses)
 
     return asyncio.run(
-        checked_addresses("a.example", 80, allow_private=allow_private, resolver=resolver)
+        checked_addresses("a.example", 80, private=PrivateHosts(every=allow_private), resolver=resolver)
     )
 
 
@@ -124,11 +125,11 @@ def test_a_host_without_addresses_is_unreachable() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "0x7f.1", "127.1", "localhost"])
 def test_every_spelling_of_loopback_is_refused(host: str) -> None:
     with pytest.raises(MediaError) as caught:
-        asyncio.run(checked_addresses(host, 80, allow_private=False, resolver=system_resolver))
+        asyncio.run(checked_addresses(host, 80, resolver=system_resolver))
     assert caught.value.reason in ("private_address", "unreachable")
 
 
 def test_a_name_that_does_not_exist() -> None:
     with pytest.raises(MediaError) as caught:
-        asyncio.run(checked_addresses("does-not-exist.invalid", 80, allow_private=False))
+        asyncio.run(checked_addresses("does-not-exist.invalid", 80))
     assert caught.value.status == 422

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from metok_vllm.budget import dense_tokens
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+from metok_vllm.server.commands import serve_args
 from metok_vllm.server.commands.serve_args import parse
 from metok_vllm.video.limits import MediaLimits
 
@@ -17,7 +19,12 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("METOK_", "VLLM_CPU")):
             monkeypatch.delenv(name, raising=False)
     # parse writes to the environment; monkeypatch puts back what it has touched.
-    for name in ("METOK_MEDIA_MAX_VIDEOS", "METOK_SERVER_MAX_INFLIGHT", "VLLM_CPU_KVCACHE_SPACE"):
+    for name in (
+        "METOK_MEDIA_ALLOW_PRIVATE_HOSTS",
+        "METOK_MEDIA_MAX_VIDEOS",
+        "METOK_SERVER_MAX_INFLIGHT",
+        "VLLM_CPU_KVCACHE_SPACE",
+    ):
         monkeypatch.setenv(name, "x")
         monkeypatch.delenv(name)
 
@@ -113,6 +120,9 @@ def test_what_is_given_beside_the_demo_wins() -> None:
         ([], "which model"),
         (["m", "--metok-num-events", "0"], "num_events"),
         (["m", "--metok-preset", "best"], "preset"),
+        (["m", "--metok-enabled", "maybe"], "--metok-enabled must be true or false"),
+        (["m", "--metok-num-events", "2.5"], "--metok-num-events must be an integer"),
+        (["m", "--metok-media-allow-private-hosts", "ture"], "'ture' needs a port"),
         (["m", "--metok-media-max-videos", "many"], "METOK_MEDIA_MAX_VIDEOS"),
         (["m", "--metok-max-inflight", "-3"], "max_inflight"),
         (["m", "--metok-config", "missing.yaml"], "configuration file"),
@@ -126,3 +136,25 @@ def test_a_bad_command_line_ends_with_2(
         parse(argv)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "enabled"), [("on", True), ("No", False), ("1", True)])
+def test_flags_are_read_like_the_environment(text: str, enabled: bool) -> None:
+    assert parse(["m", "--metok-enabled", text]).additional_config["metok"]["enabled"] is enabled
+
+
+def test_what_is_likely_a_mistake_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve_args.logger, "propagate", True)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    monkeypatch.setenv("METOK_KERNELS", "torch")
+    parse(["m", "--metok-media-allow-private-hosts", "10.0.0.1:80"])
+    assert not caplog.records
+    monkeypatch.setenv("METOK_MEDIA_MAX_VIDEO", "a secret")
+    parse(["m", "--metok-media-allow-private-hosts", "true"])
+    mistyped, opened = (record.getMessage() for record in caplog.records)
+    assert "METOK_MEDIA_MAX_VIDEO " in mistyped
+    assert "METOK_MEDIA_MAX_VIDEOS is meant" in mistyped
+    assert "secret" not in mistyped
+    assert "every port" in opened
