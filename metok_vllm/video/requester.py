@@ -6,6 +6,7 @@ context. Outside of a server (`read_video` in a script) there is one anonymous r
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ class Requester:
         self._lock = threading.Lock()
         self._gone = False
         self._callbacks: list[Callable[[], None]] = []
+
+    def add_salt(self, salt: str | None) -> None:
+        """Keep the media of this request apart by a salt of the client's own, too."""
+        if salt:
+            joined = f"{self.tenant}:{salt}".encode()
+            self.tenant = hashlib.sha256(joined).hexdigest()
 
     @property
     def gone(self) -> bool:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,8 +11,10 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict
 
 from metok_vllm.server.api import endpoint
+from metok_vllm.server.api.field_scope import refuse_elsewhere
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.requester import REQUESTER, Requester, current
 from tests.server.test_endpoint import call, lifecycle
 
 
@@ -106,3 +109,67 @@ def test_other_bodies_are_not_read(app: FastAPI) -> None:
     headers = {"content-type": "application/octet-stream"}
     body = b'{"metok": 1}'
     assert call(app, "POST", "/bytes", content=body, headers=headers).json() == len(body)
+
+
+NAMED = {"type": "video_url", "video_url": {"url": "data:,"}, "uuid": "mine"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        NAMED,
+        {"video_url": None, "uuid": "mine"},
+        {"type": "image_url", "url": "http://a.example", "uuid": 5},
+        {"image_embeds": None, "uuid": "mine"},
+    ],
+)
+def test_names_of_media_are_refused_elsewhere(app: FastAPI, part: dict[str, Any]) -> None:
+    body = {"text": "a", "messages": [[{"role": "user", "content": [{"type": "text"}, part]}]]}
+    response = call(app, "POST", "/v1/messages", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "uuid"
+
+
+def test_a_tool_may_have_a_parameter_of_that_name(app: FastAPI) -> None:
+    tool = {"parameters": {"properties": {"uuid": {"type": "string"}}}}
+    body = {"text": "a", "tools": [tool], "user": {"uuid": "b"}}
+    assert call(app, "POST", "/v1/messages", json=body).json() == "a"
+
+
+def test_features_of_another_renderer_are_refused() -> None:
+    app = FastAPI()
+
+    @app.post("/inference/v1/generate")
+    async def generate(body: dict[str, Any]) -> dict[str, Any]:
+        return body
+
+    endpoint.install(app, lifecycle(), ServerSettings(), MediaLimits())
+    body: dict[str, Any] = {"token_ids": [1], "features": None}
+    assert call(app, "POST", "/inference/v1/generate", json=body).json() == body
+    body["features"] = {"mm_hashes": {"video": ["of another"]}}
+    assert call(app, "POST", "/inference/v1/generate", json=body).status_code == 400
+
+
+def test_readers_of_media_learn_what_the_request_holds() -> None:
+    seen: list[Requester] = []
+    app = FastAPI()
+
+    @app.post("/v1/messages")
+    async def messages(body: dict[str, Any]) -> str:
+        seen.append(current())
+        return "read"
+
+    refuse_elsewhere(app)
+    part = {key: NAMED[key] for key in ("type", "video_url")}
+    body = {"cache_salt": "tenant", "messages": [{"content": [part, part, {"type": "text"}]}]}
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            for salt in ("tenant", "other"):
+                REQUESTER.set(Requester(tenant="key"))
+                await client.post("/v1/messages", json={**body, "cache_salt": salt})
+
+    asyncio.run(ask())
+    assert [requester.videos for requester in seen] == [2, 2]
+    assert len({"key", *(requester.tenant for requester in seen)}) == 3
