@@ -6,7 +6,8 @@ those can compute it; nobody has to send it around.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from metok_vllm.budget import dense_tokens, encoded_tokens, kept_tokens
 from metok_vllm.config import METokConfig
@@ -57,6 +58,11 @@ class RequestPlan:
     def encoded_tokens(self) -> int:
         """Visual tokens that the decoder is given."""
         return sum(video.encoded_tokens for video in self.videos)
+
+    def moved(self, starts: Iterable[int]) -> RequestPlan:
+        """The plan where the videos begin at other positions of the prompt."""
+        videos = zip(self.videos, starts, strict=True)
+        return replace(self, videos=tuple(replace(v, start=int(at)) for v, at in videos))
 
     def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
         """What stages 2 and 3 do to the prompt, where a step takes `step_tokens`; None: nothing."""

@@ -27,6 +27,7 @@ from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
+from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import USER_TURN, QueryFinder
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
 from metok_vllm.prompt_plan import Pruning, key_share
@@ -86,6 +87,9 @@ class MetokProcessorMixin:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
         config, question = _wanted(self.info.metok, kwargs.pop(OPTION, None))
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
+        if isinstance(inputs.cache, SentMediaCache):
+            inputs.cache.commit()
+        self._check_placeholders(inputs)
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
@@ -108,6 +112,18 @@ class MetokProcessorMixin:
             places = result["mm_placeholders"]["video"]
             result["metok"] = self._plan(config, source, videos, keys, places)
         return result
+
+    def _check_placeholders(self, inputs: Any) -> None:
+        """vLLM fails over a placeholder that truncation cut away, which is the request's fault."""
+        config = self.info.get_hf_config()
+        tokens = {"image": config.image_token_index, "video": config.video_token_index}
+        for modality, count in inputs.mm_data_items.get_all_counts().items():
+            found = inputs.prompt.count(tokens[modality])
+            if found < count:
+                raise VLLMValidationError(
+                    f"the prompt has {found} placeholders for {count} {modality} items; "
+                    "truncate_prompt_tokens may have cut them away"
+                )
 
     def _query_ids(self, query: str) -> Any:
         config = self.info.metok

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, WithJsonSchema
-from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -24,9 +23,16 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
-from metok_vllm.errors import ConfigError, MediaForbidden
+from metok_vllm.errors import ConfigError, MediaForbidden, MetokError
 from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
 from metok_vllm.plan import RequestPlan
+from metok_vllm.server.api.chat_options import (
+    OPTION,
+    check_client_options,
+    overrides_of,
+    without_pruning,
+)
+from metok_vllm.server.api.content_parts import checked_messages
 from metok_vllm.server.api.engines import ask_workers
 from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body
 from metok_vllm.server.api.fallbacks import (
@@ -37,16 +43,16 @@ from metok_vllm.server.api.fallbacks import (
 )
 from metok_vllm.server.api.field_schema import request_schema
 from metok_vllm.server.api.last_chunk import with_more_in_last_chunk
+from metok_vllm.server.api.lost_media import RENDER_AGAIN, PersistentClient
 from metok_vllm.server.api.messages import count_videos, question_of
 from metok_vllm.server.api.report import EngineFacts, metok_report, worker_entry
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.requester import current
 
 logger = logging.getLogger("vllm.metok")
 
-OPTION = "metok"
-# What a client may say about reading a video even if multimodal options are not trusted: the
-# media limits bound both.
-OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})
+# What code that only reads a request raises for values that nobody thought of.
+WRONG_TYPES = (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 
 
 class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
@@ -59,9 +65,11 @@ class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class _Pending:
+    """`whole` says why stages 2 and 3 leave the prompt alone; None: as the plan says."""
+
     plan: RequestPlan
     prompt_tokens: int
-    prompt_logprobs: bool = False
+    whole: str | None = None
 
 
 # Set while a request is rendered, read when its answer is put together, in the same task.
@@ -80,6 +88,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         # Client options are checked here, before METok's own join them.
         self.online_renderer = copy.copy(stock.online_renderer)
         self.online_renderer.trust_request_mm_kwargs = True
+        self.engine_client = PersistentClient(stock.engine_client)
         self.limits = limits
         settings = getattr(self.model_config.hf_config, "metok", None)
         self.metok = METokConfig.from_dict(settings) if settings else None
@@ -87,7 +96,8 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
     async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
         """As vLLM's, with METok's settings for the processor and its plan kept for the answer."""
         _pending.set(None)
-        overrides = self._overrides(request)
+        RENDER_AGAIN.set(None)
+        overrides = overrides_of(request, self.metok)
         videos = count_videos(request.messages)
         if videos > self.limits.max_videos:
             metrics.count_rejected("too_many")
@@ -96,8 +106,17 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
                 "at most (max_videos)",
                 "too_many",
             )
-        self._check_client_options(request)
+        check_client_options(request, self.trust_mm_kwargs)
+        self._check_sampling(request)
+        requester = current()
+        requester.add_salt(request.cache_salt)
+        requester.videos = videos
+        request.messages = checked_messages(request.messages, requester.tenant)
+        whole = "prompt_logprobs" if asks_prompt_logprobs(request) else None
         if videos and self.metok is not None:
+            if request.use_beam_search:
+                overrides, changed = without_pruning(overrides, self.metok)
+                whole = "beam_search" if changed else None
             # A chat template may change what is said, so the question goes along as it was sent.
             text, source = question_of(request.messages)
             question = {LAST_USER_TEXT: text, QUERY_SOURCE: source} if text else {}
@@ -105,14 +124,47 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
                 **(request.mm_processor_kwargs or {}),
                 OPTION: {**overrides, **question},
             }
-        result = await super().render_chat_request(request)
+        result = await self._render(request)
         if isinstance(result, tuple):
             for engine_input in result[1]:
                 plan = engine_input.pop(OPTION, None)
+                if engine_input.get("mm_hashes"):
+                    RENDER_AGAIN.set(lambda: self._render_again(request))
                 if plan is not None and plan.videos:
+                    # Text may have been cut away before the videos since the plan was made.
+                    plan = plan.moved(
+                        place.offset for place in engine_input["mm_placeholders"]["video"]
+                    )
                     tokens = self._extract_prompt_len(engine_input)
-                    _pending.set(_Pending(plan, tokens, asks_prompt_logprobs(request)))
+                    _pending.set(_Pending(plan, tokens, whole))
         return result
+
+    async def _render(self, request: ChatCompletionRequest) -> Any:
+        try:
+            return await super().render_chat_request(request)
+        except MetokError:
+            raise
+        except WRONG_TYPES as error:
+            logger.info("A request could not be rendered: %s", type(error).__name__)
+            raise ConfigError(
+                "the request cannot be read: a field holds a value of a wrong type or form"
+            ) from error
+
+    async def _render_again(self, request: ChatCompletionRequest) -> Any:
+        result = await self._render(request)
+        if not isinstance(result, tuple):
+            raise ConfigError("the request cannot be rendered a second time")
+        (engine_input,) = result[1]
+        engine_input.pop(OPTION, None)
+        return engine_input
+
+    def _check_sampling(self, request: ChatCompletionRequest) -> None:
+        """Raise what vLLM raises for sampling values, before media are read for nothing."""
+        most = self.model_config.max_model_len
+        if request.use_beam_search:
+            request.to_beam_search_params(most, self.default_sampling_params)
+        else:
+            request.to_sampling_params(most, self.default_sampling_params)
 
     async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, with `metok` on the response of a request with videos."""
@@ -157,10 +209,9 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
     def _report(self, pending: _Pending, events: list[Any]) -> dict[str, Any]:
         plan, tokens = pending.plan, pending.prompt_tokens
         engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
-        pruned = not pending.prompt_logprobs
-        prompt_plan = plan.prompt_plan(tokens, engine.step_tokens) if pruned else None
+        prompt_plan = None if pending.whole else plan.prompt_plan(tokens, engine.step_tokens)
         fallback = fallback_reason(plan, self.metok)
-        unpruned = unpruned_reason(plan, prompt_plan, pending.prompt_logprobs)
+        unpruned = unpruned_reason(plan, prompt_plan, pending.whole)
         metrics.count_request(plan, prompt_plan)
         for reason in (fallback, unpruned):
             if reason is not None:
@@ -191,46 +242,3 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
             if entry is not None:
                 metrics.observe_video(entry, plan.stages)
         return workers
-
-    def _overrides(self, request: ChatCompletionRequest) -> dict[str, Any]:
-        overrides = getattr(request, OPTION, None)
-        if overrides is None:
-            return {}
-        if not isinstance(overrides, dict):
-            raise ConfigError("metok must be an object of settings", OPTION)
-        if self.metok is None:
-            raise ConfigError(
-                "This model is served without METok; start the server with 'metok serve' and a "
-                "model METok supports to use the metok field",
-                OPTION,
-            )
-        try:
-            self.metok.for_request(overrides)
-        except ConfigError as error:
-            raise ConfigError(str(error), f"{OPTION}.{error.field}") from error
-        return overrides
-
-    def _check_client_options(self, request: ChatCompletionRequest) -> None:
-        options = request.mm_processor_kwargs
-        if any(key.startswith(OPTION) for key in _keys(options)):
-            raise ConfigError(
-                "METok's settings belong in the metok field, not in mm_processor_kwargs",
-                "mm_processor_kwargs",
-            )
-        media = request.media_io_kwargs or {}
-        is_open = set(media) <= {"video"} and set(media.get("video") or {}) <= OPEN_VIDEO_OPTIONS
-        validate_request_mm_kwargs(
-            mm_processor_kwargs=options,
-            media_io_kwargs=None if is_open else media,
-            trust_request_mm_kwargs=self.trust_mm_kwargs,
-        )
-
-
-def _keys(value: Any) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _keys(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _keys(inner)

@@ -36,14 +36,19 @@ def asks_prompt_logprobs(request: ChatCompletionRequest) -> bool:
 
 
 def unpruned_reason(
-    plan: RequestPlan, prompt_plan: PromptPlan | None, prompt_logprobs: bool
+    plan: RequestPlan, prompt_plan: PromptPlan | None, whole: str | None
 ) -> str | None:
-    """Why stages 2 and 3 did less than the request's settings say; None if they did it all."""
+    """Why stages 2 and 3 did less than the request's settings say; None if they did it all.
+
+    `whole` is why the engine was asked to leave the prompt alone, None if it was not.
+    """
+    if whole == "beam_search":
+        return whole  # the plan is without these stages already
     wishes = _wishes(plan)
     if wishes is None:
         return None
-    if prompt_logprobs:
-        return "prompt_logprobs"
+    if whole is not None:
+        return whole
     if prompt_plan is None:
         return "chunked_prefill"
     if prompt_plan.one_step:

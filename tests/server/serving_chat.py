@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from metok_vllm.config import METokConfig
@@ -20,6 +21,8 @@ def serving(trust: bool = False, metok: METokConfig | None = None) -> Any:
     chat.trust_mm_kwargs = trust
     chat.limits = MediaLimits()
     chat.metok = metok
+    chat.model_config = SimpleNamespace(max_model_len=1024)
+    chat.default_sampling_params = {}
     return chat
 
 

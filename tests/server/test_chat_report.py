@@ -63,6 +63,13 @@ def fallbacks(reason: str) -> float:
     return REGISTRY.get_sample_value("metok_fallbacks_total", {"reason": reason}) or 0.0
 
 
+def test_a_plan_follows_videos_that_moved() -> None:
+    plan = RequestPlan("balanced", (1,), "user_turn", PLAN.videos * 2)
+    moved = plan.moved([3, 50])
+    assert [video.start for video in moved.videos] == [3, 50]
+    assert moved.videos[0] == replace(PLAN.videos[0], start=3)
+
+
 class TestReport:
     STAGED = RequestPlan(
         "balanced",
@@ -93,14 +100,18 @@ class TestReport:
         assert told["visual_tokens"]["stages"] == [40, 25, 14, 0]
 
     @pytest.mark.parametrize(
-        ("step_tokens", "logprobs", "reason"),
-        [(63, False, "chunked_prefill"), (100, True, "prompt_logprobs")],
+        ("step_tokens", "whole", "reason"),
+        [
+            (63, None, "chunked_prefill"),
+            (100, "prompt_logprobs", "prompt_logprobs"),
+            (100, "beam_search", "beam_search"),
+        ],
     )
-    def test_why_they_did_less(self, step_tokens: int, logprobs: bool, reason: str) -> None:
+    def test_why_they_did_less(self, step_tokens: int, whole: str | None, reason: str) -> None:
         chat = serving(metok=METokConfig(alignment_model="towers"))
         chat.engine_client = engine_of(step_tokens)
         before = fallbacks(reason)
-        told = self.report(chat, self.STAGED, prompt_logprobs=logprobs)
+        told = self.report(chat, self.STAGED, whole=whole)
         assert told["unpruned"] == reason
         assert told["fallback"] is None
         assert fallbacks(reason) == before + 1

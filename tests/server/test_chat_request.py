@@ -14,6 +14,11 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
 from metok_vllm.server.api.chat import MetokChatRequest
+from metok_vllm.server.api.chat_options import (
+    check_client_options,
+    overrides_of,
+    without_pruning,
+)
 from tests.server.serving_chat import TEXT, VIDEO, request, serving
 
 QUESTION = {LAST_USER_TEXT: TEXT["text"], QUERY_SOURCE: "user_turn"}
@@ -31,15 +36,15 @@ class TestOverrides:
         ],
     )
     def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
-        assert serving(metok=METokConfig())._overrides(request(metok=values)) == values
+        assert overrides_of(request(metok=values), METokConfig()) == values
 
     def test_layers_are_laid_out_once(self) -> None:
         with pytest.raises(ConfigError, match="fixed when the server starts"):
-            serving(metok=METokConfig())._overrides(request(metok={"pruning_layers": [2, 4, 6]}))
+            overrides_of(request(metok={"pruning_layers": [2, 4, 6]}), METokConfig())
 
     @pytest.mark.parametrize("values", [None, {}])
     def test_nothing_said(self, values: dict[str, Any] | None) -> None:
-        assert serving(metok=METokConfig())._overrides(request(metok=values)) == {}
+        assert overrides_of(request(metok=values), METokConfig()) == {}
 
     @pytest.mark.parametrize(
         ("values", "param"),
@@ -54,17 +59,45 @@ class TestOverrides:
     )
     def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            serving(metok=METokConfig())._overrides(request(metok=values))
+            overrides_of(request(metok=values), METokConfig())
         assert caught.value.field == param
 
     def test_a_server_without_metok_says_so(self) -> None:
         with pytest.raises(ConfigError, match="without METok"):
-            serving()._overrides(request(metok={"enabled": True}))
-        assert serving()._overrides(request()) == {}
+            overrides_of(request(metok={"enabled": True}), None)
+        assert overrides_of(request(), None) == {}
 
     def test_the_schema_wants_an_object(self) -> None:
         with pytest.raises(ValidationError):
             request(metok="balanced")
+
+
+class TestBeamSearch:
+    @pytest.mark.parametrize(
+        ("overrides", "stages"),
+        [
+            ({}, [1]),
+            ({"preset": "max", "num_events": 3, "decode_keep": 0.5}, [1]),
+            ({"stages": [2, 3], "keep_ratio": 0.5}, []),
+        ],
+    )
+    def test_stages_2_and_3_are_left_out(
+        self, overrides: dict[str, Any], stages: list[int]
+    ) -> None:
+        changed, is_changed = without_pruning(overrides, METokConfig())
+        assert is_changed
+        wanted = METokConfig().for_request(overrides)
+        config = METokConfig().for_request(changed)
+        assert list(config.stages) == stages
+        assert (config.preset, config.num_events) == (wanted.preset, wanted.num_events)
+
+    @pytest.mark.parametrize("overrides", [{"stages": [1]}, {"enabled": False}, {"rule": "evs"}])
+    def test_nothing_changes_where_nothing_is_pruned(self, overrides: dict[str, Any]) -> None:
+        assert without_pruning(overrides, METokConfig()) == (overrides, False)
+
+    def test_fastv_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="beam search"):
+            without_pruning({"rule": "fastv"}, METokConfig())
 
 
 class TestClientOptions:
@@ -79,12 +112,12 @@ class TestClientOptions:
     )
     def test_private_keys_cannot_be_smuggled(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError) as caught:
-            serving(trust=True)._check_client_options(request(mm_processor_kwargs=options))
+            check_client_options(request(mm_processor_kwargs=options), trust=True)
         assert caught.value.field == "mm_processor_kwargs"
 
     def test_frames_and_rate_are_open_to_all(self) -> None:
         options = {"video": {"num_frames": 8, "fps": 1}}
-        serving()._check_client_options(request(media_io_kwargs=options))
+        check_client_options(request(media_io_kwargs=options), trust=False)
 
     @pytest.mark.parametrize(
         "fields",
@@ -96,8 +129,8 @@ class TestClientOptions:
     )
     def test_the_rest_needs_trust(self, fields: dict[str, Any]) -> None:
         with pytest.raises(VLLMValidationError):
-            serving()._check_client_options(request(**fields))
-        serving(trust=True)._check_client_options(request(**fields))
+            check_client_options(request(**fields), trust=False)
+        check_client_options(request(**fields), trust=True)
 
 
 class TestRendering:

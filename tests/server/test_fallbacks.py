@@ -50,30 +50,31 @@ def plan_with(stages: tuple[int, ...], decode_keep: float = 0.0) -> RequestPlan:
 
 
 @pytest.mark.parametrize(
-    ("stages", "decode_keep", "logprobs", "step_tokens", "reason"),
+    ("stages", "decode_keep", "whole", "step_tokens", "reason"),
     [
-        ((1, 2, 3), 0.0, False, 64, None),
-        ((1, 2, 3), 0.0, False, 63, "chunked_prefill"),
-        ((2,), 0.0, False, 63, "chunked_prefill"),
+        ((1, 2, 3), 0.0, None, 64, None),
+        ((1, 2, 3), 0.0, None, 63, "chunked_prefill"),
+        ((2,), 0.0, None, 63, "chunked_prefill"),
         # Evicting all of it needs no ranks, so chunks take nothing away.
-        ((1, 3), 0.0, False, 63, None),
-        ((1, 3), 0.5, False, 63, "chunked_prefill"),
-        ((1, 2, 3), 0.0, True, 64, "prompt_logprobs"),
-        ((1, 2, 3), 0.0, True, 63, "prompt_logprobs"),
-        ((1,), 0.0, True, 63, None),
-        ((), 0.0, True, 63, None),
+        ((1, 3), 0.0, None, 63, None),
+        ((1, 3), 0.5, None, 63, "chunked_prefill"),
+        ((1, 2, 3), 0.0, "prompt_logprobs", 64, "prompt_logprobs"),
+        ((1, 2, 3), 0.0, "prompt_logprobs", 63, "prompt_logprobs"),
+        ((1,), 0.0, "prompt_logprobs", 63, None),
+        ((), 0.0, "prompt_logprobs", 63, None),
+        ((1,), 0.0, "beam_search", 63, "beam_search"),
     ],
 )
 def test_what_kept_stages_2_and_3_from_their_work(
     stages: tuple[int, ...],
     decode_keep: float,
-    logprobs: bool,
+    whole: str | None,
     step_tokens: int,
     reason: str | None,
 ) -> None:
     plan = plan_with(stages, decode_keep)
-    prompt_plan = None if logprobs else plan.prompt_plan(64, step_tokens)
-    assert unpruned_reason(plan, prompt_plan, logprobs) == reason
+    prompt_plan = None if whole else plan.prompt_plan(64, step_tokens)
+    assert unpruned_reason(plan, prompt_plan, whole) == reason
 
 
 def test_how_a_prompt_was_prefilled() -> None:
