@@ -103,7 +103,9 @@ def resolve(*addresses: str, allow_private: bool = False) -> list[str]:
         return list(addresses)
 
     return asyncio.run(
-        checked_addresses("a.example", 80, private=PrivateHosts(every=allow_private), resolver=resolver)
+        checked_addresses(
+            "a.example", 80, private=PrivateHosts(every=allow_private), resolver=resolver
+        )
     )
 
 
