@@ -80,6 +80,7 @@ STAGING: dict[str, tuple[str, ...]] = {
         "shift_computed_tokens",
     ),
     "vllm.v1.core.sched.scheduler:Scheduler._free_request": ("request", "delay_free_blocks"),
+    "vllm.v1.worker.gpu_worker:Worker.sleep": ("level",),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.load_model": (
         "load_dummy_weights",
         "model",

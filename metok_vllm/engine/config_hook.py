@@ -19,7 +19,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import staged_config
-from metok_vllm.engine.staging import is_staged, stage
+from metok_vllm.engine.staging import encode_only, is_staged, stage
 from metok_vllm.errors import ConfigError
 
 logger = init_logger("vllm.metok")
@@ -79,6 +79,8 @@ def enable(vllm_config: Any) -> None:
     if is_staged(config):
         config = stage(config, vllm_config)
         staged_config.adopt(vllm_config)
+    else:
+        encode_only(vllm_config)
 
     model_config = vllm_config.model_config
     ours = ARCHITECTURES[model_config.architecture][0]

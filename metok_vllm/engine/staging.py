@@ -18,6 +18,7 @@ logger = init_logger("vllm.metok")
 SCHEDULER = "metok_vllm.engine.scheduler.make_scheduler"
 CPU_WORKER = "metok_vllm.engine.cpu_worker.MetokCPUWorker"
 CUDA_WORKER = "metok_vllm.engine.cuda_worker.MetokCUDAWorker"
+CUDA_ENCODING_WORKER = "metok_vllm.engine.cuda_worker.MetokEncodingCUDAWorker"
 
 
 def is_staged(config: METokConfig) -> bool:
@@ -49,6 +50,13 @@ def stage(config: METokConfig, vllm_config: Any) -> METokConfig:
     if not on_cpu:
         _without_full_graphs(vllm_config.compilation_config)
     return dataclasses.replace(config, pruning_layers=layout.boundaries)
+
+
+def encode_only(vllm_config: Any) -> None:
+    """Prepare a VllmConfig for stage 1 alone. A worker that the user chose stays."""
+    parallel = vllm_config.parallel_config
+    if current_platform.is_cuda_alike() and parallel.worker_cls == "auto":
+        parallel.worker_cls = CUDA_ENCODING_WORKER
 
 
 def _without_full_graphs(compilation: Any) -> None:

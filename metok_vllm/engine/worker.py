@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vllm.logger import init_logger
+
 from metok_vllm.engine.runner import adopt
 
+logger = init_logger("vllm.metok")
 
-class StagedWorker:
+
+class EncodingWorker:
     """Mixed in before vLLM's worker of a platform."""
 
     model_runner: Any
+
+    def sleep(self, level: int = 1) -> None:
+        """As vLLM's, but nothing is thrown away: loading the weights again would not bring back
+        the alignment towers, which are no part of the model's."""
+        if level > 1:
+            logger.warning(
+                "METok sleeps at level 1 in place of %d: the weights wait in host memory.", level
+            )
+        super().sleep(min(level, 1))  # type: ignore[misc]
+
+
+class StagedWorker(EncodingWorker):
+    """The same with stages 2 and 3."""
 
     def init_device(self) -> None:
         super().init_device()  # type: ignore[misc]
