@@ -57,9 +57,14 @@ def events_line(metok: Mapping[str, Any]) -> str:
     parts = []
     for event in metok.get("events") or []:
         key = " key" if event.get("key") else ""
-        span = f"{event['start_s']:.1f}-{event['end_s']:.1f} s"
-        parts.append(f"{span} ({event['relevance']:.3f}{key})")
+        span = f"{_number(event.get('start_s'), 1)}-{_number(event.get('end_s'), 1)} s"
+        parts.append(f"{span} ({_number(event.get('relevance'), 3)}{key})")
     return "events: " + ", ".join(parts) if parts else "events: none reported"
+
+
+def _number(value: float | None, digits: int) -> str:
+    # The server sends null for what is no finite number.
+    return "?" if value is None else f"{value:.{digits}f}"
 
 
 def count(value: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.server.commands.savings import deeper_layers, unpruned_line
+from metok_vllm.server.commands.savings import deeper_layers, events_line, unpruned_line
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,13 @@ def test_why_the_decoder_pruned_less() -> None:
     assert "--max-num-batched-tokens" in str(unpruned_line({"unpruned": "chunked_prefill"}))
     assert "asked for" in str(unpruned_line({"unpruned": "prompt_logprobs"}))
     assert "a new reason" in str(unpruned_line({"unpruned": "a new reason"}))
+
+
+def test_what_is_no_number_is_said_to_be_unknown() -> None:
+    events = [
+        {"start_s": 0.0, "end_s": 1.25, "relevance": None, "key": True},
+        {"start_s": None, "end_s": None, "relevance": 0.5, "key": False},
+        {},
+    ]
+    assert events_line({"events": events}) == "events: 0.0-1.2 s (? key), ?-? s (0.500), ?-? s (?)"
+    assert events_line({"events": None}) == "events: none reported"
