@@ -24,10 +24,11 @@ class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
         """
         from metok_vllm.metrics import observe_video_read
         from metok_vllm.video import read_video
+        from metok_vllm.video.requester import current
 
         video = read_video(data, num_frames=kwargs.get("num_frames", -1), fps=kwargs.get("fps", -1))
         observe_video_read(video.decode_s, video.cached)
-        metadata = {
+        metadata: dict[str, Any] = {
             "total_num_frames": video.total_frames,
             "fps": video.fps,
             "duration": video.duration_s,
@@ -36,6 +37,9 @@ class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
             "do_sample_frames": False,
             "timestamps_s": list(video.timestamps_s),
         }
+        if current().tenant:
+            # vLLM hashes the metadata, so that its caches keep the videos of tenants apart.
+            metadata["tenant"] = current().tenant
         return video.frames_THWC, metadata
 
 

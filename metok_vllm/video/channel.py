@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import socket
+import stat
 import struct
 import tempfile
 import time
@@ -20,6 +21,8 @@ from typing import Any, BinaryIO
 _LENGTH = struct.Struct("!I")
 # A file is mapped from this size on; a mapping keeps its file descriptor until it goes.
 MAP_BYTES = 8 << 20
+# Of one message; what a server reads from its workers is bounded by what it asked for.
+MAX_MESSAGE = 1 << 20
 
 
 class ChannelClosedError(Exception):
@@ -93,36 +96,65 @@ def send(sock: socket.socket, message: dict[str, Any], file: BinaryIO | None = N
 
 
 def receive(
-    sock: socket.socket, deadline: float | None = None
+    sock: socket.socket, deadline: float | None = None, max_bytes: int = MAX_MESSAGE
 ) -> tuple[dict[str, Any], BinaryIO | None]:
-    """Wait for one message and its file, until time.monotonic() is `deadline`.
+    """Wait for one message of at most `max_bytes` and its file, until `deadline` (monotonic).
 
-    Raises TimeoutError, or ChannelClosedError when the other side has ended.
+    Raises TimeoutError, or ChannelClosedError when the other side has ended or sends anything else.
     """
     file: BinaryIO | None = None
     try:
         _set_timeout(sock, deadline)
         head, fds, _, _ = socket.recv_fds(sock, _LENGTH.size, 1)
         if fds:
-            file = os.fdopen(fds[0], "r+b", buffering=0)
+            file = _opened(fds[0])
         if len(head) != _LENGTH.size:
             raise ChannelClosedError
         (length,) = _LENGTH.unpack(head)
-        body = b""
-        while len(body) < length:
-            _set_timeout(sock, deadline)
-            part = sock.recv(length - len(body))
-            if not part:
-                raise ChannelClosedError
-            body += part
-        message: dict[str, Any] = json.loads(body)
+        if length > max_bytes:
+            raise ChannelClosedError
+        return _parsed(_body(sock, length, deadline)), file
     except BaseException as error:
         if file is not None:
             file.close()
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
             raise ChannelClosedError from None
         raise
-    return message, file
+
+
+def _opened(fd: int) -> BinaryIO:
+    """The regular file behind a descriptor from the other side, which is ours to close."""
+    try:
+        # Reading from a pipe or a device could last for ever.
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ChannelClosedError
+        return os.fdopen(fd, "r+b", buffering=0)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _body(sock: socket.socket, length: int, deadline: float | None) -> bytearray:
+    body = bytearray(length)
+    with memoryview(body) as view:
+        done = 0
+        while done < length:
+            _set_timeout(sock, deadline)
+            count = sock.recv_into(view[done:])
+            if not count:
+                raise ChannelClosedError
+            done += count
+    return body
+
+
+def _parsed(body: bytearray) -> dict[str, Any]:
+    try:
+        message = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ChannelClosedError from None
+    if not isinstance(message, dict):
+        raise ChannelClosedError
+    return message
 
 
 def _set_timeout(sock: socket.socket, deadline: float | None) -> None:

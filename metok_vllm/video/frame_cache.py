@@ -1,8 +1,9 @@
 """Decoded frames for the next question about a video, in the process that reads videos.
 
 The key is the file's own bytes with everything that decides which frames come of them, so a hit is
-what decoding would give. What is kept still counts among the samples that the server holds
-(`max_pending_bytes`); it goes, least recently used first, before any video has to wait for memory.
+what decoding would give; tenants do not share what is kept. It still counts among the samples that
+the server holds (`max_pending_bytes`), and goes, least recently used first, before any video has to
+wait for memory.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from metok_vllm.video.limits import MediaLimits
 
 @dataclass(frozen=True)
 class FrameKey:
-    """A video's bytes, the sampling asked for, and the limits it was decoded under."""
+    """A video's bytes, the sampling asked for, the limits it was decoded under, and for whom."""
 
     digest: bytes
     num_frames: int
     fps: float
     limits: MediaLimits
+    tenant: str = ""
 
     @classmethod
-    def of(cls, data: bytes, num_frames: int, fps: float, limits: MediaLimits) -> FrameKey:
-        return cls(hashlib.sha256(data).digest(), num_frames, fps, limits)
+    def of(
+        cls, data: bytes, num_frames: int, fps: float, limits: MediaLimits, tenant: str = ""
+    ) -> FrameKey:
+        return cls(hashlib.sha256(data).digest(), num_frames, fps, limits, tenant)
 
 
 class FrameCache:

@@ -1,130 +1,90 @@
-"""Decode workers: started when first needed, kept, killed at a deadline, replaced when gone."""
+"""Decode workers: started when first needed, kept, killed at a deadline, replaced when gone.
+
+A worker is used by whoever's turn it is, for one job at a time.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from metok_vllm.errors import MediaDeadline, MediaError
-from metok_vllm.video.channel import ChannelClosedError, receive, send
+from metok_vllm.video.channel import ChannelClosedError
+from metok_vllm.video.frame_cache import FRAMES
+from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.memory import MemoryBudget, Reservation
+from metok_vllm.video.replies import max_reply_bytes
+from metok_vllm.video.requester import current
+from metok_vllm.video.turns import Turn, Turns
+from metok_vllm.video.worker_process import Worker, WorkerGoneError
 
-# Imports of a worker on a machine under load; decoding has its own deadline after that.
-START_TIMEOUT_S = 60.0
-# A decoder that is taken over by a hostile file finds no keys or tokens in its environment.
-ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "LANG", "LC_ALL")
+T = TypeVar("T")
 
 
-class WorkerGoneError(Exception):
-    """The worker ended before it took the request: no fault of the video."""
+class _AgainError(Exception):
+    """The video needs another turn: it is heavy, or was ended for others."""
 
 
-class Worker:
-    """One `metok_vllm.video.worker` process and the socket to it."""
+@dataclass(frozen=True)
+class Job(Generic[T]):
+    """What a worker shall do with `file`; `take` reads its checked reply into reserved memory.
 
-    def __init__(self) -> None:
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-        environment |= {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-        self.socket, theirs = socket.socketpair()
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "metok_vllm.video.worker"],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                env=environment,
-            )
+    `num_bytes` bounds the frames, `num_frames` their number. `what` names the media in messages.
+    """
 
-    def wait_until_ready(self) -> None:
-        """Raises TimeoutError or ChannelClosedError when it does not come up."""
-        receive(self.socket, time.monotonic() + START_TIMEOUT_S)
-
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self.process.poll() is None
-
-    def call(
-        self, request: dict[str, Any], video: BinaryIO, deadline_s: float
-    ) -> tuple[dict[str, Any], BinaryIO | None]:
-        """Reply and its file.
-
-        Raises TimeoutError after `deadline_s`, WorkerGoneError, or ChannelClosedError when it dies
-        over the request.
-        """
-        deadline = time.monotonic() + deadline_s
-        self.socket.settimeout(deadline_s)
-        try:
-            send(self.socket, request, video)
-            receive(self.socket, deadline)
-        except ChannelClosedError:
-            raise WorkerGoneError from None
-        return receive(self.socket, deadline)
-
-    def kill(self) -> None:
-        """End the process now, and reap it."""
-        self.process.kill()
-        self.process.wait()
-        self.socket.close()
+    request: dict[str, Any]
+    file: BinaryIO
+    num_frames: int
+    num_bytes: int
+    limits: MediaLimits
+    take: Callable[[dict[str, Any], BinaryIO | None, Reservation], T]
+    what: str = "video"
 
 
 class DecodePool:
-    """At most as many workers as asked for, each with one video at a time. Thread-safe."""
+    """At most as many workers as asked for, each with one job at a time. Thread-safe."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
+        self.turns = Turns(MemoryBudget(FRAMES.drop_oldest))
+        self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
-        self._starting = 0
 
-    def call(
-        self, request: dict[str, Any], video: BinaryIO, max_workers: int, deadline_s: float
-    ) -> tuple[dict[str, Any], BinaryIO | None]:
-        """Have a worker answer `request` about the file `video`.
+    def run(self, job: Job[T]) -> T:
+        """Have a worker do `job` when its turn comes, for the current requester.
 
-        The deadline runs from when a worker takes the request; waiting for a free one is not
-        counted. Raises MediaDeadline when it passes, MediaError when the worker dies.
+        Raises MediaBusy after waiting for `decode_deadline_s`, MediaDeadline after decoding for
+        that long, MediaError when the worker dies or the requester leaves.
         """
+        requester, limits = current(), job.limits
+        deadline = time.monotonic() + limits.decode_deadline_s
+        heavy = False
         while True:
-            worker, fresh = self._take(max_workers)
+            turn = Turn(requester, job.num_bytes, limits, heavy)
             try:
-                return self._ask(worker, request, video, deadline_s)
-            except WorkerGoneError:
-                # One that died idle is seen to be gone only once it is reaped.
-                if fresh:
-                    raise MediaError("the video decoder cannot run", "decode_failed") from None
-
-    def _ask(
-        self, worker: Worker, request: dict[str, Any], video: BinaryIO, deadline_s: float
-    ) -> tuple[dict[str, Any], BinaryIO | None]:
-        started = time.monotonic()
-        try:
-            answer = worker.call(request, video, deadline_s)
-        except BaseException as error:
-            self._discard(worker)
-            # A thread that is kept from running that long finds the worker ended by its alarm.
-            late = time.monotonic() - started >= deadline_s
-            if isinstance(error, TimeoutError) or (late and isinstance(error, ChannelClosedError)):
-                raise MediaDeadline(
-                    f"reading the video took longer than {deadline_s:g} s, the limit of this server"
-                ) from None
-            if isinstance(error, ChannelClosedError):
-                raise MediaError("the decoder crashed on the video", "decode_failed") from None
-            raise
-        with self._changed:
-            self._idle.append(worker)
-            self._changed.notify()
-        return answer
+                with requester.on_leave(partial(self.turns.abandon, turn)):
+                    return self._in_turn(job, turn, deadline - time.monotonic())
+            except _AgainError:
+                heavy = True
 
     def close(self) -> None:
-        """End all workers."""
-        with self._changed:
+        """End all workers; wake and refuse everybody who waits, and whoever comes later."""
+        self.turns.close()
+        self.end_workers()
+
+    def end_workers(self) -> None:
+        """End all workers; new ones are started when they are needed."""
+        with self._lock:
             workers = list(self._all)
             self._all.clear()
             self._idle.clear()
@@ -139,46 +99,113 @@ class DecodePool:
             worker.socket.close()
             worker.process.returncode = 0  # not this process's child: nothing to reap
 
-    def _take(self, max_workers: int) -> tuple[Worker, bool]:
-        """A worker, and whether it was started for this."""
-        with self._changed:
+    def _in_turn(self, job: Job[T], turn: Turn, wait_s: float) -> T:
+        self.turns.wait(turn, wait_s)
+        again = False
+        try:
             while True:
-                while self._idle:
-                    worker = self._idle.pop()
-                    if worker.alive():
-                        return worker, False
-                    self._all.discard(worker)
-                    worker.kill()
-                if len(self._all) + self._starting < max_workers:
-                    self._starting += 1
-                    break
-                self._changed.wait()
-        return self._start(), True
+                worker, fresh = self._take()
+                try:
+                    return self._ask(worker, job, turn)
+                except WorkerGoneError:
+                    # One that died idle is seen to be gone only once it is reaped.
+                    if turn.ended:
+                        raise _stopped(turn) from None
+                    if fresh:
+                        raise MediaError(
+                            f"the {job.what} decoder cannot run", "decode_failed"
+                        ) from None
+        except _AgainError:
+            again = True
+            raise
+        finally:
+            self.turns.release(turn, again=again)
+
+    def _ask(self, worker: Worker, job: Job[T], turn: Turn) -> T:
+        limits, started = job.limits, time.monotonic()
+        request = {**job.request, "limits": asdict(limits), "light": not turn.heavy}
+        assert turn.memory is not None, "a turn without memory"
+        if not self.turns.begin(turn, worker.process.kill):
+            self._put_back(worker)
+            raise _stopped(turn)
+        try:
+            reply, file = worker.call(
+                request, job.file, limits.decode_deadline_s, max_reply_bytes(job.num_frames)
+            )
+            with file or nullcontext():
+                if reply.get("heavy") is True and not turn.heavy:
+                    raise _AgainError
+                answer = job.take(reply, file, turn.memory)
+        except (MediaError, _AgainError):
+            self._finish(worker, turn)
+            raise
+        except BaseException as error:
+            self._discard(worker)
+            if isinstance(error, ChannelClosedError | TimeoutError) and turn.ended:
+                raise _stopped(turn) from None
+            # A thread that is kept from running that long finds the worker ended by its alarm.
+            late = time.monotonic() - started >= limits.decode_deadline_s
+            if isinstance(error, TimeoutError) or (late and isinstance(error, ChannelClosedError)):
+                raise MediaDeadline(
+                    f"reading the {job.what} took longer than {limits.decode_deadline_s:g} s, "
+                    f"the limit of this server"
+                ) from None
+            if isinstance(error, ChannelClosedError):
+                raise MediaError(
+                    f"the decoder crashed on the {job.what}", "decode_failed"
+                ) from None
+            raise
+        self._finish(worker, turn)
+        return answer
+
+    def _finish(self, worker: Worker, turn: Turn) -> None:
+        """Keep the worker for the next turn, unless it was ended for others a moment ago."""
+        self.turns.finish(turn)
+        if turn.ended:
+            self._discard(worker)
+        else:
+            self._put_back(worker)
+
+    def _put_back(self, worker: Worker) -> None:
+        with self._lock:
+            if worker in self._all:
+                self._idle.append(worker)
+
+    def _take(self) -> tuple[Worker, bool]:
+        """A worker, and whether it was started for this."""
+        while True:
+            with self._lock:
+                worker = self._idle.pop() if self._idle else None
+            if worker is None:
+                return self._start(), True
+            if worker.alive():
+                return worker, False
+            self._discard(worker)
 
     def _start(self) -> Worker:
         worker: Worker | None = None
         try:
             worker = Worker()
+            with self._lock:
+                self._all.add(worker)
             worker.wait_until_ready()
         except BaseException as error:
             if worker is not None:
-                worker.kill()
-            with self._changed:
-                self._starting -= 1
-                self._changed.notify()
+                self._discard(worker)
             if isinstance(error, TimeoutError | ChannelClosedError | OSError):
-                raise MediaError("the video decoder cannot be started", "decode_failed") from error
+                raise MediaError("the decoder cannot be started", "decode_failed") from error
             raise
-        with self._changed:
-            self._starting -= 1
-            self._all.add(worker)
         return worker
 
     def _discard(self, worker: Worker) -> None:
-        worker.kill()
-        with self._changed:
+        with self._lock:
             self._all.discard(worker)
-            self._changed.notify()
+        worker.kill()
+
+
+def _stopped(turn: Turn) -> Exception:
+    """Why a turn ended before its video was read."""
+    return turn.refusal or _AgainError()
 
 
 POOL = DecodePool()

@@ -1,9 +1,10 @@
 """A decode worker: `python -m metok_vllm.video.worker`, started and killed by the pool.
 
-Standard input is a socket. Every request carries a video; it is acknowledged, so that a death
-before that is not blamed on the video, and answered with its frames or an error. The process ends
-when the socket closes, and by its own alarm when a decoder hangs and nobody is left to kill it.
-Memory is capped, so that a hostile file cannot take the server's.
+Standard input is a socket. Every request carries a video or pictures; it is acknowledged, so that
+a death before that is not blamed on the file, and answered with frames, with an error, or, to a
+`light` request, that the work is heavy. The process ends when the socket closes, and by its own
+alarm when a decoder hangs and nobody is left to kill it. Memory is capped, so that a hostile file
+cannot take the server's.
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ import logging
 import resource
 import signal
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-from metok_vllm.errors import MediaError, MetokError
+from metok_vllm.errors import MediaError, MediaTooLarge, MetokError
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, receive, send
 from metok_vllm.video.decoding import decode
+from metok_vllm.video.frames import Decoded
 from metok_vllm.video.limits import MediaLimits
 
 logger = logging.getLogger(__name__)
 
+# Pixels that a core decodes in about four seconds (H.264, 1280 x 720).
+LIGHT_PIXELS = 4_000_000_000
 # The pool kills at the deadline; the alarm comes after it and only matters without a pool.
 ALARM_MARGIN_S = 2.0
+
+
+class _HeavyError(Exception):
+    """The work is more than a light request may take."""
 
 
 def main() -> None:
@@ -36,35 +44,57 @@ def main() -> None:
         try:
             send(sock, {"ready": True})
             while True:
-                request, video = receive(sock)
-                assert video is not None, "a request without a video"
+                request, file = receive(sock)
+                assert file is not None, "a request without a file"
                 send(sock, {"taken": True})
-                _answer(sock, request, video)
+                _answer(sock, request, file)
         except ChannelClosedError:
             return
 
 
-def _answer(sock: socket.socket, request: dict[str, Any], video: BinaryIO) -> None:
+def _answer(sock: socket.socket, request: dict[str, Any], file: BinaryIO) -> None:
     limits = MediaLimits(**request["limits"])
+    what = "pictures" if "sizes" in request else "video"
     _limit_memory(limits.worker_memory_bytes)
     signal.setitimer(signal.ITIMER_REAL, limits.decode_deadline_s + ALARM_MARGIN_S)
-    with video, anonymous_file() as output:
+    with file, anonymous_file() as output:
+        reply: dict[str, Any]
         try:
-            decoded = decode(video, request["num_frames"], request["fps"], limits, output)
-            reply = {"decoded": asdict(decoded)}
+            reply = {"decoded": asdict(_decode(request, file, limits, output))}
+        except _HeavyError:
+            reply = {"heavy": True}
         except MetokError as error:
             reply = {"error": _describe(error)}
         except MemoryError:
             failure = MediaError(
-                "decoding the video takes more memory than this server allows", "decode_failed"
+                f"decoding the {what} takes more memory than this server allows", "decode_failed"
             )
             reply = {"error": _describe(failure)}
         except Exception:
-            logger.exception("a video made the decoder fail in an unknown way")
-            failure = MediaError("the video cannot be decoded", "decode_failed")
+            logger.exception("a file made the decoder fail in an unknown way")
+            failure = MediaError(f"the {what} cannot be decoded", "decode_failed")
             reply = {"error": _describe(failure)}
         signal.setitimer(signal.ITIMER_REAL, 0)
         send(sock, reply, output if "decoded" in reply else None)
+
+
+def _decode(
+    request: dict[str, Any], file: BinaryIO, limits: MediaLimits, output: BinaryIO
+) -> Decoded:
+    """Raises _HeavyError where a light request takes more work than LIGHT_PIXELS."""
+    light = request["light"] and limits.max_walked_pixels > LIGHT_PIXELS
+    limits = replace(limits, max_walked_pixels=LIGHT_PIXELS) if light else limits
+    try:
+        if "sizes" in request:
+            # Most workers never see a picture.
+            from metok_vllm.video.pictures import decode_pictures
+
+            return decode_pictures(file, request, limits, output)
+        return decode(file, request["num_frames"], request["fps"], limits, output)
+    except MediaTooLarge as error:
+        if light and error.reason == "too_many_frames_walked":
+            raise _HeavyError from None
+        raise
 
 
 def _describe(error: MetokError) -> dict[str, str]:

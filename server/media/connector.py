@@ -7,38 +7,40 @@ be used is decided here.
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import binascii
 import logging
 import os
-import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import pybase64
 from vllm.exceptions import VLLMError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.audio import AudioMediaIO
 from vllm.multimodal.media.base import MediaIO
-from vllm.multimodal.media.connector import global_thread_pool
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
 
+from metok_vllm.engine.video_loader import MetokVideoLoader
 from metok_vllm.errors import ConfigError, MediaError, MediaForbidden, MetokError
 from metok_vllm.metrics import count_rejected
 from metok_vllm.server.media.fetch import Fetcher, too_large
-from metok_vllm.server.media.pixels import check_frames, check_image, too_many_frames
+from metok_vllm.server.media.named import FIND, NAMED, Kept, split_keep
+from metok_vllm.server.media.pictures import FRAME_LIST, IMAGE_MODE, load_frame_list, load_image
+from metok_vllm.server.media.pixels import check_image
+from metok_vllm.server.media.threads import in_own_thread, in_shared_thread, run_beside
 from metok_vllm.server.settings import base64_size
+from metok_vllm.video.frame_list import too_many_frames
 from metok_vllm.video.limits import MediaLimits
-from metok_vllm.video.memory import MEMORY
 
 logger = logging.getLogger("vllm.metok")
 NAME = "metok"
-FRAME_LIST = "video/jpeg"
+# What stands before the data of a data URL is short.
+MAX_DATA_HEADER = 1024
 MIN_FPS, MAX_FPS = 0.001, 1000
 T = TypeVar("T")
+Sent = bytes | str  # a file's bytes, or the frames of a list as they stand in its data URL
 
 
 class MetokMediaConnector(MediaConnector):  # type: ignore[misc]
@@ -57,7 +59,7 @@ class MetokMediaConnector(MediaConnector):  # type: ignore[misc]
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """As load_from_url_async, for callers without an event loop."""
-        return _run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
+        return run_beside(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
 
     async def load_from_url_async(
         self, url: str, media_io: Any, *, fetch_timeout: int | None = None
@@ -70,62 +72,79 @@ class MetokMediaConnector(MediaConnector):  # type: ignore[misc]
             raise
 
     async def _load(self, url: str, media_io: Any) -> Any:
-        scheme = url.partition(":")[0].lower()
-        if scheme == "data":
-            return await _in_thread(lambda: self._load_data(url, media_io))
-        if scheme == "file":
-            return await _in_thread(lambda: self._load_file(url, media_io))
-        data = await _in_thread(lambda: self._get_cached_bytes(url))
+        key, url = split_keep(url)
+        if url.startswith(FIND):
+            sent = _kept(url.removeprefix(FIND))
+        else:
+            sent = await self._sent(url, media_io)
+        media = await self._read(sent, media_io)
+        if key is not None:
+            is_list = isinstance(sent, str)
+            kept = Kept(sent.encode() if isinstance(sent, str) else sent, is_list)
+            NAMED.keep(key, kept, self.limits.named_media_bytes)
+        return media
+
+    async def _sent(self, url: str, media_io: Any) -> Sent:
+        scheme = url[: url.find(":") + 1].lower()
+        if scheme == "data:":
+            return await in_shared_thread(lambda: self._from_data_url(url, media_io))
+        if scheme == "file:":
+            return await in_shared_thread(lambda: self._from_file(url))
+        data = await in_shared_thread(lambda: self._get_cached_bytes(url))
         if data is None:
             data = await self.fetcher.fetch(url)
-            await _in_thread(lambda: self._put_cached_bytes(url, data))
-        return await _in_thread(lambda: self._decode(data, media_io))
+            await in_shared_thread(lambda: self._put_cached_bytes(url, data))
+        return bytes(data)
 
-    def _load_data(self, url: str, media_io: Any) -> Any:
-        header, comma, payload = url[len("data:") :].partition(",")
-        media_type, *parameters = header.split(";")
-        if not comma or not parameters or parameters[-1].strip() != "base64":
+    def _from_data_url(self, url: str, media_io: Any) -> Sent:
+        comma = url.find(",", 0, MAX_DATA_HEADER)
+        media_type, *parameters = url[len("data:") : max(comma, 0)].split(";")
+        if comma < 0 or not parameters or parameters[-1].strip() != "base64":
             raise MediaForbidden("a data URL must be 'data:<type>;base64,<data>'", "bad_base64")
-        if media_type.strip().lower() == FRAME_LIST and isinstance(media_io, VideoMediaIO):
-            return self._load_frames(payload, media_io)
-        if len(payload) > base64_size(self.limits.max_bytes):
+        is_list = media_type.strip().lower() == FRAME_LIST and isinstance(media_io, VideoMediaIO)
+        commas = 4 * self.limits.max_frames if is_list else 0
+        if len(url) - comma - 1 > base64_size(self.limits.max_bytes) + commas:
             raise too_large(self.limits.max_bytes)
-        return self._decode(decode_base64(payload), media_io)
+        payload = url[comma + 1 :]
+        return payload if is_list else decode_base64(payload)
 
-    def _load_frames(self, payload: str, media_io: Any) -> Any:
-        if len(payload) > base64_size(self.limits.max_bytes) + 4 * self.limits.max_frames:
-            raise too_large(self.limits.max_bytes)
+    async def _read(self, sent: Sent, media_io: Any) -> Any:
+        limits = self.limits
+        if isinstance(sent, str):
+            return await in_own_thread(lambda: self._read_frames(sent, media_io))
+        if isinstance(media_io, ImageMediaIO):
+            if media_io.image_mode == IMAGE_MODE:
+                return await in_own_thread(lambda: load_image(sent, media_io, limits))
+            return await in_shared_thread(lambda: self._read_image(sent, media_io))
+        ours = isinstance(getattr(media_io, "video_loader", None), MetokVideoLoader)
+        where = in_own_thread if ours else in_shared_thread
+        return await where(lambda: _readable(lambda: media_io.load_bytes(sent), _kind(media_io)))
+
+    def _read_frames(self, payload: str, media_io: Any) -> Any:
         count = payload.count(",") + 1
         if count > self.limits.max_frames:
             raise too_many_frames(count, self.limits)
-        limits = self.limits
-        size = check_frames([decode_base64(frame) for frame in payload.split(",")], limits)
-        if not self._frames_chosen:
-            # vLLM would drop frames beyond its default number; whoever sends a list means it.
-            media_io.num_frames = count
-        with MEMORY.reserve(size, limits.max_pending_bytes, limits.decode_deadline_s) as held:
-            video = _readable(lambda: media_io.load_base64(FRAME_LIST, payload), "video")
-            held.hand_over(video.media[0], size)
-        return video
+        frames = [decode_base64(frame) for frame in payload.split(",")]
+        if self._frames_chosen:
+            # As vLLM does; without a choice, whoever sends a list means all of it.
+            frames = frames[: media_io.num_frames]
+        return load_frame_list(frames, media_io, self.limits)
 
-    def _load_file(self, url: str, media_io: Any) -> Any:
+    def _read_image(self, data: bytes, media_io: Any) -> Any:
+        check_image(data, self.limits)
+        return _readable(lambda: media_io.load_bytes(data), "image")
+
+    def _from_file(self, url: str) -> bytes:
         root = self.allowed_local_media_path
         if root is None:
             raise MediaForbidden("this server reads no local files", "local_file")
         try:
-            data = read_below(root, url, self.limits.max_bytes)
+            return read_below(root, url, self.limits.max_bytes)
         except MediaError:
             raise
         except (OSError, RuntimeError, ValueError):
             # Names that are too long, no rights, loops of links, NUL: the text would name the path.
             raise MediaError("the file cannot be read") from None
-        return self._decode(data, media_io)
-
-    def _decode(self, data: bytes, media_io: Any) -> Any:
-        kind = _kind(media_io)
-        if kind == "image":
-            check_image(data, self.limits)
-        return _readable(lambda: media_io.load_bytes(data), kind)
 
 
 def read_below(root: Path, url: str, max_bytes: int) -> bytes:
@@ -174,14 +193,23 @@ def video_options(chosen: dict[str, Any], limits: MediaLimits) -> dict[str, Any]
 def decode_base64(text: str) -> bytes:
     """Strict base64. Raises MediaForbidden, which is a 400."""
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        return pybase64.b64decode(text, validate=True)
+    except ValueError:
         raise MediaForbidden("the data URL is not valid base64", "bad_base64") from None
 
 
 def register() -> None:
     """Make the connector known to vLLM; `VLLM_MEDIA_CONNECTOR=metok` selects it."""
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(MetokMediaConnector)
+
+
+def _kept(key: str) -> Sent:
+    kept = NAMED.find(key)
+    if kept is None:
+        raise MediaForbidden(
+            "no media with this uuid is held here; send it with its data again", "unknown_uuid"
+        )
+    return kept.data.decode() if kept.is_frame_list else kept.data
 
 
 def _readable(load: Callable[[], T], kind: str) -> T:
@@ -206,26 +234,3 @@ def _is_frame_rate(value: object) -> bool:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return value == -1 or MIN_FPS <= value <= MAX_FPS
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(global_thread_pool, work)
-
-
-def _run(coroutine: Coroutine[Any, Any, T]) -> T:
-    # In a thread of its own: the caller may be inside a running event loop.
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            result.append(asyncio.run(coroutine))
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]

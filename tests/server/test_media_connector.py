@@ -212,11 +212,12 @@ class TestFrameLists:
         with pytest.raises(MediaForbidden):
             video(frame_list(picture()) + ",@@")
 
-    def test_decoded_size_is_limited(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("METOK_MEDIA_MAX_PENDING_BYTES", str(16 * 12 * 3 * 2))
-        video(frame_list(picture(), picture()))
-        with pytest.raises(MediaTooLarge):
-            video(frame_list(picture(), picture(), picture()))
+    def test_a_list_over_the_decoded_size_is_scaled_down(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("METOK_MEDIA_MAX_DECODED_BYTES", str(16 * 12 * 3 * 2))
+        assert video(frame_list(*[picture()] * 2)).media[0].shape == (2, 12, 16, 3)
+        assert video(frame_list(*[picture()] * 3)).media[0].shape == (3, 6, 8, 3)
 
 
 class TestVideos:

@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.errors import MediaDeadline, MediaTooLarge
+from metok_vllm.errors import MediaBusy, MediaTooLarge
 from metok_vllm.video import MediaLimits, read_video
 from metok_vllm.video.frame_cache import FRAMES, FrameCache, FrameKey
 from metok_vllm.video.frames import VideoFrames
+from metok_vllm.video.requester import REQUESTER, Requester
 from tests.video import clips
 
 FRAME = 96 * 160 * 3
@@ -83,6 +85,15 @@ def test_what_decides_the_frames_is_part_of_the_key(mp4: bytes, other: dict[str,
     np.testing.assert_array_equal(found.frames_THWC, read_video(mp4, **asked).frames_THWC)
 
 
+def test_tenants_do_not_share_what_is_kept(mp4: bytes) -> None:
+    def read(tenant: str) -> VideoFrames:
+        REQUESTER.set(Requester(tenant=tenant))
+        return read_video(mp4, 4, limits=LIMITS)
+
+    answers = [copy_context().run(read, tenant).cached for tenant in ("a", "b", "", "a", "b", "")]
+    assert answers == [False, False, False, True, True, True]
+
+
 def test_other_bytes_are_another_video(mp4: bytes) -> None:
     read_video(mp4, 4, limits=LIMITS)
     assert not read_video(clips.encode(num_frames=40), 4, limits=LIMITS).cached
@@ -139,7 +150,7 @@ def test_frames_in_use_are_not_given_away(mp4: bytes) -> None:
     limits = replace(LIMITS, max_pending_bytes=5 * FRAME, decode_deadline_s=1.0)
     mine = read_video(mp4, 4, limits=limits)
     seen_THWC = mine.frames_THWC.copy()
-    with pytest.raises(MediaDeadline, match="as much video as it may hold"):
+    with pytest.raises(MediaBusy, match="as much video as it may hold"):
         read_video(clips.encode(num_frames=20), 4, limits=limits)
     assert FRAMES.held_bytes == 0
     np.testing.assert_array_equal(mine.frames_THWC, seen_THWC)

@@ -9,16 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from metok_vllm.errors import MediaDeadline, MediaError
-from metok_vllm.video import MediaLimits, read_video
-from metok_vllm.video.channel import anonymous_file, write_all
-from metok_vllm.video.memory import MEMORY, MemoryBudget
+from metok_vllm.errors import MediaBusy, MediaDeadline, MediaError
+from metok_vllm.video import MediaLimits, VideoFrames, read_video
+from metok_vllm.video.memory import MemoryBudget, Reservation
 from metok_vllm.video.pool import POOL
+from metok_vllm.video.requester import REQUESTER, Requester
 from tests.video import clips
 
 FRAME = 96 * 160 * 3
@@ -28,13 +30,20 @@ class Owner:
     """Something that holds memory."""
 
 
-def is_full(budget: MemoryBudget, limit: int) -> bool:
-    """Whether all of `limit` can be had at once."""
-    try:
-        with budget.reserve(limit, limit, 0):
-            return True
-    except MediaDeadline:
-        return False
+def fits(budget: MemoryBudget, num_bytes: int, limit: int) -> bool:
+    """Whether somebody new gets that much now."""
+    held = budget.take(Requester(), num_bytes, limit)
+    if held is not None:
+        held.give_back()
+        budget.collect()
+    return held is not None
+
+
+def take(budget: MemoryBudget, num_bytes: int, limit: int) -> Reservation:
+    """What must be free."""
+    held = budget.take(Requester(), num_bytes, limit)
+    assert held is not None
+    return held
 
 
 @pytest.fixture(scope="module")
@@ -45,128 +54,107 @@ def mp4() -> bytes:
 @pytest.fixture
 def _all_free() -> Iterator[None]:
     gc.collect()
-    assert is_full(MEMORY, 1)
+    POOL.turns.memory.collect()
+    assert POOL.turns.memory.used == 0
     yield
     gc.collect()
-    assert is_full(MEMORY, 1), "some video kept its reservation"
+    POOL.turns.memory.collect()
+    assert POOL.turns.memory.used == 0, "some video kept its reservation"
 
 
 def test_what_is_handed_over_lasts_as_long_as_its_owner() -> None:
     budget, owner = MemoryBudget(), Owner()
-    with budget.reserve(10, 10, 0) as held:
-        assert not is_full(budget, 10)
-        held.hand_over(owner, 4)
-    assert not is_full(budget, 10)
-    with budget.reserve(6, 10, 0), pytest.raises(MediaDeadline), budget.reserve(1, 10, 0):
-        pass
+    held = take(budget, 10, 10)
+    assert not fits(budget, 1, 10)
+    held.hand_over(owner, 4)
+    assert not fits(budget, 1, 10)
+    held.give_back()
+    assert fits(budget, 6, 10)
+    assert not fits(budget, 7, 10)
     del owner
-    assert is_full(budget, 10)
+    assert fits(budget, 10, 10)
 
 
-def test_refusal_after_the_wait() -> None:
+def test_a_request_that_holds_some_can_always_get_the_rest() -> None:
+    """Two requests of six videos each took three, and waited for each other."""
     budget = MemoryBudget()
-    with budget.reserve(10, 10, 0):
-        started = time.monotonic()
-        with pytest.raises(MediaDeadline, match=r"\(10 bytes\); try again") as caught:
-            budget.reserve(1, 10, 0.2).__enter__()
-        assert 0.2 <= time.monotonic() - started < 2
-    assert (caught.value.status, caught.value.reason) == (504, "busy")
-    assert is_full(budget, 10)
+    first, second, small = Requester(videos=6), Requester(videos=6), Requester()
+    held = [budget.take(first, 2, 12)]
+    assert budget.take(second, 2, 12) is None, "the first could not end any more"
+    # Whoever needs no more than this comes back by itself.
+    between = budget.take(small, 2, 12)
+    assert between is not None
+    held += [budget.take(first, 2, 12) for _ in range(4)]
+    assert all(held)
+    assert budget.take(first, 2, 12) is None
+    between.give_back()
+    held.append(budget.take(first, 2, 12))
+    for one in held:
+        assert one is not None
+        one.give_back()
+    assert budget.take(second, 2, 12) is not None
 
 
-def test_everyone_in_the_queue_is_refused_in_time() -> None:
-    budget = MemoryBudget()
-
-    def wait(_: int) -> float:
-        started = time.monotonic()
-        with pytest.raises(MediaDeadline), budget.reserve(1, 10, 0.3):
-            pass
-        return time.monotonic() - started
-
-    with budget.reserve(10, 10, 0), ThreadPoolExecutor(4) as threads:
-        waits = list(threads.map(wait, range(4)))
-    assert min(waits) >= 0.3
-    assert max(waits) < 2
-    assert is_full(budget, 10)
-
-
-def test_a_queue_does_not_wait_for_a_full_collection_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes most of a second in a large process; the last of many was refused seconds late."""
-    collections: list[float] = []
-    monkeypatch.setattr(gc, "collect", lambda: collections.append(time.monotonic()))
-    budget = MemoryBudget()
-
-    def wait(_: int) -> None:
-        with pytest.raises(MediaDeadline), budget.reserve(1, 10, 0.05):
-            pass
-
-    with budget.reserve(10, 10, 0), ThreadPoolExecutor(4) as threads:
-        list(threads.map(wait, range(4)))
-        assert len(collections) == 1
-        monkeypatch.setattr("metok_vllm.video.memory.COLLECT_EVERY_S", 0.0)
-        wait(0)
-        assert len(collections) == 2
-
-
-def test_a_waiting_caller_goes_on_when_memory_comes_back() -> None:
-    budget = MemoryBudget()
-    owners = [Owner()]
-    with budget.reserve(10, 10, 0) as held:
-        held.hand_over(owners[0], 10)
-    timer = threading.Timer(0.2, owners.clear)
-    timer.start()
-    with budget.reserve(10, 10, 30):
-        assert not owners
-    timer.join()
-
-
-def test_garbage_cycles_hold_no_memory() -> None:
+def test_a_request_that_has_left_claims_nothing() -> None:
     budget, owner = MemoryBudget(), Owner()
-    vars(owner)["self"] = owner
-    with budget.reserve(10, 10, 0) as held:
-        held.hand_over(owner, 10)
-    gc.disable()
-    try:
-        del owner
-        assert is_full(budget, 10)
-    finally:
-        gc.enable()
+    gone = Requester(videos=6)
+    held = budget.take(gone, 2, 12)
+    assert held is not None
+    held.hand_over(owner, 2)
+    assert budget.take(Requester(videos=6), 2, 12) is None
+    gone.leave()
+    assert budget.take(Requester(videos=6), 2, 12) is not None
+    del owner
+    assert budget.take(Requester(), 10, 12) is not None
 
 
-def test_never_more_than_the_limit() -> None:
-    budget = MemoryBudget()
-    lock, used, most = threading.Lock(), 0, 0
-
-    def work(seed: int) -> None:
-        nonlocal used, most
-        rng = random.Random(seed)
-        for _ in range(50):
-            size = rng.randint(1, 60)
-            with budget.reserve(size, 100, 30) as held:
-                with lock:
-                    used += size
-                    most = max(most, used)
-                owner = Owner()
-                held.hand_over(owner, rng.randint(0, size))
-                time.sleep(0.0005)  # so that others come in between
-                with lock:
-                    used -= size
-                del owner
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(work, range(8)))
-    assert 60 < most <= 100
-    assert is_full(budget, 100)
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 40)), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
+def test_never_over_the_limit_never_stuck_and_all_comes_back(
+    requests: list[tuple[int, int]], rng: random.Random
+) -> None:
+    """Requests of some videos of at most so many bytes each, in any order of steps."""
+    limit, budget = 100, MemoryBudget()
+    waiting = [(Requester(videos=n), n, min(size, limit // n)) for n, size in requests]
+    reading: list[tuple[Requester, Reservation]] = []
+    frames: dict[Requester, list[Owner]] = {requester: [] for requester, _, _ in waiting}
+    while waiting:
+        asked = [step for step in waiting if step[1] > 0]
+        rng.shuffle(asked)
+        steps = ((step, budget.take(step[0], step[2], limit)) for step in asked)
+        step, held = next((pair for pair in steps if pair[1] is not None), (None, None))
+        assert held or reading, "everybody waits for memory that others hold"
+        assert budget.used <= limit
+        if step is not None and held is not None:
+            requester, left, size = step
+            waiting[waiting.index(step)] = (requester, left - 1, size)
+            reading.append((requester, held))
+        if reading and (step is None or rng.random() < 0.5):
+            requester, held = reading.pop(rng.randrange(len(reading)))
+            owner = Owner()
+            held.hand_over(owner, rng.randint(0, held.num_bytes))
+            held.give_back()
+            frames[requester].append(owner)
+            del owner
+        for requester, left, size in list(waiting):
+            if left == 0 and not any(other is requester for other, _ in reading):
+                frames.pop(requester).clear()
+                waiting.remove((requester, left, size))
+    budget.collect()
+    assert budget.used == 0
 
 
 @pytest.mark.usefixtures("_all_free")
 def test_a_forked_child_starts_with_all_of_it() -> None:
-    with MEMORY.reserve(10, 10, 0):
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0 if is_full(MEMORY, 10) else 1)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert not is_full(MEMORY, 10)
+    held = take(POOL.turns.memory, 10, 10)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if POOL.turns.memory.used == 0 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert not fits(POOL.turns.memory, 10, 10)
+    held.give_back()
 
 
 @pytest.mark.usefixtures("_all_free")
@@ -183,7 +171,7 @@ def test_frames_and_their_views_hold_memory(
     view = video.frames_THWC[1:, ::2].T.view(np.int8)
     indices = video.indices
     del video
-    with pytest.raises(MediaDeadline, match="as much video as it may hold"):
+    with pytest.raises(MediaBusy, match="as much video as it may hold"):
         read_video(mp4, 4, limits=quick)
     np.testing.assert_array_equal(view.view(np.uint8).T, every_THWC[indices][1:, ::2])
     del view
@@ -206,11 +194,11 @@ def test_a_video_larger_than_the_budget_is_scaled_into_it(mp4: bytes) -> None:
 @pytest.mark.usefixtures("_all_free")
 def test_no_failure_keeps_memory(mp4: bytes) -> None:
     heavy = clips.heavy()
-    tries = [
+    tries: list[tuple[bytes, MediaLimits, Any]] = [
         (mp4[:2000], MediaLimits(), MediaError),
         (b"not a video", MediaLimits(), MediaError),
         (mp4, MediaLimits(max_duration_s=1), MediaError),
-        (heavy, MediaLimits(decode_deadline_s=0.2), MediaDeadline),
+        (heavy, MediaLimits(decode_deadline_s=0.2), (MediaDeadline, MediaBusy)),
         (mp4, MediaLimits(max_decoded_bytes=3), MediaError),
     ]
     read_video(mp4, 2)
@@ -224,7 +212,7 @@ def test_no_failure_keeps_memory(mp4: bytes) -> None:
 @pytest.mark.usefixtures("_all_free")
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
 def test_a_killed_worker_keeps_no_memory(mp4: bytes, backend: str) -> None:
-    POOL.close()
+    POOL.end_workers()
     read_video(mp4, 2)
     (worker,) = POOL._all
     timer = threading.Timer(0.4, worker.process.kill)
@@ -235,15 +223,22 @@ def test_a_killed_worker_keeps_no_memory(mp4: bytes, backend: str) -> None:
 
 
 @pytest.mark.usefixtures("_all_free")
-@pytest.mark.parametrize("num_frames", [0, 2, 3])
-def test_a_worker_that_claims_other_frames_than_it_wrote(
-    mp4: bytes, num_frames: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def call(*_: object) -> tuple[dict[str, Any], BinaryIO]:
-        file = anonymous_file()
-        write_all(file, bytes(FRAME))
-        return {"decoded": {"shape": [num_frames, 96, 160, 3]}}, file
+def test_two_requests_of_six_large_videos_end_soon(mp4: bytes) -> None:
+    """Each needs half of the memory and more, and took it one video at a time."""
+    limits = MediaLimits(max_pending_bytes=10 * 4 * FRAME, max_decoded_bytes=4 * FRAME)
+    started = time.monotonic()
 
-    monkeypatch.setattr(POOL, "call", call)
-    with pytest.raises(MediaError, match="crashed"):
-        read_video(mp4, 2, limits=MediaLimits(max_decoded_bytes=2 * FRAME))
+    def ask(requester: Requester) -> int:
+        def read(_: int) -> VideoFrames:
+            REQUESTER.set(requester)
+            return read_video(mp4, 4, limits=limits)
+
+        with ThreadPoolExecutor(6) as threads:
+            videos = list(threads.map(read, range(6)))
+        requester.leave()
+        return sum(video.frames_THWC.nbytes for video in videos)
+
+    with ThreadPoolExecutor(2) as threads:
+        sizes = list(threads.map(ask, [Requester("a", videos=6), Requester("b", videos=6)]))
+    assert sizes == [6 * 4 * FRAME] * 2
+    assert time.monotonic() - started < 10

@@ -18,7 +18,8 @@ import pytest
 
 from metok_vllm.errors import MediaDeadline, MediaError, MediaTooLarge
 from metok_vllm.video import MediaLimits, read_video
-from metok_vllm.video.pool import POOL, Worker
+from metok_vllm.video.pool import POOL
+from metok_vllm.video.worker_process import Worker
 from tests.video import clips
 
 
@@ -53,7 +54,7 @@ def heavy() -> bytes:
 @pytest.fixture
 def worker(mp4: bytes) -> int:
     """The one worker that there is."""
-    POOL.close()
+    POOL.end_workers()
     read_video(mp4, 2)
     (pid,) = children()
     return pid

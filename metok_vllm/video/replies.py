@@ -1,0 +1,83 @@
+"""What a decode worker answered, checked: a hostile file may have taken it over.
+
+Whatever is not exactly what was asked for raises ChannelClosedError, and ends the worker.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import fields
+from itertools import pairwise
+from typing import Any, BinaryIO
+
+from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
+from metok_vllm.video.channel import ChannelClosedError
+from metok_vllm.video.frames import Decoded
+
+ERRORS = {
+    kind.__name__: kind for kind in (MediaError, MediaTooLarge, MediaForbidden, MediaDeadline)
+}
+MAX_TEXT = 500
+# Reasons are label values of a metric, so there may be only so many of them.
+REASON = re.compile(r"[a-z]{1,12}(_[a-z]{1,12}){0,3}")
+MAX_REASONS = 64
+MAX_SIDE = 1 << 20
+# An index and a time in JSON, and what a reply has besides.
+BYTES_A_FRAME, BYTES_BESIDES = 64, 64 << 10
+
+_reasons: set[str] = set()
+
+
+def max_reply_bytes(num_frames: int) -> int:
+    """Bytes that an honest answer about `num_frames` frames never exceeds."""
+    return BYTES_BESIDES + num_frames * BYTES_A_FRAME
+
+
+def decoded_of(reply: dict[str, Any], file: BinaryIO | None, num_frames: int) -> Decoded:
+    """The frames that a reply announces, at most `num_frames`, or the MediaError that it tells."""
+    if file is None:
+        raise _error(reply.get("error"))
+    told = reply.get("decoded")
+    _demand(isinstance(told, dict) and told.keys() == {field.name for field in fields(Decoded)})
+    assert isinstance(told, dict)
+    shape, indices, times = told["shape"], told["indices"], told["timestamps_s"]
+    _demand(isinstance(shape, list) and len(shape) == 4 and shape[3] == 3)
+    _demand(all(_is_count(side, MAX_SIDE) and side > 0 for side in shape))
+    _demand(shape[0] <= num_frames)
+    _demand(isinstance(indices, list) and isinstance(times, list))
+    _demand(len(indices) == len(times) == shape[0])
+    _demand(all(_is_count(index) for index in indices) and _rises(indices, strictly=True))
+    _demand(all(_is_number(time) for time in times) and _rises(times))
+    _demand(_is_count(told["total_frames"]) and _is_count(told["downscale"], MAX_SIDE))
+    _demand(all(_is_number(told[name]) for name in ("fps", "duration_s", "decode_s")))
+    _demand(isinstance(told["backend"], str) and len(told["backend"]) <= 32)
+    return Decoded(**{**told, "shape": tuple(shape)})
+
+
+def _error(told: Any) -> MediaError:
+    _demand(isinstance(told, dict) and told.keys() == {"type", "message", "reason"})
+    _demand(all(isinstance(text, str) for text in told.values()))
+    _demand(told["type"] in ERRORS and REASON.fullmatch(told["reason"]) is not None)
+    _demand(told["reason"] in _reasons or len(_reasons) < MAX_REASONS)
+    _reasons.add(told["reason"])
+    return ERRORS[told["type"]](told["message"][:MAX_TEXT], told["reason"])
+
+
+def _is_count(value: Any, most: int = 1 << 53) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) <= 1 << 53
+    return type(value) is float and math.isfinite(value)
+
+
+def _rises(values: list[Any], strictly: bool = False) -> bool:
+    return all(a < b if strictly else a <= b for a, b in pairwise(values))
+
+
+def _demand(condition: bool) -> None:
+    if not condition:
+        raise ChannelClosedError
