@@ -93,6 +93,7 @@ class MetokProcessorMixin:
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        _check_frames(videos)
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
@@ -212,6 +213,14 @@ class MetokProcessorMixin:
 
         video = PromptReplacement(modality="video", target=[token], replacement=replacement)
         return [*(u for u in updates if u.modality != "video"), video]
+
+
+def _check_frames(videos: VideoProcessorItems) -> None:
+    """Raise ValueError for a video without frames, as vLLM does further on."""
+    count = videos.get_count()
+    for index in range(count):
+        if videos.get(index) is not None and videos.get_num_frames(index) == 0:
+            raise ValueError(f"video {index + 1} of the {count} in the request has no frames")
 
 
 def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, tuple[str, str]]:

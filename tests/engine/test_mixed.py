@@ -64,3 +64,17 @@ def test_each_video_of_a_prompt_is_selected_by_itself(metok: Any) -> None:
         told.append([{k: v for k, v in d.items() if not k.endswith("seconds")} for d in decided])
     both, first, second = told
     assert both == [*first, *second]
+
+
+@pytest.mark.parametrize("options", [None, {"enabled": False}])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_video_without_frames_is_named_and_harms_nobody(
+    metok: Any, options: dict[str, Any] | None, place: int
+) -> None:
+    clip = video(21, (5, 9, 4))
+    clips = [clip, clip]
+    clips[place] = (clip[0][:0], clip[1])
+    with pytest.raises(ValueError, match=f"video {place + 1} of the 2 in the request has no frame"):
+        answer(metok, [ask("What is it?", videos=clips, options=options)])
+    (again,) = answer(metok, [ask("What is it?", videos=[clip], options=options)])
+    assert token_ids(again)
