@@ -17,6 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 from metok_vllm.errors import MediaError, MediaTooLarge, MetokError
+from metok_vllm.parent_watch import watch_socket
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, receive, send
 from metok_vllm.video.decoding import decode
 from metok_vllm.video.frames import Decoded
@@ -41,6 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with socket.socket(fileno=0) as sock:
+        watch_socket(sock.fileno())  # in the middle of a video too
         try:
             send(sock, {"ready": True})
             while True:
