@@ -30,6 +30,24 @@ class ServerSettings:
     max_body_bytes: int = setting(
         -1, "bytes of a request body; more get 413 (0: no limit, -1: what the media limits need)"
     )
+    max_text_bytes: int = setting(
+        4 << 20, "bytes of a JSON body beside its base64 media; more get 413 (0: no limit)"
+    )
+    max_inflight_body_bytes: int = setting(
+        2 << 30, "bytes of all request bodies held at once; more get 503 (0: no limit)"
+    )
+    header_timeout_s: float = setting(
+        15.0, "seconds for the headers of a request to arrive; then 408 (0: no limit)"
+    )
+    body_timeout_s: float = setting(
+        30.0, "seconds for the body of a request to arrive; then 408 (0: no limit)"
+    )
+    write_timeout_s: float = setting(
+        30.0, "seconds a client may stop reading its answer before it is cut off (0: no limit)"
+    )
+    metrics_without_key: bool = setting(
+        True, "whether /metrics answers without the API key, as Prometheus is usually set up"
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -45,6 +63,13 @@ class ServerSettings:
         if self.max_body_bytes >= 0:
             return self.max_body_bytes
         return limits.max_videos * base64_size(limits.max_bytes) + JSON_ALLOWANCE
+
+    def inflight_body_limit(self, limits: MediaLimits) -> int:
+        """Bytes of all bodies held at once; the largest single body always fits. 0: no limit."""
+        largest = self.body_limit(limits)
+        if not self.max_inflight_body_bytes or not largest:
+            return 0
+        return max(self.max_inflight_body_bytes, largest)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> ServerSettings:

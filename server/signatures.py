@@ -7,6 +7,8 @@ in `metok_vllm/engine/compat.py`.
 from __future__ import annotations
 
 _CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
+_REQUEST = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest."
+_CACHE = "vllm.multimodal.cache.lru:LruKeyReplicatedSenderCache."
 _LAUNCH = "vllm.entrypoints.launchers."
 _MEDIA = "vllm.multimodal.media:MediaConnector."
 _SERVE = "vllm.entrypoints.serve."
@@ -48,9 +50,14 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     ),
     _SERVE + "utils.api_utils:validate_json_request": ("raw_request",),
     _SERVE + "utils.api_utils:cli_env_setup": (),
-    _SERVE + "middleware.authenticate:AuthenticationMiddleware.verify_token": ("headers",),
+    "vllm.entrypoints.openai.responses.api_router:create_responses": ("request", "raw_request"),
     _SERVE + "exception_handling.handlers.validation:clean_loc_for_param": ("loc",),
     _SERVE + "exception_handling.handlers.vllm_error:engine_error_handler": ("req", "exc"),
+    _REQUEST + "to_sampling_params": ("max_tokens", "default_sampling_params"),
+    _REQUEST + "to_beam_search_params": ("max_tokens", "default_sampling_params"),
+    _CACHE + "get_and_update_item": ("mm_item", "mm_hash"),
+    _CACHE + "cache_if_fits": ("cache", "key", "value"),
+    _CACHE + "clear_cache": (),
     _MEDIA + "load_from_url": ("url", "media_io", "fetch_timeout"),
     _MEDIA + "load_from_url_async": ("url", "media_io", "fetch_timeout"),
     _MEDIA + "_get_cached_bytes": ("url",),

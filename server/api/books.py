@@ -13,12 +13,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
-from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
 
 from metok_vllm import metrics
 from metok_vllm.server.api.engines import ask_workers
 from metok_vllm.server.api.envelope import error_response
 from metok_vllm.server.api.marks import HighMarks
+from metok_vllm.server.api.paths import METRICS_PATHS, route_path
 
 logger = logging.getLogger("vllm.metok")
 
@@ -94,8 +94,7 @@ def is_scrape(scope: Scope) -> bool:
     """Whether somebody wants the metrics."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return False
-    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.rstrip("/") == "/metrics"
+    return route_path(scope) in METRICS_PATHS
 
 
 @router.get("/metok/books")
@@ -105,9 +104,6 @@ async def metok_books(raw_request: Request) -> Response:
     404 where no stage evicts or prunes, 503 while the engine is busy; behind the API key.
     """
     state = raw_request.app.state
-    guard: AuthenticationMiddleware | None = state.metok_guard
-    if guard is not None and not guard.verify_token(raw_request.headers):
-        return error_response(401, "")
     books: EngineBooks | None = state.metok_books
     if books is None:
         return error_response(404, NO_BOOKS)

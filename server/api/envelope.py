@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger("vllm.metok")
 
 MAX_ERROR_BODY = 1 << 20
+# A message may quote what a client sent, but not all of it.
+MAX_MESSAGE = 1000
+MAX_QUOTED = 200
+MAX_PARAM = 100
 RETRY_AFTER_S = 2
 ENGINE_DEAD = "The engine has stopped. The server must be started again."
 
@@ -38,12 +44,35 @@ MESSAGES = {
     504: "The request took too long.",
 }
 
+# Words without a space, and what stands between quotation marks of one kind.
+_LONG_PIECES = [
+    re.compile(pattern % (MAX_QUOTED + 1))
+    for pattern in (r"\S{%d,}", r"(?<!\w)'[^']{%d,}'?", r'"[^"]{%d,}"?', r"`[^`]{%d,}`?")
+]
+
 
 def error_body(status: int, message: str, param: str | None = None) -> bytes:
     """The envelope as JSON. An empty message is replaced by one that fits the status."""
-    message = message.strip() or default_message(status)
+    message = short(message.strip()) or default_message(status)
+    param = param and cut(param, MAX_PARAM)
     error = {"message": message, "type": _phrase(status), "param": param, "code": status}
     return json.dumps({"error": error}).encode()
+
+
+def short(text: str) -> str:
+    """A message cut to a length for people, and every quotation in it to MAX_QUOTED characters."""
+    for quoted in _LONG_PIECES:
+        # What follows the end of this would be cut anyway.
+        text = quoted.sub(lambda piece: cut(piece[0], MAX_QUOTED), text[: 8 * MAX_MESSAGE])
+    return cut(text, MAX_MESSAGE)
+
+
+def cut(text: str, length: int) -> str:
+    """The beginning and the last few characters of what is longer than `length`."""
+    if len(text) <= length:
+        return text
+    tail = length // 10
+    return f"{text[: length - tail - 1]}…{text[len(text) - tail :]}"
 
 
 def error_response(status: int, message: str, param: str | None = None) -> Response:
@@ -71,7 +100,10 @@ async def send_error(
 
 
 class ErrorEnvelope:
-    """ASGI middleware: every error leaves as an envelope with a message, whoever made it."""
+    """ASGI middleware: every error leaves as an envelope with a message, whoever made it.
+
+    A client that leaves in the middle is no error, and is not logged as one.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -83,6 +115,8 @@ class ErrorEnvelope:
         rewriter = _Rewriter(send)
         try:
             await self.app(scope, receive, rewriter.send)
+        except ClientDisconnect:
+            logger.info("A client left before its request was complete.")
         except Exception:
             if rewriter.sent:
                 raise
@@ -115,8 +149,7 @@ class _Rewriter:
     async def _finish(self, start: Message) -> None:
         self.sent = True
         status, body = start["status"], bytes(self._body)
-        if not is_envelope(body):
-            body = error_body(status, "")
+        body = shortened(body) if is_envelope(body) else error_body(status, "")
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in start["headers"]}
         if status in (429, 503):
             headers.setdefault("retry-after", str(RETRY_AFTER_S))
@@ -134,6 +167,18 @@ def is_envelope(body: bytes) -> bool:
         return False
     error = content.get("error") if isinstance(content, dict) else None
     return isinstance(error, dict) and bool(str(error.get("message") or "").strip())
+
+
+def shortened(body: bytes) -> bytes:
+    """The envelope with its texts cut; the same bytes where nothing is too long."""
+    if len(body) <= MAX_QUOTED:
+        return body
+    content = json.loads(body)
+    error = content["error"]
+    for name, value in error.items():
+        if isinstance(value, str):
+            error[name] = short(value) if name == "message" else cut(value, MAX_PARAM)
+    return json.dumps(content).encode()
 
 
 def _start(status: int, body: bytes, headers: Mapping[str, str]) -> Message:

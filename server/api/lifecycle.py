@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 ENGINE_EXIT_S = 2.0
+WATCH_S = 0.5
 
 
 class Phase(Enum):
@@ -76,9 +78,12 @@ LIFECYCLE = Lifecycle()
 
 
 def drain_before(
-    shutdown: Callable[..., None], lifecycle: Lifecycle, drain_s: float
+    shutdown: Callable[..., None],
+    lifecycle: Lifecycle,
+    drain_s: float,
+    stop_work: Callable[[], None],
 ) -> Callable[..., None]:
-    """An engine `shutdown` that first drains for up to `drain_s` seconds.
+    """An engine `shutdown` that first drains for up to `drain_s` seconds, then runs `stop_work`.
 
     vLLM's own drain starts inside the engine, after the renderer is gone: a request whose video
     is still being decoded would fail. vLLM calls `shutdown` in a worker thread on SIGTERM, so
@@ -92,9 +97,29 @@ def drain_before(
             left = lifecycle.drain(0.0 if lifecycle.failed else drain_s)
             if timeout:
                 timeout = max(left, ENGINE_EXIT_S)
+            # Nobody is waited for any more, so nothing need be decoded for them.
+            stop_work()
         shutdown(timeout=timeout)
 
     return drained_shutdown
+
+
+async def watch_engine(engine_client: Any, stop_work: Callable[[], None]) -> None:
+    """Runs `stop_work`, which ends what is being decoded, once the engine is dead.
+
+    vLLM's server then stops, but waits for its requests, and those would wait for their videos.
+    """
+    while not engine_client.errored:
+        await asyncio.sleep(WATCH_S)
+    stop_work()
+
+
+def stop_decoding() -> None:
+    """End the decoders, and whoever waits for one."""
+    # Loaded by now if there is anything to end; at the top it would make this file heavy.
+    from metok_vllm.video.pool import POOL
+
+    POOL.close()
 
 
 def _in_event_loop() -> bool:

@@ -16,7 +16,9 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from metok_vllm.server.api.connection import connection_class
 from metok_vllm.server.api.envelope import send_error
+from metok_vllm.server.settings import ServerSettings
 
 RETRY_AFTER_S = 5
 STOP_S = 5
@@ -37,6 +39,7 @@ class LoadingResponder:
             log_level="error",
             access_log=False,
             timeout_graceful_shutdown=STOP_S,
+            http=connection_class(ServerSettings.from_env()),
             **uvicorn_options,
         )
         self._server = _GentleServer(config)

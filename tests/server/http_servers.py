@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,9 +17,10 @@ Handler = Callable[[str], Awaitable[Any]]
 
 
 @contextlib.contextmanager
-def served(app: ASGIApp) -> Iterator[int]:
+def served(app: ASGIApp, **options: Any) -> Iterator[int]:
     """Serve `app` on loopback; the port."""
-    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="critical", lifespan="off")
+    options = {"log_level": "critical", "lifespan": "off", **options}
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -43,6 +45,13 @@ def http_scope(path: str = "/v1/chat/completions", method: str = "POST", **extra
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         **extra,
     }
+
+
+def body_scope(path: str = "/v1/chat/completions", **headers: str) -> Scope:
+    """The scope of a request with a body of unknown length, and other headers."""
+    named = {"transfer_encoding": "chunked", "content_type": "application/json", **headers}
+    encoded = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
+    return http_scope(path, headers=encoded)
 
 
 class Client:
@@ -77,6 +86,11 @@ class Client:
     def headers(self) -> dict[str, str]:
         return {k.decode(): v.decode() for k, v in self.sent[0]["headers"]}
 
+    @property
+    def message(self) -> str:
+        """What the error says."""
+        return str(json.loads(self.body)["error"]["message"])
+
 
 def answering(status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> ASGIApp:
     """An app that reads the request and gives one answer."""
@@ -88,3 +102,10 @@ def answering(status: int, body: bytes, headers: tuple[tuple[bytes, bytes], ...]
         await send({"type": "http.response.body", "body": body})
 
     return app
+
+
+def through(app: ASGIApp, client: Client | None = None, scope: Scope | None = None) -> Client:
+    """One request through `app`, start to end."""
+    client = client or Client()
+    asyncio.run(app(scope or http_scope(), client.receive, client.send))  # type: ignore[arg-type]
+    return client

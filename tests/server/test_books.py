@@ -65,7 +65,6 @@ def metric(name: str) -> float:
 def app_for(engines: Engines | None, key: str | None = None) -> FastAPI:
     app = FastAPI()
     app.include_router(endpoint.router)
-    app.state.metok_guard = endpoint.guard(SimpleNamespace(api_key=[key] if key else None))
     app.state.metok_books = EngineBooks(engines) if engines is not None else None
     app.state.args = SimpleNamespace(log_error_stack=False)
     app.state.engine_client = SimpleNamespace(errored=True, is_running=False)
@@ -77,7 +76,9 @@ def app_for(engines: Engines | None, key: str | None = None) -> FastAPI:
 
     lifecycle = Lifecycle()
     lifecycle.serve()
-    endpoint.install(app, lifecycle, ServerSettings(), MediaLimits(), app.state.metok_books)
+    keys = endpoint.api_keys(SimpleNamespace(api_key=[key] if key else None))
+    books = app.state.metok_books
+    endpoint.install(app, lifecycle, ServerSettings(), MediaLimits(), keys=keys, books=books)
     return app
 
 
@@ -234,7 +235,6 @@ def test_books_are_kept_where_the_decoder_is_staged(stages: tuple[int, ...], kep
     settings = METokConfig(stages=stages).to_dict()
     model = SimpleNamespace(hf_config=SimpleNamespace(metok=settings), architecture="A")
     config = SimpleNamespace(additional_config={"metok": settings}, shutdown_timeout=1)
-    client = SimpleNamespace(model_config=model, vllm_config=config, shutdown=None)
+    client = SimpleNamespace(model_config=model, vllm_config=config, shutdown=None, errored=False)
     asyncio.run(plugin.init_state(client, app.state, None))
     assert (app.state.metok_books is not None) is kept
-    assert app.state.metok_guard is None

@@ -5,9 +5,17 @@ import json
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.server.api.envelope import ErrorEnvelope, error_body, is_envelope
+from metok_vllm.server.api.envelope import (
+    MAX_MESSAGE,
+    MAX_QUOTED,
+    ErrorEnvelope,
+    error_body,
+    is_envelope,
+    short,
+)
 from tests.server.http_servers import Client, answering, http_scope
 
 
@@ -88,3 +96,47 @@ def test_a_stream_is_passed_on_as_it_comes() -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"error": null}', b'{"error": {"message": " "}}'])
 def test_what_is_not_an_envelope(body: bytes) -> None:
     assert not is_envelope(body)
+
+
+LONG = "a" * 100_000
+SPACED = "a b " * 25_000
+
+
+@pytest.mark.parametrize("said", [LONG, SPACED])
+@pytest.mark.parametrize(
+    "message",
+    ["The model `{}` does not exist.", "Unknown part '{}'.", 'got "{}", not one of a, b', "'{}"],
+)
+def test_a_client_s_words_are_quoted_in_part(message: str, said: str) -> None:
+    body = json.dumps({"error": {"message": message.format(said), "code": 400, "param": said}})
+    client = run(answering(400, body.encode()))
+    error = json.loads(client.body)["error"]
+    assert error["code"] == 400
+    assert len(error["message"]) < MAX_QUOTED + 60
+    assert len(error["param"]) <= 100
+    assert int(client.headers["content-length"]) == len(client.body)
+    own = json.loads(error_body(400, message.format(said), said))["error"]
+    assert (own["message"], own["param"]) == (error["message"], error["param"])
+
+
+def test_no_message_is_longer_than_people_read() -> None:
+    assert len(short(SPACED)) == MAX_MESSAGE
+    assert short(SPACED).startswith("a b a b")
+
+
+def test_a_long_message_of_the_server_stays_whole() -> None:
+    message = (
+        "This model's maximum context length is 16384 tokens. However, you requested 16 output "
+        "tokens and your prompt contains at least 16369 input tokens, for a total of at least "
+        "16385 tokens. Please reduce the length of the input prompt or the number of requested "
+        "output tokens. (parameter=input_tokens, value=16369)"
+    )
+    assert short(message) == message
+
+
+def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ClientDisconnect
+
+    assert run(app).sent == []
+    assert [record for record in caplog.records if record.exc_info] == []

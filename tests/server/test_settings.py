@@ -38,3 +38,18 @@ def test_the_largest_body_holds_the_videos_a_request_may_carry() -> None:
     assert ServerSettings().body_limit(limits) == 2 * 4000 + JSON_ALLOWANCE
     assert ServerSettings(max_body_bytes=5).body_limit(limits) == 5
     assert ServerSettings(max_body_bytes=0).body_limit(limits) == 0
+
+
+def test_the_largest_body_fits_into_what_is_held_at_once() -> None:
+    limits = MediaLimits(max_bytes=3000, max_videos=2)
+    largest = ServerSettings().body_limit(limits)
+    assert ServerSettings(max_inflight_body_bytes=5).inflight_body_limit(limits) == largest
+    assert ServerSettings().inflight_body_limit(limits) == 2 << 30
+    assert ServerSettings(max_inflight_body_bytes=0).inflight_body_limit(limits) == 0
+    assert ServerSettings(max_body_bytes=0).inflight_body_limit(limits) == 0
+
+
+def test_metrics_may_want_the_key() -> None:
+    assert ServerSettings().metrics_without_key
+    environ = {"METOK_SERVER_METRICS_WITHOUT_KEY": "off"}
+    assert not ServerSettings.from_env(environ).metrics_without_key

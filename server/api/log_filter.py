@@ -1,0 +1,54 @@
+"""A client's mistake is a line in the log, not a traceback.
+
+vLLM's routes for Anthropic's and Cohere's messages log every error as one of their own before they
+answer with it.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.requests import ClientDisconnect
+from vllm.exceptions import VLLMClientError
+
+from metok_vllm.server.api.envelope import short
+
+LOGGERS = (
+    "vllm.entrypoints.anthropic.api_router",
+    "vllm.entrypoints.anthropic.serving",
+    "vllm.entrypoints.cohere.api_router",
+    "vllm.entrypoints.cohere.serving",
+    "vllm.entrypoints.generate.generative_scoring.serving",
+    "vllm.entrypoints.openai.chat_completion.serving",
+    "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.scale_out.token_in_token_out.serving",
+)
+
+
+class ClientMistakes(logging.Filter):
+    """Turns the record of an error that a client caused into one line at INFO."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False where the logger shows no INFO."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None or not is_client_mistake(error):
+            return True
+        record.levelno, record.levelname = logging.INFO, "INFO"
+        record.msg = "A request was refused: %s: %s"
+        record.args = (type(error).__name__, short(str(error)))
+        record.exc_info = record.exc_text = None
+        return logging.getLogger(record.name).isEnabledFor(logging.INFO)
+
+
+def is_client_mistake(error: BaseException) -> bool:
+    """Whether it is answered with a 4xx, or has nobody left to be answered to."""
+    # vLLM answers a plain ValueError with 400, too; METok's are all written for the client.
+    return isinstance(error, VLLMClientError | ClientDisconnect | ValueError)
+
+
+def quiet_client_mistakes() -> None:
+    """Look after all of vLLM's loggers that do this. Idempotent."""
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(present, ClientMistakes) for present in logger.filters):
+            logger.addFilter(ClientMistakes())
