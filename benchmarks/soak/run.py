@@ -19,6 +19,7 @@ from metok_vllm.benchmarks.soak.requests import Request
 # Answers that say "not now" rather than "not that".
 BUSY = frozenset({429, 503, 504})
 TIMEOUT_S = 60.0
+ANTHROPIC = "/v1/messages"
 
 
 @dataclass
@@ -72,7 +73,11 @@ def ask(client: httpx.Client, request: Request) -> tuple[str, float, str | None]
     headers = {"content-type": request.content_type} if request.content_type else {}
     began = time.monotonic()
     try:
-        answer = client.post(request.path, content=content, headers=headers)
+        try:
+            answer = client.post(request.path, content=content, headers=headers)
+        except httpx.RemoteProtocolError:
+            # A kept connection that the server closed just now: clients send again.
+            answer = client.post(request.path, content=content, headers=headers)
     except httpx.HTTPError as error:
         return "no answer", time.monotonic() - began, type(error).__name__
     seconds = time.monotonic() - began
@@ -89,7 +94,9 @@ def oddness(answer: httpx.Response) -> str | None:
         return answer.text[:300]
     try:
         error = answer.json()["error"]
-        whole = bool(error["message"].strip()) and error["code"] == status
+        whole = bool(error["message"].strip()) and error.get("code") in (status, None)
+        if not answer.url.path.startswith(ANTHROPIC):  # that protocol's errors have no code
+            whole = whole and "code" in error
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     return None if whole else f"no envelope: {answer.text[:200]}"
