@@ -75,4 +75,5 @@ def _read(
     with anonymous_file() as file:
         for picture in pictures:
             write_all(file, picture)
-        return POOL.run(Job(request, file, count, limits.max_decoded_bytes, limits, take, what))
+        called = "list of frames" if what == "frame" else what
+        return POOL.run(Job(request, file, count, limits.max_decoded_bytes, limits, take, called))

@@ -25,6 +25,7 @@ from metok_vllm.video.reader import Frame
 
 # A pixel of a JPEG or PNG takes about as long as so many of a video.
 COST = 16
+BAND_PIXELS = 1 << 18
 
 
 def decode_pictures(
@@ -40,21 +41,22 @@ def decode_pictures(
     file.seek(0)
     pictures = [file.read(size) for size in sizes]
     _check_headers(pictures, request, limits)
-    shape = None
+    size: tuple[int, int] | None = None
     factor = 1
     for picture in pictures:
-        frame_HWC = _decoded(picture, request)
-        if shape is None:
-            shape = frame_HWC.shape
-            factor = _factor(len(sizes), frame_HWC, limits)
-        if frame_HWC.shape != shape:
-            raise _sizes_differ()
-        write_all(output, shrink(frame_HWC, factor).data)
-    if shape is None:
+        with _in_rgb(picture, request) as image:
+            if size is None:
+                size = image.size
+                factor = _factor(len(sizes), *size, limits)
+            if image.size != size:
+                raise _sizes_differ()
+            for band_HWC in _bands(image, factor):
+                write_all(output, shrink(band_HWC, factor).data)
+    if size is None:
         raise MediaError(f"there is no {what}", "empty")
     count = len(sizes)
     return Decoded(
-        shape=(count, shape[0] // factor, shape[1] // factor, 3),
+        shape=(count, size[1] // factor, size[0] // factor, 3),
         indices=list(range(count)),
         timestamps_s=[float(index) for index in range(count)],
         fps=1.0,
@@ -87,23 +89,33 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
         )
 
 
-def _decoded(picture: bytes, request: dict[str, Any]) -> Frame:
-    with _opened(picture, request) as opened:
-        image = opened
+@contextlib.contextmanager
+def _in_rgb(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
+    """The decoded picture as vLLM sees it: upright, in RGB."""
+    with _opened(picture, request) as image:
         with contextlib.suppress(Exception):  # EXIF data that nobody can read turns nothing
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
         image.load()
-        return np.asarray(_in_rgb(image, tuple(request["background"])))
+        if image.mode == "RGB":
+            yield image
+        elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            below = Image.new("RGB", image.size, tuple(request["background"]))
+            below.paste(image, mask=image.getchannel("A"))
+            yield below
+        else:
+            yield image.convert("RGB")
 
 
-def _in_rgb(image: Image.Image, background: tuple[int, ...]) -> Image.Image:
-    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    if image.mode == "RGB" or not transparent:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    below = Image.new("RGB", image.size, background)
-    below.paste(image, mask=image.getchannel("A"))
-    return below
+def _bands(image: Image.Image, factor: int) -> Iterator[Frame]:
+    """The pixels from top to bottom, in parts that shrink without a rest, so that copies are small.
+
+    What is left over at the bottom is left out, as `shrink` does it.
+    """
+    rows = max(1, BAND_PIXELS // (image.width * factor)) * factor
+    end = image.height // factor * factor
+    for top in range(0, end, rows):
+        yield np.asarray(image.crop((0, top, image.width, min(top + rows, end))))
 
 
 @contextlib.contextmanager
@@ -129,8 +141,7 @@ def _opened(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
         raise MediaError(f"the {what} cannot be read: it is damaged") from None
 
 
-def _factor(count: int, frame_HWC: Frame, limits: MediaLimits) -> int:
-    height, width = frame_HWC.shape[:2]
+def _factor(count: int, width: int, height: int, limits: MediaLimits) -> int:
     factor = downscale_factor(count, height, width, limits.max_decoded_bytes)
     if count * (height // factor) * (width // factor) * 3 > limits.max_decoded_bytes:
         raise MediaTooLarge(

@@ -6,6 +6,7 @@ Whatever is not exactly what was asked for raises ChannelClosedError, and ends t
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import fields
 from itertools import pairwise
@@ -52,6 +53,7 @@ def decoded_of(reply: dict[str, Any], file: BinaryIO | None, num_frames: int) ->
     _demand(_is_count(told["total_frames"]) and _is_count(told["downscale"], MAX_SIDE))
     _demand(all(_is_number(told[name]) for name in ("fps", "duration_s", "decode_s")))
     _demand(isinstance(told["backend"], str) and len(told["backend"]) <= 32)
+    _demand(os.fstat(file.fileno()).st_size == math.prod(shape))
     return Decoded(**{**told, "shape": tuple(shape)})
 
 
@@ -59,9 +61,12 @@ def _error(told: Any) -> MediaError:
     _demand(isinstance(told, dict) and told.keys() == {"type", "message", "reason"})
     _demand(all(isinstance(text, str) for text in told.values()))
     _demand(told["type"] in ERRORS and REASON.fullmatch(told["reason"]) is not None)
-    _demand(told["reason"] in _reasons or len(_reasons) < MAX_REASONS)
-    _reasons.add(told["reason"])
-    return ERRORS[told["type"]](told["message"][:MAX_TEXT], told["reason"])
+    reason = told["reason"]
+    if len(_reasons) < MAX_REASONS:
+        _reasons.add(reason)
+    if reason not in _reasons:
+        reason = "decode_failed"
+    return ERRORS[told["type"]](told["message"][:MAX_TEXT], reason)
 
 
 def _is_count(value: Any, most: int = 1 << 53) -> bool:

@@ -24,13 +24,23 @@ if how == "fork":
     pid = os.fork()
     if pid == 0:
         assert len(read_video(small, 2, limits=limits).indices) == 2
-        POOL.close()
+        POOL.end_workers()
         os._exit(0)
     assert os.waitpid(pid, 0)[1] == 0
     assert len(read_video(small, 2, limits=limits).indices) == 2
 print(*(worker.process.pid for worker in POOL._all), flush=True)
 if how == "busy":
     threading.Thread(target=read_video, args=(heavy, 128), kwargs={"limits": limits}).start()
+if how == "close":
+    def read():
+        try:
+            read_video(heavy, 128, limits=MediaLimits())
+        except ValueError as error:
+            print("ended:", error, file=sys.stderr)
+    for _ in range(4):
+        threading.Thread(target=read).start()
+    time.sleep(0.3)
+    POOL.close()
 if how in ("idle", "busy"):
     time.sleep(0.3)
     os.kill(os.getpid(), 9)
@@ -41,7 +51,7 @@ def run_server(tmp_path: Path, how: str) -> list[int]:
     """Let a small server read videos and end in some way; the pids of its workers."""
     small = clips.encode(options={"g": "12"})
     (tmp_path / "small").write_bytes(small)
-    (tmp_path / "heavy").write_bytes(clips.heavy() if how == "busy" else b"")
+    (tmp_path / "heavy").write_bytes(clips.heavy() if how in ("busy", "close") else b"")
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     done = subprocess.run(
@@ -72,6 +82,26 @@ def test_workers_end_with_their_server(tmp_path: Path, how: str, within_s: float
     while any(running(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in workers if running(pid)]
+
+
+def test_an_ending_server_does_not_wait_for_videos(tmp_path: Path) -> None:
+    """Two are decoded and two wait, in threads that the interpreter waits for at its end."""
+    small, heavy = clips.encode(options={"g": "12"}), clips.heavy()
+    (tmp_path / "small").write_bytes(small)
+    (tmp_path / "heavy").write_bytes(heavy)
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "small"), str(tmp_path / "heavy"), "close"],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stderr.count("ended: the server is ending") == 4, done.stderr
+    # Imports and one video; a heavy one alone takes longer than that.
+    assert time.monotonic() - started < 5
 
 
 def test_worker_imports_are_light() -> None:

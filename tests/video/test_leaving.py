@@ -1,0 +1,106 @@
+"""A request that ends takes its videos with it, whatever they are at."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+
+import pytest
+
+from metok_vllm.errors import MediaError
+from metok_vllm.video import MediaLimits, VideoFrames, read_video
+from metok_vllm.video.pool import POOL
+from metok_vllm.video.requester import REQUESTER, Requester
+from tests.video import clips
+from tests.waiting import wait_until
+
+LIMITS = MediaLimits(decode_workers=1)
+
+
+@pytest.fixture(scope="module")
+def mp4() -> bytes:
+    return clips.encode(options={"g": "12"})
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(12) as executor:
+        yield executor
+
+
+def read(data: bytes, num_frames: int, requester: Requester) -> VideoFrames:
+    def inside() -> VideoFrames:
+        REQUESTER.set(requester)
+        return read_video(data, num_frames, limits=LIMITS)
+
+    return copy_context().run(inside)
+
+
+def failed(future: Future[VideoFrames]) -> MediaError:
+    error = future.exception(timeout=1)
+    assert isinstance(error, MediaError)
+    return error
+
+
+def test_ten_requests_that_left_hold_nobody_up(mp4: bytes, threads: ThreadPoolExecutor) -> None:
+    """One is decoded, the others wait. All ended at their deadlines, half a minute later."""
+    heavy = clips.heavy()
+    read(mp4, 2, Requester())
+    gone = [Requester(f"client {number}") for number in range(10)]
+    runs = [threads.submit(read, heavy, 128, requester) for requester in gone]
+    wait_until(lambda: len(POOL.turns._waiting) == 9 and len(POOL._all) == 1, 5)
+    (worker,) = POOL._all
+    wait_until(lambda: any(turn.kill for turn in POOL.turns._running), 5)
+    for requester in gone:
+        requester.leave()
+    assert {failed(run).reason for run in runs} == {"abandoned"}
+    assert not worker.alive()
+    started = time.monotonic()
+    assert len(read(mp4, 4, Requester("other")).indices) == 4
+    assert time.monotonic() - started < 2
+    POOL.turns.memory.collect()
+
+
+def test_a_request_that_left_before_begins_nothing(mp4: bytes) -> None:
+    requester = Requester()
+    requester.leave()
+    with pytest.raises(MediaError, match="has ended"):
+        read(mp4, 2, requester)
+    assert not POOL.turns._running
+    assert not POOL.turns._waiting
+
+
+def test_leaving_at_any_moment(mp4: bytes) -> None:
+    """Neither the next video nor the worker it gets is touched by one that left just now."""
+    for number in range(24):
+        requester = Requester()
+        timer = threading.Timer(number * 0.001, requester.leave)
+        timer.start()
+        try:
+            read(mp4, 4, requester)
+        except MediaError as error:
+            assert error.reason == "abandoned"  # noqa: PT017 - it may also be in time
+        assert len(read(mp4, 4, Requester()).indices) == 4
+        timer.join()
+    assert not POOL.turns._running
+    assert len(POOL._all) == 1
+
+
+def test_small_videos_pass_heavy_ones_of_the_same_client(
+    mp4: bytes, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody expects them to be heavy; with two decoders both are in use for seconds."""
+    monkeypatch.setattr("metok_vllm.video.turns.HEAVY_S", 0.5)
+    limits = MediaLimits(decode_workers=2)
+    heavy = clips.heavy()
+    read_video(mp4, 2, limits=limits)
+    runs = [threads.submit(read_video, heavy, 128, limits=limits) for _ in range(2)]
+    wait_until(lambda: len(POOL.turns._running) == 2, 5)
+    time.sleep(0.2)
+    started = time.monotonic()
+    assert len(read_video(mp4, 4, limits=limits).indices) == 4
+    assert time.monotonic() - started < 3
+    assert [len(run.result(timeout=60).indices) for run in runs] == [128] * 2
