@@ -41,6 +41,8 @@ def server(media_root: Path) -> Iterator[ChildServer]:
         str(MAX_VIDEO_BYTES),
         "--metok-media-frame-cache-bytes",
         str(16 << 20),
+        "--metok-feature-cache-bytes",
+        str(16 << 20),
         "--metok-media-fetch-timeout-s",
         "3",
     ]

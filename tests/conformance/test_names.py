@@ -9,7 +9,9 @@ import base64
 import uuid
 from typing import Any
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.server.commands.child_server import ChildServer
 from tests.conformance.conftest import chat_body, post, video_part
@@ -69,6 +71,25 @@ def test_another_tenant_does_not_have_it(server: ChildServer, name: str) -> None
     assert prompt_tokens(server, "Which?", named(name, SHORT), **theirs) == own
     kept = prompt_tokens(server, "Which?", named(name), **mine)
     assert kept == prompt_tokens(server, "Which?", sent(LONG), **mine)
+
+
+def hits(server: ChildServer) -> dict[str, float]:
+    """Videos whose frames and features an earlier request left."""
+    names = ("metok_frame_cache_hits_total", "metok_feature_cache_hits_total")
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    return {s.name: s.value for family in families for s in family.samples if s.name in names}
+
+
+def test_tenants_share_no_cache(server: ChildServer, name: str) -> None:
+    """Whether somebody else asked about a video cannot be told from how soon the answer comes."""
+    before = hits(server)
+    for number, salt in enumerate((f"a{name}", f"b{name}", None)):
+        prompt_tokens(server, f"{number}? {name}", sent(LONG), cache_salt=salt)
+    first = hits(server)
+    assert first["metok_frame_cache_hits_total"] <= before["metok_frame_cache_hits_total"] + 1
+    assert first["metok_feature_cache_hits_total"] <= before["metok_feature_cache_hits_total"] + 1
+    prompt_tokens(server, f"Again? {name}", sent(LONG), cache_salt=f"a{name}")
+    assert hits(server) == {key: value + 1 for key, value in first.items()}
 
 
 def test_what_is_sent_is_what_is_answered_about(server: ChildServer, name: str) -> None:
