@@ -11,9 +11,9 @@ import re
 import string
 
 MAX_DEPTH = 100
-MAX_LIST_ITEMS = 10_000
+MAX_LIST_ITEMS = 6_000
 MAX_NUMBERS = 200_000
-MAX_MEMBERS = 200_000
+MAX_MEMBERS = 100_000
 # A string up to this long is text, whatever is in it.
 LONG_STRING = 64 << 10
 # `data:video/mp4;base64,` holds a few characters that base64 does not.
@@ -28,6 +28,7 @@ TOKEN_KEYS = frozenset(b"prompt tokens token_ids prompt_token_ids input_ids".spl
 _LONGEST_KEY = max(map(len, MEDIA_KEYS | TOKEN_KEYS))
 # The comma parts frames of a list; JSON may write a slash as `\/`.
 _BASE64 = (string.ascii_letters + string.digits + "+/-_=,\\").encode()
+_TOKEN_IDS = b"0123456789, \t\r\n"
 _BRACKETS = re.compile(rb"[\[\]{}]")
 _REST_OF_STRING = re.compile(rb'(?:[^"\\]|\\.)*+', re.DOTALL)
 _BACKSLASH = 0x5C
@@ -147,6 +148,8 @@ class JsonScan:
         if self._open and self._open[-1][0]:
             if self._open[-1][1]:
                 self._numbers += commas
+                # What is no token id at all costs as much as any wrong item.
+                self._count_item(len(data[start:end].translate(None, _TOKEN_IDS)))
             else:
                 self._count_item(commas)
         else:

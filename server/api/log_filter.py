@@ -1,7 +1,7 @@
-"""A client's mistake is a line in the log, not a traceback.
+"""A client's mistake is a short line in the log, no error and no traceback.
 
-vLLM's routes for Anthropic's and Cohere's messages log every error as one of their own before they
-answer with it.
+vLLM logs some as its own errors before it answers with them: all on the routes for Anthropic's and
+Cohere's messages, and everywhere the name of a model that is not served, whatever its length.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from starlette.requests import ClientDisconnect
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 
 from metok_vllm.server.api.envelope import short
@@ -19,8 +20,11 @@ LOGGERS = (
     "vllm.entrypoints.cohere.api_router",
     "vllm.entrypoints.cohere.serving",
     "vllm.entrypoints.generate.generative_scoring.serving",
+    "vllm.entrypoints.openai.chat_completion.batch_serving",
     "vllm.entrypoints.openai.chat_completion.serving",
     "vllm.entrypoints.openai.completion.serving",
+    "vllm.entrypoints.openai.responses.serving",
+    "vllm.entrypoints.scale_out.render.serving",
     "vllm.entrypoints.scale_out.token_in_token_out.serving",
 )
 
@@ -31,11 +35,15 @@ class ClientMistakes(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """False where the logger shows no INFO."""
         error = record.exc_info[1] if record.exc_info else None
-        if error is None or not is_client_mistake(error):
+        answers = record.args if isinstance(record.args, tuple) else ()
+        if error is not None and is_client_mistake(error):
+            text = f"{type(error).__name__}: {error}"
+        elif answers and isinstance(answers[0], ErrorResponse):
+            text = answers[0].error.message
+        else:
             return True
         record.levelno, record.levelname = logging.INFO, "INFO"
-        record.msg = "A request was refused: %s: %s"
-        record.args = (type(error).__name__, short(str(error)))
+        record.msg, record.args = "A request was refused: %s", (short(text),)
         record.exc_info = record.exc_text = None
         return logging.getLogger(record.name).isEnabledFor(logging.INFO)
 

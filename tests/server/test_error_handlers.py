@@ -42,8 +42,8 @@ def test_every_line_is_short(length: int) -> None:
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/chat/completions", {"messages": [1] * 9_000}),
-        ("/v1/chat/completions", {"messages": [{}] * 4_000}),
+        ("/v1/chat/completions", {"messages": [1] * 5_900}),
+        ("/v1/chat/completions", {"messages": [{}] * 2_900}),
         ("/v1/responses", {"input": [1] * 1_900}),
         ("/v1/responses", {"input": [{}] * 900}),
     ],
@@ -62,7 +62,7 @@ def test_the_worst_bodies_that_are_let_in(path: str, body: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("path", "field"), [("/v1/chat/completions", "messages"), ("/v1/responses", "input")]
 )
-@pytest.mark.parametrize("size", [40_000, 4_000_000])
+@pytest.mark.parametrize("size", [16_000, 4_000_000])
 def test_longer_ones_are_not_validated(path: str, field: str, size: int) -> None:
     app = app_with(metok_lifecycle=lifecycle())
     content = b'{"%s": [%s1]}' % (field.encode(), b"1," * (size // 2))

@@ -68,8 +68,8 @@ def test_everything_else_is_text(part: Any) -> None:
 @pytest.mark.parametrize("item", [1, "a", None, {}, [], {"role": "user"}, 1.5, True])
 def test_long_lists_of_anything_are_refused(item: Any) -> None:
     assert "list items" in str(refused(json.dumps({"messages": [item] * 15_000}).encode()))
-    assert "list items" in str(refused(json.dumps([[item] * 150] * 150).encode()))
-    scan(json.dumps({"messages": [item] * 4_000}).encode())
+    assert "list items" in str(refused(json.dumps([[item] * 90] * 90).encode()))
+    scan(json.dumps({"messages": [item] * 2_500}).encode())
 
 
 @pytest.mark.parametrize("key", ["prompt", "tokens", "prompt_token_ids"])
@@ -79,7 +79,10 @@ def test_token_ids_may_be_many(key: str) -> None:
     scan(json.dumps({key: [many[:75_000], many[75_000:]]}).encode())
     assert "token ids" in str(refused(json.dumps({key: many + many}).encode()))
     others: list[Any]
-    for others in (["a"] * 15_000, [[]] * 15_000, [{"messages": [1] * 15_000}]):
+    for others in (
+        *([wrong] * 15_000 for wrong in ("a", [], 1.5, -1, None, True)),
+        [{"messages": [1] * 15_000}],
+    ):
         assert "list items" in str(refused(json.dumps({key: others}).encode()))
 
 
