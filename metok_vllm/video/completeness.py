@@ -6,9 +6,7 @@ from io import SEEK_END
 from typing import Any, BinaryIO
 
 from metok_vllm.errors import MediaError
-
-# Files have few boxes before their first fragment.
-MAX_BOXES = 1000
+from metok_vllm.video.mp4_boxes import is_fragmented
 
 
 def check_complete(stream: Any, file: BinaryIO) -> None:
@@ -18,26 +16,7 @@ def check_complete(stream: Any, file: BinaryIO) -> None:
     """
     present = file.seek(0, SEEK_END)
     named = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
-    if named > present and not _is_fragmented(file):
+    if named > present and not is_fragmented(file, present):
         raise MediaError(
             f"the video is cut off: {present} of at least {named} bytes are there", "truncated"
         )
-
-
-def _is_fragmented(file: BinaryIO) -> bool:
-    """Whether the file is an mp4 with a movie fragment (moof) among its outermost boxes."""
-    place = 0
-    for _ in range(MAX_BOXES):
-        file.seek(place)
-        head = file.read(16)
-        size, kind = int.from_bytes(head[:4]), head[4:8]
-        if kind == b"moof":
-            return True
-        if size == 1:
-            size = int.from_bytes(head[8:])
-        if len(head) < 8 or size < 8:
-            return False
-        place += size
-        if place >= 1 << 62:
-            return False
-    return False

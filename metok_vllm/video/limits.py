@@ -32,7 +32,7 @@ class MediaLimits:
         36_000, "frames decoded to reach those sampled; more is refused"
     )
     max_walked_pixels: int = setting(
-        20_000_000_000,
+        21_000_000_000,
         "pixels decoded to reach the frames sampled; more is refused (the default: 600 s of "
         "1280 x 720 at 30 fps with one keyframe, or 64 frames of 1920 x 1080 with one each 10 s)",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,6 +16,8 @@ from metok_vllm.video.limits import MediaLimits
 
 # The longest video at the highest rate of a camera has 144,000 frames (600 s at 240 a second).
 MAX_PACKETS = 500_000
+# Set in the first byte of a VP8 packet, but for frames that are only leant on (altref).
+SHOWN_BY_VP8 = 0x10
 # A time that the container does not state.
 UNKNOWN = -(1 << 63)
 
@@ -23,14 +26,15 @@ UNKNOWN = -(1 << 63)
 class Packets:
     """The packets of one stream, numbered in the order in which they are stored and decoded.
 
-    `pts` and `dts` are in units of `time_base`. `runs` counts how often times started over before
-    the packet, as in joined recordings. `hidden` packets are decoded and never shown. `broken_off`:
-    the file ends inside the last one. `nominal_fps` is the rate that the container states.
+    `pts` and `dts` are in units of `time_base`. Times start over at the `joins` of recordings;
+    `runs` counts those up to each packet. `hidden` packets are decoded and never shown.
+    `broken_off`: the file ends inside the last one. `nominal_fps` is what the container states.
     """
 
     pts: Sequence[int]
     dts: Sequence[int]
     runs: Sequence[int]
+    joins: Sequence[int]
     keys: Sequence[int]
     hidden: frozenset[int]
     broken_off: bool
@@ -51,19 +55,28 @@ class Packets:
     def unsure(self) -> int:
         """How many packets at the front must be decoded to know which of them are shown, and when.
 
-        All, where a time is missing. Those before the second keyframe where the stream starts
-        inside a group or with frames that lean on an earlier one: decoders show some of them.
+        Those before the second keyframe where the stream starts inside a group or with frames that
+        lean on an earlier one: decoders show some of them. All, where a time is missing, or where
+        such a stream was joined to another.
         """
         if UNKNOWN in self.pts:
             return len(self)
-        first = self.keys[0] if self.keys else len(self)
-        second = self.keys[1] if len(self.keys) > 1 else len(self)
-        leading = any(
-            self.pts[number] < self.pts[first]
-            for number in range(first + 1, second)
-            if number not in self.hidden
+        if not all(map(self._starts_cleanly, self.joins)):
+            return len(self)
+        if self._starts_cleanly(0):
+            return 0
+        return self.keys[1] if len(self.keys) > 1 else len(self)
+
+    def _starts_cleanly(self, start: int) -> bool:
+        """Whether there is a keyframe at `start` and no frame after it is shown before it."""
+        place = bisect_left(self.keys, start)
+        if self.keys[place : place + 1] != [start]:
+            return False
+        end = self.keys[place + 1] if place + 1 < len(self.keys) else len(self)
+        return all(
+            self.pts[number] >= self.pts[start] or number in self.hidden
+            for number in range(start, end)
         )
-        return second if first > 0 or leading else 0
 
     def times(self, shown: Sequence[int]) -> list[int] | None:
         """When each of these packets is shown, rising; None where the container does not say.
@@ -93,7 +106,9 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
     pts, dts, runs = array("q"), array("q"), array("l")
     keys: list[int] = []
     hidden: set[int] = set()
-    total_bytes = run = 0
+    joins: list[int] = []
+    total_bytes = 0
+    is_vp8 = stream.codec_context.name == "vp8"
     broken_off = False
     for number, packet in packets_of(container, stream):
         check_packets(number + 1)
@@ -104,22 +119,22 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
                 f"this server reads at most {2 * limits.max_bytes}",
                 "too_large",
             )
-        time = UNKNOWN if packet.pts is None else packet.pts
-        pts.append(time)
+        pts.append(UNKNOWN if packet.pts is None else packet.pts)
         dts.append(UNKNOWN if packet.dts is None else packet.dts)
-        if packet.is_discard or _is_invisible(stream, packet):
+        if packet.is_discard or (is_vp8 and not memoryview(packet)[0] & SHOWN_BY_VP8):
             hidden.add(number)
         if packet.is_keyframe:
-            if keys and UNKNOWN not in (time, pts[keys[-1]]) and time < pts[keys[-1]]:
-                run += 1
             keys.append(number)
-        runs.append(run)
+        if number and UNKNOWN < dts[number] < dts[number - 1]:
+            joins.append(number)
+        runs.append(len(joins))
         broken_off = packet.is_corrupt
     rate = stream.average_rate or stream.guessed_rate
     return Packets(
         pts=pts,
         dts=dts,
         runs=runs,
+        joins=joins,
         keys=keys,
         hidden=frozenset(hidden),
         broken_off=broken_off,
@@ -153,8 +168,3 @@ def packets_of(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
         raise
     except (av.FFmpegError, OSError):
         return  # cut off: what was read so far is the video
-
-
-def _is_invisible(stream: Any, packet: Any) -> bool:
-    """Whether a VP8 packet holds a frame that others lean on and that is not shown (altref)."""
-    return stream.codec_context.name == "vp8" and not memoryview(packet)[0] & 0x10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import Any, BinaryIO, NoReturn
 
 import av
@@ -14,6 +14,7 @@ from metok_vllm.errors import MediaError, MediaTooLarge
 from metok_vllm.video.completeness import check_complete
 from metok_vllm.video.frame_index import FrameIndex
 from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.mp4_boxes import check_tables
 from metok_vllm.video.packets import Packets, check_packets, scan
 
 # Demuxers that read nothing but the bytes given. Playlists (hls, dash, concat) would fetch
@@ -71,6 +72,7 @@ def check_size(num_bytes: int, limits: MediaLimits) -> None:
 
 def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSource:
     """Probe and index the video in `file`; raises as `probe` does."""
+    check_tables(file, file.seek(0, SEEK_END))
     with open_container(file, limits.max_frame_pixels) as container:
         stream = video_stream(container)
         context = stream.codec_context

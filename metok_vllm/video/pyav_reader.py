@@ -71,38 +71,38 @@ def _find_by_packet(
     frame for which it reported damage may be missing; that is left out.
     """
     place_of = {number: place for place, number in enumerate(index.sources)}
-    wanted = list(reversed(indices))
-    # The frame that must come next; the first after a jump, and the keyframe jumped to.
-    expected, shown = 0, 0
-    landing: tuple[int, int] | None = None
-
-    def jump_ahead() -> tuple[int, int] | None:
-        start = index.start(wanted[-1])
-        if start[1] <= walk.fed:
-            return None
-        walk.jump(start[1])
-        return start
-
-    if index.start(wanted[-1])[1] > 0:
-        landing = jump_ahead()
+    ahead = [(place, *index.start(place)) for place in reversed(indices)]
+    wanted, _, start = ahead[-1]
+    # Frames shown, the frame that must come next, and the keyframe that must after a jump.
+    shown = expected = 0
+    landing: int | None = None
+    if start > 0:
+        walk.jump(start)
+        landing = ahead[-1][1]
     for number, frame in walk.frames():
         place = place_of.get(number, -1)
         if landing is not None:
-            if 0 <= place < landing[0]:
+            if 0 <= place < landing:
                 continue  # shown before the keyframe, so perhaps decoded without what it needs
-            if place != landing[0] or not is_key(frame):
+            if place != landing or not is_key(frame):
                 raise WrongIndexError
             expected, landing = place, None
         if place < expected or (place > expected and not walk.damaged):
             raise WrongIndexError
         shown += 1
         expected = place + 1
-        while wanted and wanted[-1] < place:
-            wanted.pop()  # damaged: the decoder gave no frame for it
-        if wanted and wanted[-1] == place:
-            yield wanted.pop(), frame
-        if wanted:
-            landing = jump_ahead()
+        if place < wanted:
+            continue
+        while ahead and ahead[-1][0] < place:
+            ahead.pop()  # damaged: the decoder gave no frame for it
+        if ahead and ahead[-1][0] == place:
+            yield place, frame
+            ahead.pop()
+        if ahead:
+            wanted, key, start = ahead[-1]
+            if start > walk.fed:
+                walk.jump(start)
+                landing = key
         elif shown >= PROOF_FRAMES:
             return
     # The end of the file.

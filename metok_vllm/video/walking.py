@@ -74,8 +74,9 @@ class Walk:
         except av.FFmpegError:
             self.damaged += 1
             return []
-        self._frames += len(frames)
-        self._pixels += sum(frame.width * frame.height for frame in frames)
+        for frame in frames:
+            self._frames += 1
+            self._pixels += frame.width * frame.height
         check_walk(self._frames, self._pixels, self._limits)
         return frames
 

@@ -1,0 +1,97 @@
+"""The boxes of an mp4 file, as far as they tell what FFmpeg would build of them when opening it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from metok_vllm.errors import MediaTooLarge
+from metok_vllm.video.packets import check_packets
+
+NESTED = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
+# A fragment for every frame and sound packet of 600 s needs about half of it.
+MAX_BOXES = 200_000
+MAX_DEPTH = len(NESTED)
+# Of the boxes in moov, trak, mdia; QuickTime has another hdlr further down.
+MEDIA_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Box:
+    """One box; `depth` counts the boxes around it. Its content lies from `start` to `end`."""
+
+    kind: bytes
+    depth: int
+    start: int
+    end: int
+
+
+def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
+    """Boxes of the file's `size` bytes in the order in which they start; none if it is no mp4.
+
+    Raises MediaTooLarge for more of them than a video can need.
+    """
+    ends = [size]
+    place = count = 0
+    while True:
+        while ends and place + 8 > ends[-1]:
+            place = ends.pop()
+        if not ends:
+            return
+        file.seek(place)
+        head = file.read(16)
+        length, start = int.from_bytes(head[:4]), place + 8
+        if length == 1:
+            length, start = int.from_bytes(head[8:]), place + 16
+        end = min(place + length, ends[-1]) if length else ends[-1]
+        if end < start or not head[4:8].isascii():
+            return
+        count += 1
+        if count > MAX_BOXES:
+            raise MediaTooLarge(
+                f"the mp4 file has over {MAX_BOXES} boxes, the most that this server reads",
+                "too_many_packets",
+            )
+        box = Box(head[4:8], len(ends) - 1, start, end)
+        yield box
+        if box.kind in NESTED and box.depth < MAX_DEPTH:
+            ends.append(end)
+            place = start
+        else:
+            place = end
+
+
+def check_tables(file: BinaryIO, size: int) -> None:
+    """Raises MediaTooLarge where a few bytes name more samples than a video can need.
+
+    FFmpeg would build an entry for each when it opens the file. Sound of one tick a sample (PCM) is
+    left out: it gets an entry for each piece.
+    """
+    samples = in_fragments = 0
+    sound = one_tick = False
+    for box in boxes(file, size):
+        if box.kind == b"trak":
+            check_packets(0 if sound and one_tick else samples)
+            samples, sound, one_tick = 0, False, False
+        elif box.kind == b"hdlr" and box.depth == MEDIA_DEPTH:
+            sound = _word(file, box, 8) == int.from_bytes(b"soun")
+        elif box.kind == b"stts":
+            one_tick = _word(file, box, 4) == 1 and _word(file, box, 12) == 1
+        elif box.kind in (b"stsz", b"stz2"):
+            samples = max(samples, _word(file, box, 8))
+        elif box.kind == b"trun":
+            in_fragments += _word(file, box, 4)
+            check_packets(in_fragments)
+    check_packets(0 if sound and one_tick else samples)
+
+
+def is_fragmented(file: BinaryIO, size: int) -> bool:
+    """Whether the file is an mp4 with a movie fragment (moof)."""
+    return any(box.kind == b"moof" for box in boxes(file, size))
+
+
+def _word(file: BinaryIO, box: Box, offset: int) -> int:
+    """Four bytes of the content of a box as a number."""
+    file.seek(box.start + offset)
+    return int.from_bytes(file.read(4))
