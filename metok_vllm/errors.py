@@ -6,6 +6,7 @@ MetokError
     ├── MediaTooLarge      over a limit of size, length, frames or pixels    413
     ├── MediaForbidden     an address or path that policy does not allow     400
     ├── MediaBusy          others are served first, for too long             429
+    ├── MediaAbandoned     the request or the server ends before it is read  503
     └── MediaDeadline      fetching or decoding took too long                504
 
 Messages name the offending value and the limit, never a path, an address or the payload.
@@ -62,6 +63,15 @@ class MediaBusy(MediaError):  # noqa: N818
     status = 429
 
     def __init__(self, message: str, reason: str = "busy") -> None:
+        super().__init__(message, reason)
+
+
+class MediaAbandoned(MediaError):  # noqa: N818
+    """Nobody waits for the media any more, or the server ends: the work was stopped."""
+
+    status = 503
+
+    def __init__(self, message: str, reason: str = "abandoned") -> None:
         super().__init__(message, reason)
 
 

@@ -75,5 +75,7 @@ def _read(
     with anonymous_file() as file:
         for picture in pictures:
             write_all(file, picture)
-        called = "list of frames" if what == "frame" else what
-        return POOL.run(Job(request, file, count, limits.max_decoded_bytes, limits, take, called))
+        is_list = what == "frame"
+        called = "list of frames" if is_list else what
+        most_bytes = limits.max_decoded_bytes
+        return POOL.run(Job(request, file, count, most_bytes, limits, take, called, is_list))

@@ -21,8 +21,9 @@ from metok_vllm.video.frame_cache import FRAMES
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import MemoryBudget, Reservation
 from metok_vllm.video.replies import max_reply_bytes
-from metok_vllm.video.requester import current
-from metok_vllm.video.turns import Turn, Turns
+from metok_vllm.video.requester import Requester, current
+from metok_vllm.video.turn import Turn
+from metok_vllm.video.turns import Turns
 from metok_vllm.video.worker_process import Worker, WorkerGoneError
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ class Job(Generic[T]):
     """What a worker shall do with `file`; `take` reads its checked reply into reserved memory.
 
     `num_bytes` bounds the frames, `num_frames` their number. `what` names the media in messages.
+    Frames that are not `kept` by the request are gone when it goes on.
     """
 
     request: dict[str, Any]
@@ -46,6 +48,7 @@ class Job(Generic[T]):
     limits: MediaLimits
     take: Callable[[dict[str, Any], BinaryIO | None, Reservation], T]
     what: str = "video"
+    kept: bool = True
 
 
 class DecodePool:
@@ -64,13 +67,14 @@ class DecodePool:
         """Have a worker do `job` when its turn comes, for the current requester.
 
         Raises MediaBusy after waiting for `decode_deadline_s`, MediaDeadline after decoding for
-        that long, MediaError when the worker dies or the requester leaves.
+        that long, MediaError when the worker dies, MediaAbandoned when the requester leaves.
         """
         requester, limits = current(), job.limits
         deadline = time.monotonic() + limits.decode_deadline_s
+        account = requester if job.kept else Requester()
         heavy = False
         while True:
-            turn = Turn(requester, job.num_bytes, limits, heavy)
+            turn = Turn(requester, job.num_bytes, limits, heavy, account)
             try:
                 with requester.on_leave(partial(self.turns.abandon, turn)):
                     return self._in_turn(job, turn, deadline - time.monotonic())

@@ -13,49 +13,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from metok_vllm.errors import MediaBusy, MediaError
-from metok_vllm.video.limits import MediaLimits
-from metok_vllm.video.memory import MemoryBudget, Reservation
-from metok_vllm.video.requester import Requester
+from metok_vllm.video.memory import MemoryBudget
+from metok_vllm.video.turn import Turn, abandoned, closing, out_of_time, too_many
 
 # Whoever is decoded for longer counts as heavy, whatever was expected.
 HEAVY_S = 4.0
-# Memory comes back without a word; the one that waits longest looks for it.
+# Memory comes back without a word; the one that waits longest for it looks often.
 LOOK_S, LOOK_OFTEN_S = 0.5, 0.02
 # A video that has waited so long for memory is the next to get any.
 MEMORY_PATIENCE_S = 2.0
 # A full collection of a large process takes most of a second; a queue must not wait for one each.
 COLLECT_EVERY_S = 10.0
 MAX_REMEMBERED = 1024  # clients that were served
-
-
-@dataclass(eq=False)
-class Turn:
-    """One video that waits for a decoder, or has one. `kill` ends its decoding; never blocks."""
-
-    requester: Requester
-    num_bytes: int
-    limits: MediaLimits
-    heavy: bool = False
-    memory: Reservation | None = None
-    refusal: MediaError | None = None
-    preempted: bool = False
-    blocked: bool = False  # a decoder was free for it, but no memory
-    kill: Callable[[], None] | None = None
-    since: float = field(default_factory=time.monotonic)
-    event: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it must stop: nobody wants its video, or others go first."""
-        return self.preempted or self.refusal is not None
-
-    def end(self) -> None:
-        self.event.set()
-        if self.kill is not None:
-            self.kill()
 
 
 class Turns:
@@ -75,8 +45,8 @@ class Turns:
     def wait(self, turn: Turn, seconds: float) -> None:
         """Return once it is this video's turn; give it back with `release`.
 
-        Raises MediaBusy after `seconds`, or at once where too many wait already, and MediaError
-        when the request ends meanwhile or the server does.
+        Raises MediaBusy after `seconds`, or at once where too many wait already, and
+        MediaAbandoned when the request ends meanwhile or the server does.
         """
         deadline = turn.since + seconds
         with self._lock:
@@ -128,7 +98,7 @@ class Turns:
     def abandon(self, turn: Turn) -> None:
         """Nobody waits for this video any more: it stops waiting, or its decoding is ended."""
         with self._lock:
-            turn.refusal = MediaError("the request has ended; its video is not read", "abandoned")
+            turn.refusal = abandoned()
             if turn in self._waiting:
                 self._waiting.remove(turn)
             turn.end()
@@ -139,7 +109,7 @@ class Turns:
             self._closed = True
             waiting, self._waiting = self._waiting, []
             for turn in (*waiting, *self._running):
-                turn.refusal = _closing()
+                turn.refusal = closing()
                 turn.end()
 
     def heavy_now(self, turn: Turn) -> bool:
@@ -149,7 +119,7 @@ class Turns:
 
     def _enter(self, turn: Turn) -> None:
         if self._closed:
-            raise _closing()
+            raise closing()
         if turn.refusal is not None:
             raise turn.refusal
         if len(self._waiting) >= turn.limits.max_waiting:
@@ -157,17 +127,17 @@ class Turns:
             counts = Counter(other.requester.client for other in self._waiting)
             client, most = counts.most_common(1)[0]
             if most <= counts[turn.requester.client] + 1:
-                raise _too_many(turn.limits)
+                raise too_many(turn.limits)
             last = [other for other in self._waiting if other.requester.client == client][-1]
-            last.refusal = _too_many(turn.limits)
+            last.refusal = too_many(turn.limits)
             last.end()
             self._waiting.remove(last)
         self._waiting.append(turn)
 
     def _look_after(self, turn: Turn, deadline: float) -> float:
-        first = self._waiting[:1] == [turn]
+        first = next((other for other in list(self._waiting) if other.blocked), None)
         left = max(0.0, deadline - time.monotonic())
-        return min(LOOK_OFTEN_S if first else LOOK_S, left)
+        return min(LOOK_OFTEN_S if first is turn else LOOK_S, left)
 
     def _give_up(self, turn: Turn) -> None:
         # Frames in reference cycles stay until a full collection, rare in a large process.
@@ -175,7 +145,7 @@ class Turns:
             self._grant()
             if turn.event.is_set():
                 return
-        turn.refusal = _out_of_time(turn)
+        turn.refusal = out_of_time(turn)
         turn.event.set()
 
     def _collect_garbage(self) -> bool:
@@ -206,14 +176,13 @@ class Turns:
         starving = [turn for turn in order if turn.blocked and turn.since < patience]
         if starving:
             first = min(starving, key=lambda turn: turn.since)
-            helpers = (turn for turn in order if self.memory.holds(turn.requester))
+            helpers = (turn for turn in order if self.memory.holds(turn.account))
             order = [first, *(turn for turn in helpers if turn is not first)]
         for turn in order:
             if len(self._running) >= turn.limits.decode_workers:
                 continue
-            turn.memory = self.memory.take(
-                turn.requester, turn.num_bytes, turn.limits.max_pending_bytes
-            )
+            limit = turn.limits.max_pending_bytes
+            turn.memory = self.memory.take(turn.account, turn.num_bytes, limit)
             turn.blocked = turn.memory is None
             if turn.memory is not None:
                 return turn
@@ -243,26 +212,3 @@ class Turns:
                 last.preempted = True
                 last.end()
                 return
-
-
-def _closing() -> MediaError:
-    return MediaError("the server is ending; its videos are not read", "abandoned")
-
-
-def _out_of_time(turn: Turn) -> MediaBusy:
-    limits = turn.limits
-    if turn.blocked:
-        return MediaBusy(
-            f"the server is decoding as much video as it may hold ({limits.max_pending_bytes} "
-            f"bytes); try again later"
-        )
-    return MediaBusy(
-        f"no decoder was free for the video within {limits.decode_deadline_s:g} s; try again later"
-    )
-
-
-def _too_many(limits: MediaLimits) -> MediaBusy:
-    return MediaBusy(
-        f"{limits.max_waiting} videos wait to be decoded already, the most this server lets wait; "
-        f"try again later"
-    )

@@ -71,7 +71,7 @@ def hash_of(media: Any) -> str:
     """The identity that vLLM gives a video or an image."""
     modality = "image" if isinstance(media.media, Image.Image) else "video"
     items = MultiModalDataParser().parse_mm_data({modality: [media]})[modality]
-    return MultiModalHasher.hash_kwargs("sha256", item=items.get_all_items_for_hash())
+    return str(MultiModalHasher.hash_kwargs("sha256", item=items.get_all_items_for_hash()))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -194,7 +194,7 @@ class TestEnds:
             requester.leave()
             with pytest.raises(MediaError) as caught:
                 await asyncio.wait_for(task, 2)
-            assert caught.value.reason == "abandoned"
+            assert (caught.value.status, caught.value.reason) == (503, "abandoned")
 
         asyncio.run(leave())
 

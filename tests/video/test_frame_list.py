@@ -22,7 +22,7 @@ from metok_vllm.video import MediaLimits
 from metok_vllm.video.decoding import shrink
 from metok_vllm.video.frame_list import IMAGE_FORMATS, read_frame_list, read_image
 from metok_vllm.video.pool import POOL
-from metok_vllm.video.turns import Turn
+from metok_vllm.video.turn import Turn
 from tests.video import clips
 
 LIMITS = MediaLimits()
@@ -122,11 +122,12 @@ def test_a_long_list_waits_as_heavy_videos_do(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(POOL.turns, "wait", waiting)
     still = encoded(np.zeros((4000, 4000, 3), np.uint8), "JPEG")
-    video = read_frame_list([still] * 16, LIMITS)
+    limits = MediaLimits(max_walked_pixels=5_000_000_000)
+    video = read_frame_list([still] * 16, limits)
     assert video.frames_THWC.shape == (16, 2000, 2000, 3)
     assert turns == [False, True]
     with pytest.raises(MediaError, match="pixels together") as caught:
-        read_frame_list([still] * 80, LIMITS)
+        read_frame_list([still] * 20, limits)
     assert caught.value.status == 413
 
 

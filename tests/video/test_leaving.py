@@ -48,6 +48,7 @@ def failed(future: Future[VideoFrames]) -> MediaError:
 def test_ten_requests_that_left_hold_nobody_up(mp4: bytes, threads: ThreadPoolExecutor) -> None:
     """One is decoded, the others wait. All ended at their deadlines, half a minute later."""
     heavy = clips.heavy()
+    POOL.end_workers()
     read(mp4, 2, Requester())
     gone = [Requester(f"client {number}") for number in range(10)]
     runs = [threads.submit(read, heavy, 128, requester) for requester in gone]
@@ -75,6 +76,7 @@ def test_a_request_that_left_before_begins_nothing(mp4: bytes) -> None:
 
 def test_leaving_at_any_moment(mp4: bytes) -> None:
     """Neither the next video nor the worker it gets is touched by one that left just now."""
+    POOL.end_workers()
     for number in range(24):
         requester = Requester()
         timer = threading.Timer(number * 0.001, requester.leave)
