@@ -107,6 +107,8 @@ class MetokEndpoint:
         media_connector.register()
         # Connections are accepted once the app is served: by then uvicorn shall know our class.
         connection.register(ServerSettings.from_env())
+        # The router compares with a slash behind it: `--root-path /` would hide the page.
+        app.root_path = app.root_path.rstrip("/")
         app.include_router(router)
         pages.attach(app)
         self._app = app

@@ -225,3 +225,14 @@ def test_vllm_s_stack_being_built_already_is_no_obstacle() -> None:
     response = call(app, "POST", "/v1/chat/completions", json={"a": "too long"})
     assert response.status_code == 413
     assert json.loads(response.text)["error"]["message"]
+
+
+@pytest.mark.parametrize("root", ["", "/", "/v", "/v/"])
+def test_a_root_path_hides_nothing(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metok_vllm.server.api.connection.register", lambda settings: None)
+    app = FastAPI(root_path=root)
+    endpoint.MetokEndpoint().attach_router(app)
+    app.state.metok_config = None
+    for prefix in ("", root.rstrip("/")):
+        for path in ("/", "/version"):
+            assert call(app, "GET", prefix + path).status_code == 200

@@ -78,11 +78,8 @@ def test_token_ids_may_be_many(key: str) -> None:
     scan(json.dumps({key: many}).encode())
     scan(json.dumps({key: [many[:75_000], many[75_000:]]}).encode())
     assert "token ids" in str(refused(json.dumps({key: many + many}).encode()))
-    others: list[Any]
-    for others in (
-        *([wrong] * 15_000 for wrong in ("a", [], 1.5, -1, None, True)),
-        [{"messages": [1] * 15_000}],
-    ):
+    wrong: tuple[Any, ...] = ("a", [], 1.5, -1, None, True)
+    for others in (*([item] * 15_000 for item in wrong), [{"messages": [1] * 15_000}]):
         assert "list items" in str(refused(json.dumps({key: others}).encode()))
 
 
