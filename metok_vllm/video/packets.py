@@ -168,3 +168,5 @@ def packets_of(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
         raise
     except (av.FFmpegError, OSError):
         return  # cut off: what was read so far is the video
+    except IndexError:
+        return  # read to the end; PyAV stumbles there over streams that began on the way

@@ -114,7 +114,11 @@ def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
 
 
 def without_broken_end(source: VideoSource) -> VideoSource:
-    """The source without its last packet, where the file ends inside that and nothing shows it."""
+    """The source without its last packet, where the file ends inside that and nothing shows it.
+
+    Decodes without threads from then on: PyAV loses what they still hold when the end is damaged.
+    """
+    source = replace(source, threads=1)
     packets = source.packets
     last = len(packets) - 1
     # From the keyframe before the last: frames shown before a keyframe lean on the group before.
