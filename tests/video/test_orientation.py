@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from metok_vllm.video import MediaLimits, read_video
 from tests.video import clips
 
 # a, b, c, d of x' = a x + c y, y' = b x + d y, and what that does to a frame [H, W, 3].
-MATRICES = {
+MATRICES: dict[str, tuple[tuple[int, int, int, int], Callable[[clips.Frames], clips.Frames]]] = {
     "as stored": ((1, 0, 0, 1), lambda frame: frame),
     "turned 90": ((0, 1, -1, 0), lambda frame: np.rot90(frame, -1)),
     "turned 180": ((-1, 0, 0, -1), lambda frame: np.rot90(frame, 2)),
