@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
     "mapped loopback": (lambda: "http://[::ffff:127.0.0.1]/v.mp4", 400, "private"),
     "other scheme": (lambda: "ftp://example.com/v.mp4", 400, "http"),
     "no scheme": (lambda: "v.mp4", 400, "http, https or data URL"),
-    "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, "image"),
+    "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, "cannot be read"),
 }
 
 
@@ -260,8 +261,8 @@ def test_oversized_body(server: ChildServer, client: OpenAI) -> None:
 
 
 def streamed_without_end(url: httpx.URL, limit: int) -> str:
-    """The message of the 413 to a chunked body that passes `limit` and is never ended."""
-    piece = b"a" * 65536
+    """The message of the 413 to a chunked body that passes `limit` in a video without an end."""
+    piece = b'{"url": "data:video/mp4;base64,'.ljust(65536, b"a")
     with socket.create_connection((url.host, url.port), timeout=30) as connection:
         head = f"POST {url.path} HTTP/1.1\r\nHost: {url.host}\r\n"
         head += "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -269,10 +270,64 @@ def streamed_without_end(url: httpx.URL, limit: int) -> str:
         # No more than what has to be refused: the server hangs up on who goes on sending.
         for _ in range(limit // len(piece) + 1):
             connection.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+            piece = b"a" * len(piece)
         response = http.client.HTTPResponse(connection)
         response.begin()
         assert response.status == 413
         return str(json.loads(response.read())["error"]["message"])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", *sorted(ELSEWHERE), "/detokenize"])
+@pytest.mark.parametrize("item", [1.5, {}])
+@pytest.mark.parametrize("count", [2_000, 2_000_000])
+def test_long_lists_of_anything_hold_nobody_up(
+    server: ChildServer, client: OpenAI, path: str, item: Any, count: int
+) -> None:
+    """Described or refused at once: the event loop is everybody's."""
+    name = next(
+        (n for n in ("messages", "prompt", "input") if n in ELSEWHERE.get(path, {})), "messages"
+    )
+    body = json.dumps({"model": MODEL, name: [item] * count}).encode()
+    headers = {"content-type": "application/json"}
+    began = time.monotonic()
+    response = httpx.post(server.url + path, content=body, headers=headers, timeout=60)
+    assert time.monotonic() - began < 5
+    message = is_envelope(response, response.status_code)
+    assert response.status_code in (400, 413)
+    assert len(message) <= 1000
+    works(client)
+
+
+def test_text_beside_the_media_is_bounded(server: ChildServer, client: OpenAI) -> None:
+    said = "word " * 1_000_000
+    assert "max_text_bytes" in is_envelope(post(server, chat_body(said)), 413)
+    works(client)
+
+
+LONG = "a" * 100_000
+ECHOES: dict[str, tuple[str, dict[str, Any]]] = {
+    "model": ("/v1/chat/completions", {"model": LONG, "messages": SAID}),
+    "part": ("/v1/chat/completions", chat_body("What?", {"type": LONG})),
+    "url": ("/v1/chat/completions", chat_body("What?", video_part(LONG))),
+    "number": ("/v1/chat/completions", chat_body("What?", top_logprobs=LONG)),
+    "role": ("/v1/chat/completions", {"messages": [{"role": LONG, "content": "Hello"}]}),
+    "field": ("/v1/chat/completions", chat_body("What?", metok={LONG: 1})),
+    "format": ("/v1/chat/completions", chat_body("What?", response_format={"type": LONG})),
+    "completions": ("/v1/completions", {"model": LONG, "prompt": "Hello"}),
+    "responses": ("/v1/responses", {"model": LONG, "input": "Hello"}),
+    "tokenize": ("/tokenize", {"model": LONG, "prompt": "Hello"}),
+    "messages": ("/v1/messages", {"model": LONG, "messages": SAID, "max_tokens": 1}),
+    "invocations": ("/invocations", {"messages": SAID, "top_logprobs": LONG}),
+}
+
+
+@pytest.mark.parametrize("kind", list(ECHOES))
+def test_what_was_sent_is_quoted_in_part(server: ChildServer, kind: str) -> None:
+    path, body = ECHOES[kind]
+    response = httpx.post(server.url + path, json=body, timeout=60)
+    assert 400 <= response.status_code < 500
+    assert "a" * 201 not in response.text
+    assert len(response.content) < 2000
 
 
 def test_private_options_cannot_be_smuggled(server: ChildServer, client: OpenAI) -> None:

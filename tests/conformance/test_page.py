@@ -213,3 +213,78 @@ def test_nothing_sticks_out(
     assert len(heights) == 3
     assert max(heights) < 30
     page.context.close()
+
+
+def test_an_unknown_relevance_is_shown_as_such(page: Page) -> None:
+    """The server says null where it cannot say how close an event is to the question."""
+
+    def forget(route: Route) -> None:
+        answer = route.fetch()
+        lines = []
+        for line in answer.text().split("\n"):
+            if '"metok"' in line:
+                chunk = json.loads(line.removeprefix("data: "))
+                for event in chunk["metok"]["events"][1:]:
+                    event["relevance"] = None
+                line = "data: " + json.dumps(chunk)
+            lines.append(line)
+        route.fulfill(response=answer, body="\n".join(lines))
+
+    page.route("**/v1/chat/completions", forget)
+    ask(page, "on")
+    answered(page)
+    titles = [bar.get_attribute("title") or "" for bar in page.locator(".event").all()]
+    assert len(titles) > 1
+    assert "relevance unknown" not in titles[0]
+    assert all("relevance unknown" in title for title in titles[1:])
+    assert page.is_visible("#savings")
+
+
+def test_the_page_asks_for_a_key_where_one_is_needed(browser: Browser, server: ChildServer) -> None:
+    """The server here has no key; in its place the route refuses what comes without one."""
+    page = browser.new_context().new_page()
+    seen: list[str | None] = []
+
+    def guarded(route: Route) -> None:
+        key = route.request.headers.get("authorization")
+        seen.append(key)
+        if key == "Bearer right":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": {"message": "The API key is missing."}})
+
+    page.route("**/v1/**", guarded)
+    page.goto(server.url)
+    page.locator("#model", has_text="wants an API key").wait_for()
+    assert page.locator("#key").evaluate("node => node === document.activeElement")
+    assert page.get_attribute("#key", "type") == "password"
+    page.fill("#key", "wrong")
+    page.press("#key", "Tab")
+    page.locator("#model", has_text="This one is wrong").wait_for()
+    page.fill("#key", "right")
+    page.press("#key", "Tab")
+    page.locator("#model", has_text=MODEL).wait_for()
+    ask(page, "off")
+    assert answered(page)[0][1]
+    assert seen[0] is None
+    assert seen[-1] == "Bearer right"
+    page.context.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_nothing_comes_from_elsewhere_and_nothing_breaks_the_policy(
+    browser: Browser, server: ChildServer, path: str
+) -> None:
+    page = browser.new_context().new_page()
+    addresses: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: addresses.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(server.url + path)
+    page.locator("#model, .opblock-tag").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    outside = [url for url in addresses if not url.startswith((server.url, "data:", "blob:"))]
+    assert outside == []
+    assert [text for text in complaints if "Content Security Policy" in text] == []
+    page.context.close()
