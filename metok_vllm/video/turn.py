@@ -30,6 +30,7 @@ class Turn:
     refusal: MediaError | None = None
     preempted: bool = False
     blocked: bool = False  # a decoder was free for it, but no memory
+    short: bool = False  # because there is too little, not because of what others may ask for
     kill: Callable[[], None] | None = None
     since: float = field(default_factory=time.monotonic)
     event: threading.Event = field(default_factory=threading.Event)

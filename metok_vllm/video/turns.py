@@ -173,7 +173,7 @@ class Turns:
         """The next waiting video that may be decoded now, its memory taken."""
         order = self._in_order()
         patience = time.monotonic() - MEMORY_PATIENCE_S
-        starving = [turn for turn in order if turn.blocked and turn.since < patience]
+        starving = [turn for turn in order if turn.short and turn.since < patience]
         if starving:
             first = min(starving, key=lambda turn: turn.since)
             helpers = (turn for turn in order if self.memory.holds(turn.account))
@@ -184,6 +184,8 @@ class Turns:
             limit = turn.limits.max_pending_bytes
             turn.memory = self.memory.take(turn.account, turn.num_bytes, limit)
             turn.blocked = turn.memory is None
+            # Who waits for the claims of others to end takes nothing from those that come later.
+            turn.short = turn.blocked and self.memory.used + turn.num_bytes > limit
             if turn.memory is not None:
                 return turn
         return None

@@ -32,10 +32,16 @@ class Queue:
         self._running: dict[str, Turn] = {}
 
     def ask(
-        self, name: str, client: str = "", *, heavy: bool = False, num_bytes: int = 1
+        self,
+        name: str,
+        client: str = "",
+        *,
+        heavy: bool = False,
+        num_bytes: int = 1,
+        videos: int = 1,
     ) -> Requester:
         """Returns once the video waits, is decoded or is refused."""
-        requester = Requester(client)
+        requester = Requester(client, videos=videos)
         turn = Turn(requester, num_bytes, self.limits, heavy, requester)
         threading.Thread(target=self._wait, args=(name, turn), daemon=True).start()
         known = (*self.turns._running, *self.turns._waiting)
@@ -180,6 +186,20 @@ def test_large_videos_are_not_starved_of_memory(monkeypatch: pytest.MonkeyPatch)
     queue.end("small0")
     queue.end("small1")
     wait_until(lambda: sorted(queue.begun[2:]) == ["large", "small2"], 5)
+
+
+def test_requests_that_may_ask_for_all_memory_hold_up_no_small_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second of them can only begin when the first ends; others need not wait for that."""
+    monkeypatch.setattr(module, "MEMORY_PATIENCE_S", 0.1)
+    queue = Queue(MediaLimits(decode_workers=4, max_pending_bytes=80))
+    queue.ask("large1", num_bytes=10, videos=8)
+    queue.ask("large2", num_bytes=10, videos=8)
+    wait_until(lambda: queue.turns._waiting[0].blocked, 5)
+    time.sleep(0.15)
+    queue.ask("small", num_bytes=10)
+    wait_until(lambda: queue.begun == ["large1", "small"], 2)
 
 
 def test_who_leaves_waits_no_longer_and_is_not_decoded_on() -> None:
