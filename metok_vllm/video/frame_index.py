@@ -102,9 +102,10 @@ class FrameIndex:
 
         No keyframe serves a frame shown before it (open GOP) or stored before it.
         """
-        place = bisect_right(self.keys, index, key=itemgetter(0))
-        while place and self.keys[place - 1][1] > self.sources[index]:
-            place -= 1
+        place = min(
+            bisect_right(self.keys, index, key=itemgetter(0)),
+            bisect_right(self.keys, self.sources[index], key=itemgetter(1)),
+        )
         return self.keys[place - 1] if place else (0, 0)
 
     def walked(self, indices: Sequence[int]) -> int:

@@ -87,7 +87,9 @@ class Packets:
         stated = next((times for times in (self.pts, self.dts) if UNKNOWN not in times), None)
         if stated is None or not shown:
             return None
-        step = round(1 / (Fraction(self.nominal_fps) * self.time_base)) if self.nominal_fps else 1
+        step = 1
+        if self.nominal_fps > 0:
+            step = max(1, round(1 / (Fraction(self.nominal_fps) * self.time_base)))
         times: list[int] = []
         run, offset = self.runs[shown[0]], 0
         for in_run, time in sorted((self.runs[number], stated[number]) for number in shown):

@@ -106,11 +106,7 @@ def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
             seen.append(number)
             if is_key(frame):
                 keys.append(number)
-    index = FrameIndex.of(source.packets, seen, keys, until)
-    if index.total == 0:
-        raise MediaError("no frame of the video can be decoded", "decode_failed")
-    check_duration(index, source.limits)
-    return replace(source, index=index)
+    return _with_index(source, FrameIndex.of(source.packets, seen, keys, until))
 
 
 def without_broken_end(source: VideoSource) -> VideoSource:
@@ -131,7 +127,14 @@ def without_broken_end(source: VideoSource) -> VideoSource:
         if last in (number for number, _ in walk.frames()):
             return source
     packets = replace(packets, hidden=packets.hidden | {last})
-    return replace(source, packets=packets, index=FrameIndex.of(packets))
+    return _with_index(replace(source, packets=packets), FrameIndex.of(packets))
+
+
+def _with_index(source: VideoSource, index: FrameIndex) -> VideoSource:
+    if index.total == 0:
+        raise MediaError("no frame of the video can be decoded", "decode_failed")
+    check_duration(index, source.limits)
+    return replace(source, index=index)
 
 
 def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
