@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -32,6 +33,7 @@ from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
 from metok_vllm.server.api.envelope import ENGINE_DEAD, error_response
 from metok_vllm.server.api.error_handlers import add_handlers
 from metok_vllm.server.api.field_scope import refuse_elsewhere
+from metok_vllm.server.api.leaving import leave_socket
 from metok_vllm.server.api.lifecycle import (
     LIFECYCLE,
     Lifecycle,
@@ -108,7 +110,7 @@ class MetokEndpoint:
         # Connections are accepted once the app is served: by then uvicorn shall know our class.
         connection.register(ServerSettings.from_env())
         # The router compares with a slash behind it: `--root-path /` would hide the page.
-        app.root_path = app.root_path.rstrip("/")
+        app.root_path = (app.root_path or "").rstrip("/")
         app.include_router(router)
         pages.attach(app)
         self._app = app
@@ -141,6 +143,8 @@ class MetokEndpoint:
             engine_client.shutdown = drain_before(
                 engine_client.shutdown, self.lifecycle, drain_s, stop_decoding
             )
+            loop = asyncio.get_running_loop()
+            self.lifecycle.after_serving = partial(leave_socket, state, loop)
             state.metok_watch = asyncio.ensure_future(watch_engine(engine_client, stop_decoding))
         assert self._app is not None, "attach_router runs first"
         install(

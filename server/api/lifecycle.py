@@ -33,6 +33,8 @@ class Lifecycle:
         self._inflight = 0
         self._changed = threading.Condition()
         self.before_serving: Callable[[], None] | None = None
+        # Run once the engine is told to end in good order, in a worker thread; may block.
+        self.after_serving: Callable[[], None] | None = None
         # The server ended although no signal asked it to: its engine died.
         self.failed = False
 
@@ -91,7 +93,8 @@ def drain_before(
     """
 
     def drained_shutdown(timeout: float | None = None) -> None:
-        if lifecycle.phase is not Phase.DRAINING:
+        first = lifecycle.phase is not Phase.DRAINING
+        if first:
             # Signals are served in a worker thread; in the event loop vLLM only cleans up.
             lifecycle.failed = _in_event_loop()
             left = lifecycle.drain(0.0 if lifecycle.failed else drain_s)
@@ -100,6 +103,8 @@ def drain_before(
             # Nobody is waited for any more, so nothing need be decoded for them.
             stop_work()
         shutdown(timeout=timeout)
+        if first and not lifecycle.failed and lifecycle.after_serving is not None:
+            lifecycle.after_serving()
 
     return drained_shutdown
 

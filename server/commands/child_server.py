@@ -26,16 +26,18 @@ LINGER_S = 5.0
 class ChildServer:
     """A server in a session of its own, so that every process it starts can be found again.
 
-    `command` is given `--host` and `--port` on top. Leaving the context ends the server, with
-    `stop_s` seconds to do so by itself. The log is removed with it unless something
-    failed; `log_tail` reads it.
+    `command` is given `--host` and `--port` on top; the port is a free one where none is given.
+    Leaving the context ends the server, with `stop_s` seconds to do so by itself. The log is
+    removed with it unless something failed; `log_tail` reads it.
     """
 
     ready_path = "/health/ready"  # answers 200 once requests are taken
 
-    def __init__(self, command: Sequence[str], stop_s: float = STOP_S) -> None:
+    def __init__(
+        self, command: Sequence[str], stop_s: float = STOP_S, port: int | None = None
+    ) -> None:
         self.stop_s = stop_s
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self.url = f"http://127.0.0.1:{self.port}"
         handle, name = tempfile.mkstemp(prefix="metok-serve-", suffix=".log")
         self.log = Path(name)

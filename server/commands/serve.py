@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from metok_vllm.server.signatures import SIGNATURES
 
 logger = logging.getLogger("vllm.metok")
 
+CLOSE_S = 5
 LEFTOVER_S = 5.0
 LOOK_AGAIN_S = 0.2
 
@@ -60,7 +62,19 @@ def run(argv: Sequence[str]) -> int:
         # Several API servers, headless or gRPC: vLLM's own launcher, without the loading answers.
         ServeSubcommand.cmd(args)
         return 0
-    return _serve_here(args)
+    status = 1
+    try:
+        status = _serve_here(args)
+    finally:
+        threading.Thread(target=_end_at_last, args=(status,), daemon=True).start()
+    return status
+
+
+def _end_at_last(status: int) -> None:
+    # Python waits for every thread of a pool, and one may look up a name or read a file that does
+    # not answer.
+    time.sleep(LEFTOVER_S)
+    os._exit(status)
 
 
 def _serve_here(args: Namespace) -> int:
@@ -111,7 +125,10 @@ async def _serve(address: str, sock: socket.socket, args: Namespace) -> None:
     try:
         # The endpoint plugin has stopped the responder by now, if vLLM could load it; uvicorn
         # calls this once it accepts connections.
-        await run_server_worker(address, sock, args, callback_notify=hand_over)
+        # By the time that uvicorn closes its connections, requests had their time to finish.
+        await run_server_worker(
+            address, sock, args, callback_notify=hand_over, timeout_graceful_shutdown=CLOSE_S
+        )
     finally:
         responder.stop()
 
