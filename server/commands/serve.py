@@ -62,6 +62,10 @@ def run(argv: Sequence[str]) -> int:
         # Several API servers, headless or gRPC: vLLM's own launcher, without the loading answers.
         ServeSubcommand.cmd(args)
         return 0
+    return _serve_to_the_end(args)
+
+
+def _serve_to_the_end(args: Namespace) -> int:
     status = 1
     try:
         status = _serve_here(args)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -35,3 +37,18 @@ def test_a_model_that_cannot_be_served_ends_the_server_with_1(
         serve._serve_here(Namespace())
     assert caught.value.status == 1
     assert ended == [True]
+
+
+@pytest.mark.slow
+def test_a_thread_that_does_not_end_does_not_hold_the_process() -> None:
+    """Python joins the threads of every pool before it ends."""
+    program = (
+        "import threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from metok_vllm.server.commands import serve\n"
+        "serve._serve_here = lambda args: 3\n"
+        "serve.LEFTOVER_S = 0.5\n"
+        "ThreadPoolExecutor().submit(time.sleep, 600)\n"
+        "raise SystemExit(serve._serve_to_the_end(None))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3
