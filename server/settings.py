@@ -23,7 +23,9 @@ class ServerSettings:
     Raises ConfigError for a value out of range.
     """
 
-    max_inflight: int = setting(256, "requests worked on at once; more get 429 (0: no limit)")
+    max_inflight: int = setting(
+        256, "requests worked on at once, of one client 7 in 8; more get 429 (0: no limit)"
+    )
     request_timeout_s: float = setting(
         600.0, "seconds until a request is ended with 504 (0: no limit)"
     )

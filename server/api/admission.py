@@ -5,14 +5,19 @@ from __future__ import annotations
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metok_vllm.server.api.envelope import RETRY_AFTER_S, send_error
+from metok_vllm.server.api.key_check import client_of
 from metok_vllm.server.api.lifecycle import Lifecycle, Phase
 from metok_vllm.server.api.paths import is_work
+
+# One of so many places is kept from a client that holds all the others.
+PLACES_A_RESERVE = 8
 
 
 class Refusal:
     """Answers work with 429 over `max_inflight` (0: no limit) and 503 while draining.
 
-    It counts nothing, so it can stand before the body is read and spare the client the sending.
+    One client never has all places. It counts nothing, so it can stand before the body is read and
+    spare the client the sending.
     """
 
     def __init__(self, app: ASGIApp, lifecycle: Lifecycle, max_inflight: int) -> None:
@@ -33,6 +38,11 @@ class Refusal:
             text = f"The server is answering {self.max_inflight} requests already. Try again later."
             await send_error(send, 429, text, headers=retry)
             return
+        most = self.max_inflight - self.max_inflight // PLACES_A_RESERVE
+        if self.max_inflight and self.lifecycle.held_by(client_of(scope)) >= most:
+            text = f"The server is answering {most} requests of yours already. Try again later."
+            await send_error(send, 429, text, headers=retry)
+            return
         await self.take(scope, receive, send)
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,8 +55,9 @@ class Admission(Refusal):
 
     async def take(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Counted from here until its answer is done."""
-        self.lifecycle.enter()
+        client = client_of(scope)
+        self.lifecycle.enter(client)
         try:
             await self.app(scope, receive, send)
         finally:
-            self.lifecycle.leave()
+            self.lifecycle.leave(client)

@@ -8,7 +8,7 @@ import contextlib
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metok_vllm.server.api.envelope import error_body, send_error
-from metok_vllm.server.api.key_check import TENANT
+from metok_vllm.server.api.key_check import TENANT, client_of
 from metok_vllm.server.api.paths import is_work
 from metok_vllm.video.requester import REQUESTER, Requester
 
@@ -154,7 +154,5 @@ class _Exchange:
 
 
 def requester_of(scope: Scope) -> Requester:
-    """Whoever holds a key is one client; without keys, whoever comes from one address."""
-    tenant = str(scope.get(TENANT, ""))
-    host, _ = scope.get("client") or ("", 0)
-    return Requester(client=tenant or str(host), tenant=tenant)
+    """The client of a request, as those see it who read its media."""
+    return Requester(client=client_of(scope), tenant=str(scope.get(TENANT, "")))

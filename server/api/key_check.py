@@ -55,6 +55,12 @@ class KeyCheck:
         return presented.hex()[:TENANT_DIGITS] if any(known) else ""
 
 
+def client_of(scope: Scope) -> str:
+    """Whoever holds a key is one client; without keys, whoever comes from one address."""
+    host, _ = scope.get("client") or ("", 0)
+    return str(scope.get(TENANT) or host)
+
+
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send_error(send, 401)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -30,7 +31,7 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self._phase = Phase.LOADING
-        self._inflight = 0
+        self._inflight: Counter[str] = Counter()
         self._changed = threading.Condition()
         self.before_serving: Callable[[], None] | None = None
         # Run once the engine is told to end in good order, in a worker thread; may block.
@@ -44,7 +45,11 @@ class Lifecycle:
 
     @property
     def inflight(self) -> int:
-        return self._inflight
+        return self._inflight.total()
+
+    def held_by(self, client: str) -> int:
+        """Requests in flight of one client."""
+        return self._inflight[client]
 
     def serve(self) -> None:
         """Loading is over; runs `before_serving`, which may block."""
@@ -54,15 +59,16 @@ class Lifecycle:
             if self._phase is Phase.LOADING:
                 self._phase = Phase.SERVING
 
-    def enter(self) -> None:
+    def enter(self, client: str = "") -> None:
         """A generation request was taken."""
         with self._changed:
-            self._inflight += 1
+            self._inflight[client] += 1
 
-    def leave(self) -> None:
+    def leave(self, client: str = "") -> None:
         """A generation request is over."""
         with self._changed:
-            self._inflight -= 1
+            self._inflight[client] -= 1
+            self._inflight += Counter()  # forgets clients that have none
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> float:
@@ -70,7 +76,7 @@ class Lifecycle:
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._phase = Phase.DRAINING
-            while self._inflight and (left := deadline - time.monotonic()) > 0:
+            while self.inflight and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
         return max(0.0, deadline - time.monotonic())
 

@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metok_vllm.server.api.admission import Admission, Refusal
 from metok_vllm.server.api.body import BodyReader
+from metok_vllm.server.api.key_check import TENANT
 from metok_vllm.server.api.lifecycle import Lifecycle
 from tests.server.http_servers import Client, answering, body_scope, http_scope, through
 
@@ -23,6 +24,31 @@ def test_beyond_the_limit_is_429_with_retry_after(kind: type[Refusal]) -> None:
     assert through(app, scope=http_scope("/ping")).status == 200
     lifecycle.leave()
     assert through(app).status == 200
+
+
+@pytest.mark.parametrize("kind", [Refusal, Admission])
+def test_one_client_never_has_all_places(kind: type[Refusal]) -> None:
+    lifecycle = Lifecycle()
+    app = kind(answering(200, b"ok"), lifecycle, max_inflight=16)
+    mine, other = http_scope(client=("10.0.0.1", 5)), http_scope(client=("10.0.0.2", 5))
+    for _ in range(14):
+        assert through(app, scope=mine).status == 200
+        lifecycle.enter("10.0.0.1")
+    refused = through(app, scope=mine)
+    assert (refused.status, "yours" in refused.message) == (429, True)
+    assert through(app, scope=other).status == 200
+    with_a_key = {**mine, TENANT: "of another key"}
+    assert through(app, scope=with_a_key).status == 200
+    lifecycle.leave("10.0.0.1")
+    assert through(app, scope=mine).status == 200
+
+
+def test_clients_that_are_done_are_forgotten() -> None:
+    lifecycle = Lifecycle()
+    app = Admission(answering(200, b"ok"), lifecycle, max_inflight=16)
+    for number in range(20):
+        assert through(app, scope=http_scope(client=(f"10.0.0.{number}", 5))).status == 200
+    assert (lifecycle.inflight, len(lifecycle._inflight)) == (0, 0)
 
 
 def test_zero_means_no_limit() -> None:
