@@ -30,6 +30,7 @@ from metok_vllm.server.api import books, connection, pages, responses
 from metok_vllm.server.api.body_types import guard_bodies
 from metok_vllm.server.api.books import EngineBooks
 from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
+from metok_vllm.server.api.engine_share import share_places
 from metok_vllm.server.api.envelope import ENGINE_DEAD, error_response
 from metok_vllm.server.api.error_handlers import add_handlers
 from metok_vllm.server.api.field_scope import refuse_elsewhere
@@ -138,6 +139,7 @@ class MetokEndpoint:
             stock = getattr(state, "openai_serving_chat", None)
             if stock is not None:
                 processor_cache.follow(engine_client)
+                share_places(engine_client)
                 state.openai_serving_chat = MetokServingChat(stock, limits)
             drain_s = float(engine_client.vllm_config.shutdown_timeout)
             engine_client.shutdown = drain_before(

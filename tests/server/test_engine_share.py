@@ -1,0 +1,153 @@
+"""A client that fills the engine waits for itself; nobody else waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metok_vllm.server.api.engine_share import EngineShare, share_places
+from metok_vllm.video.requester import REQUESTER, Requester
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(main, 10))
+
+
+async def settled() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_beyond_its_share_a_client_waits_in_order_and_others_do_not() -> None:
+    async def main() -> None:
+        share, began = EngineShare(2), []
+        release = {name: asyncio.Event() for name in "abcd"}
+
+        async def ask(name: str, client: str) -> None:
+            async with share.places(client, 1):
+                began.append(name)
+                await release[name].wait()
+
+        tasks = [asyncio.ensure_future(ask(name, "one")) for name in "abc"]
+        await settled()
+        tasks.append(asyncio.ensure_future(ask("d", "other")))
+        await settled()
+        assert began == ["a", "b", "d"]
+        release["b"].set()
+        await settled()
+        assert began == ["a", "b", "d", "c"]
+        for event in release.values():
+            event.set()
+        await asyncio.gather(*tasks)
+        assert (share._held, share._waiting) == ({}, {})
+
+    run(main())
+
+
+def test_more_sequences_than_a_share_are_one_clients_whole_share() -> None:
+    async def main() -> None:
+        share = EngineShare(4)
+        async with share.places("one", 100):
+            waiting = asyncio.ensure_future(share._take("one", 1))
+            await settled()
+            assert not waiting.done()
+        await waiting
+
+    run(main())
+
+
+STEPS = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.integers(0, 5), st.booleans()),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_no_place_is_lost_and_no_share_is_passed(steps: list[Any]) -> None:
+    async def main() -> None:
+        share = EngineShare(4)
+        held: Counter[str] = Counter()
+
+        async def ask(client: str, count: int, pauses: int) -> None:
+            async with share.places(client, count):
+                held[client] += min(count, 4)
+                assert held[client] <= 4
+                try:
+                    for _ in range(pauses):
+                        await asyncio.sleep(0)
+                finally:
+                    held[client] -= min(count, 4)
+
+        tasks = []
+        for client, count, pauses, leaves in steps:
+            tasks.append(asyncio.ensure_future(ask(client, count, pauses)))
+            await asyncio.sleep(0)
+            if leaves:
+                tasks[len(tasks) // 2].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(not task.done() or task.cancelled() or not task.exception() for task in tasks)
+        assert (share._held, share._waiting) == ({}, {})
+
+    run(main())
+
+
+class Engine:
+    """An engine client whose requests run until they are let go."""
+
+    def __init__(self, places: int) -> None:
+        self.vllm_config = SimpleNamespace(
+            scheduler_config=SimpleNamespace(max_num_seqs=places),
+            parallel_config=SimpleNamespace(data_parallel_size=1, _api_process_count=1),
+        )
+        self.running: list[str] = []
+        self.go = asyncio.Event()
+
+    async def generate(
+        self, _prompt: Any, _params: Any, request_id: str, **_more: Any
+    ) -> AsyncGenerator[Any, None]:
+        self.running.append(request_id)
+        try:
+            await self.go.wait()
+            yield request_id
+        finally:
+            self.running.remove(request_id)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_engine_full_of_one_clients_answers_takes_anothers(leaves: bool) -> None:
+    async def main() -> None:
+        engine = Engine(32)
+        share_places(engine)
+
+        async def ask(client: str, number: int) -> list[Any]:
+            REQUESTER.set(Requester(client=client))
+            stream = engine.generate("prompt", SimpleNamespace(n=1), f"{client}{number}")
+            REQUESTER.set(None)
+            return [output async for output in stream]
+
+        mine = [asyncio.ensure_future(ask("me", number)) for number in range(40)]
+        await settled()
+        assert len(engine.running) == 30
+        other = asyncio.ensure_future(ask("you", 0))
+        await settled()
+        assert "you0" in engine.running
+        if leaves:
+            for task in mine:
+                task.cancel()
+            await settled()
+            assert engine.running == ["you0"]
+        engine.go.set()
+        assert await other == ["you0"]
+        answers = await asyncio.gather(*mine, return_exceptions=True)
+        assert leaves or answers == [[f"me{number}"] for number in range(40)]
+        assert engine.running == []
+
+    run(main())
