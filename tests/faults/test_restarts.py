@@ -86,6 +86,7 @@ def _whole(stream: str) -> bool:
     return events[-1:] == ["[DONE]"] and not any("error" in json.loads(e) for e in events[:-1])
 
 
+@pytest.mark.timeout(180 * RESTARTS + 120)
 def test_restarts_lose_no_answer() -> None:
     port = free_port()
     command = [*POLITE, *SERVE, "--demo"]
