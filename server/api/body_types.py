@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 
 logger = logging.getLogger("vllm.metok")
 
+WRONG_TYPE = "a field holds a value of a wrong type"
 Validate = Callable[..., tuple[Any, Any]]
 
 
@@ -33,7 +34,15 @@ def _guarded(validate: Validate) -> Validate:
             return validate(value, *args, loc=loc, **kwargs)
         except Exception as error:
             logger.info("A body was refused: its validation ended in %s", type(error).__name__)
-            text = "a field holds a value of a wrong type"
-            return None, [{"type": "wrong_type", "loc": loc, "msg": text, "input": None}]
+            return None, [{"type": "wrong_type", "loc": loc, "msg": WRONG_TYPE, "input": None}]
 
     return guarded
+
+
+def is_validators(error: BaseException) -> bool:
+    """Whether a validator of a request class raised it, for routes that call them themselves."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.startswith("vllm.entrypoints.") and module.endswith(".protocol")

@@ -164,7 +164,9 @@ def test_content_parts_of_wrong_types(server: ChildServer, part: dict[str, Any])
 @pytest.mark.parametrize("field", ["structured_outputs", "response_format", "tools", "logit_bias"])
 @pytest.mark.parametrize("value", [" ", 5, [5], True])
 def test_options_of_wrong_types(server: ChildServer, field: str, value: Any) -> None:
-    is_envelope(post(server, chat_body("What?", **{field: value})), 400)
+    body = chat_body("What?", **{field: value})
+    is_envelope(post(server, body), 400)
+    is_envelope(httpx.post(f"{server.url}/invocations", json=body, timeout=60), 400)
 
 
 def test_a_question_and_its_film_in_two_messages(server: ChildServer) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel, model_validator
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from metok_vllm.server.api.body_types import guard_bodies
+from metok_vllm.server.api.body_types import guard_bodies, is_validators
 from tests.server.test_endpoint import call
 
 
@@ -41,6 +42,20 @@ def app() -> FastAPI:
 def test_a_value_of_a_wrong_type(app: FastAPI, options: Any) -> None:
     response = call(app, "POST", "/ask", json={"options": options})
     assert response.status_code == 422, response.text  # made a 400 by our handler of such errors
+
+
+def test_errors_of_validators_are_told_from_others() -> None:
+    errors: list[Exception] = []
+    for data in ({"structured_outputs": " "}, 5):
+        try:
+            if isinstance(data, dict):
+                ChatCompletionRequest.model_validate({"messages": [], "model": "m", **data})
+            else:
+                data.get("json")  # type: ignore[attr-defined]
+        except Exception as error:
+            errors.append(error)
+    assert [is_validators(error) for error in errors] == [True, False]
+    assert not is_validators(ValueError("never raised"))
 
 
 def test_good_bodies_pass(app: FastAPI) -> None:
