@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from random import Random
 from typing import Any
 
@@ -109,19 +110,19 @@ def _structure(rng: Random, request: Request) -> None:
     elif kind < 0.4 and isinstance(container, list):
         container.append(container[key])
     else:
-        container[key] = rng.choice(JUNK)
+        container[key] = deepcopy(rng.choice(JUNK))
 
 
 def _parameter(rng: Random, request: Request) -> None:
     if isinstance(request.body, dict):
         name = rng.choice(list(PARAMETERS))
-        request.body[name] = rng.choice(PARAMETERS[name])
+        request.body[name] = deepcopy(rng.choice(PARAMETERS[name]))
 
 
 def _metok(rng: Random, request: Request) -> None:
     if isinstance(request.body, dict):
         names = rng.sample(list(METOK), rng.randrange(1, 4))
-        request.body["metok"] = {name: rng.choice(METOK[name]) for name in names}
+        request.body["metok"] = {name: deepcopy(rng.choice(METOK[name])) for name in names}
 
 
 def _media(rng: Random, request: Request) -> None:

@@ -34,7 +34,7 @@ from metok_vllm.server.api.chat_options import (
 )
 from metok_vllm.server.api.content_parts import checked_messages
 from metok_vllm.server.api.engines import ask_workers
-from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body
+from metok_vllm.server.api.envelope import ENGINE_DEAD, error_body, shortened
 from metok_vllm.server.api.fallbacks import (
     asks_prompt_logprobs,
     fallback_reason,
@@ -191,7 +191,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         if isinstance(message, EngineDeadError):
             return error_body(503, ENGINE_DEAD).decode()
         text: str = super().create_streaming_error_response(message, *args, **kwargs)
-        return text
+        return shortened(text.encode()).decode()
 
     def _with_report(
         self, stream: AsyncGenerator[str, None], pending: _Pending

@@ -67,7 +67,9 @@ def _part(part: Any, where: str, tenant: str) -> Any:
     name = part.get(UUID)
     keys = [key for key in URL_PARTS if key in part]
     if name is None:
-        return {**part, keys[0]: _sent(part, keys[0], where)} if keys == [kind] else part
+        if len(keys) != 1 or kind not in (None, keys[0]):
+            return part
+        return {**part, "type": keys[0], keys[0]: _sent(part, keys[0], where)}
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_UUID:
         raise ConfigError(f"uuid must be a string of 1 to {MAX_UUID} characters", f"{where}.{UUID}")
     if len(keys) != 1 or kind not in (None, keys[0]):

@@ -43,6 +43,9 @@ def test_without_a_name_parts_stay_as_they_are() -> None:
         "type": "video_url",
         "video_url": {"url": URL},
     }
+    # Without a type, vLLM reads the part and then fails over it.
+    for untyped in ({"video_url": {"url": URL}}, {"type": None, "video_url": URL}):
+        assert checked(untyped) == {"type": "video_url", "video_url": {"url": URL}}
     for other in ({"type": "input_audio", "input_audio": {"data": "AA"}}, TEXT, "words", None):
         assert checked(other) == other
 
