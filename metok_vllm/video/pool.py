@@ -108,13 +108,18 @@ class DecodePool:
         again = False
         try:
             while True:
-                worker, fresh = self._take()
+                try:
+                    worker, fresh = self._take()
+                except MediaError:
+                    if turn.ended:  # the server ends, and with it a worker that was starting
+                        raise _stopped(turn) from None
+                    raise
                 try:
                     return self._ask(worker, job, turn)
                 except WorkerGoneError:
-                    # One that died idle is seen to be gone only once it is reaped.
                     if turn.ended:
                         raise _stopped(turn) from None
+                    # One that died idle is seen to be gone only once it is reaped.
                     if fresh:
                         raise MediaError(
                             f"the {job.what} decoder cannot run", "decode_failed"

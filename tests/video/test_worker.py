@@ -36,7 +36,7 @@ if how == "close":
         try:
             read_video(heavy, 128, limits=MediaLimits())
         except ValueError as error:
-            print("ended:", error, file=sys.stderr)
+            os.write(2, f"ended: {error}".encode())
     for _ in range(4):
         threading.Thread(target=read).start()
     time.sleep(0.3)
@@ -100,8 +100,8 @@ def test_an_ending_server_does_not_wait_for_videos(tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stderr.count("ended: the server is ending") == 4, done.stderr
-    # Imports and one video; a heavy one alone takes longer than that.
-    assert time.monotonic() - started < 5
+    # Imports and one video; four heavy ones take longer, and their deadline is at 30 s.
+    assert time.monotonic() - started < 8
 
 
 def test_worker_imports_are_light() -> None:
