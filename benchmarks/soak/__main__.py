@@ -2,7 +2,8 @@
 
 Sends good requests until memory has settled, then requests that are wrong in some way, then videos
 nobody has seen, and prints what came back and what every process holds. The server must run on this
-machine. Exit status 1 where an answer was odd, or a good request failed at the end.
+machine, and with small caches (`--mm-processor-cache-gb 0.1`), or they grow all the while. Exit
+status 1 where an answer was odd, or a good request failed at the end.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
     runs: list[tuple[str, Callable[[int], Request], range]] = [
         ("warm-up", good, range(options.warmup)),
+        ("warm-up of mutated requests", mutated, range(-options.warmup, 0)),
         ("mutated requests", mutated, range(first, first + options.requests)),
         ("warm-up of videos", video, range(-options.warmup, 0)),
         ("videos", video, range(options.videos)),
@@ -119,7 +121,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m metok_vllm.benchmarks.soak")
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--api-key")
-    parser.add_argument("--warmup", type=int, default=300, help="good requests first")
+    parser.add_argument("--warmup", type=int, default=1000, help="requests before each run")
     parser.add_argument("--requests", type=int, default=10_000, help="mutated requests")
     parser.add_argument("--videos", type=int, default=2_000, help="videos nobody has seen")
     parser.add_argument("--first-seed", type=int, default=1, help="number of the first mutation")

@@ -89,6 +89,8 @@ def good_request(rng: Random, model: str, variety: int = 40) -> Request:
     if kind < 0.1:
         return Request("/v1/completions", {**short, "prompt": text["text"]})
     if kind < 0.15:
+        for part in parts:
+            part.pop("uuid", None)  # names are for chat completions
         return Request("/tokenize", {"model": model, "messages": messages})
     if kind < 0.2:
         said = [{"role": "user", "content": text["text"]}]
