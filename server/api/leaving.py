@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -17,6 +19,7 @@ logger = logging.getLogger("vllm.metok")
 # For the request of a connection that has just been accepted, and for its answer.
 LAST_REQUEST_S = 1.0
 LOOK_AGAIN_S = 0.02
+MOST_WAITING = 4096
 
 
 def leave_socket(state: Any, loop: asyncio.AbstractEventLoop) -> None:
@@ -31,12 +34,38 @@ def leave_socket(state: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _leave(server: uvicorn.Server) -> None:
-    for listener in server.servers:
-        listener.close()
     loop = asyncio.get_running_loop()
+    for connected in _close_listeners(server):
+        with suppress(OSError):
+            await loop.connect_accepted_socket(
+                lambda: server.config.http_protocol_class(  # type: ignore[call-arg]
+                    config=server.config,
+                    server_state=server.server_state,
+                    app_state=server.lifespan.state,
+                    _loop=loop,
+                ),
+                connected,
+                ssl=server.config.ssl,
+            )
     deadline = loop.time() + LAST_REQUEST_S
     connections: Any = server.server_state.connections
     while connections and loop.time() < deadline:
         await asyncio.sleep(LOOK_AGAIN_S)
     for connection in list(connections):
         connection.shutdown()
+
+
+def _close_listeners(server: uvicorn.Server) -> list[socket.socket]:
+    """Stop listening; the connections that waited to be accepted, which would be reset."""
+    waiting: list[socket.socket] = []
+    for listener in server.servers:
+        twins = [socket.fromfd(s.fileno(), s.family, s.type) for s in listener.sockets]
+        listener.close()
+        for twin in twins:
+            with twin, suppress(OSError):
+                twin.setblocking(False)
+                while len(waiting) < MOST_WAITING:
+                    waiting.append(twin.accept()[0])
+    for connected in waiting:
+        connected.setblocking(False)
+    return waiting

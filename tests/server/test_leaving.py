@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import uvicorn
+import uvloop
 
 from metok_vllm.server.api.leaving import LAST_REQUEST_S, leave_socket
 from metok_vllm.server.api.lifecycle import Lifecycle, drain_before
@@ -25,7 +26,7 @@ class Running:
     def __init__(self) -> None:
         config = uvicorn.Config(answering(200, b"ok"), port=0, log_level="critical", lifespan="off")
         self.server = uvicorn.Server(config)
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()
         self.thread = threading.Thread(
             target=lambda: self.loop.run_until_complete(self.server.serve()), daemon=True
         )
@@ -72,6 +73,21 @@ def test_a_connection_that_was_accepted_is_answered_and_no_other() -> None:
         leaving.join(5)
         assert idle.recv(4096) == b""
         assert fresh.recv(4096) == b""
+
+
+def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
+    """The system takes connections while the loop is busy."""
+    with Running() as running:
+        running.loop.call_soon_threadsafe(time.sleep, 0.5)
+        leaving = threading.Thread(
+            target=leave_socket, args=(SimpleNamespace(server=running.server), running.loop)
+        )
+        leaving.start()
+        time.sleep(0.1)
+        with socket.create_connection(("127.0.0.1", running.port), timeout=5) as waiting:
+            waiting.sendall(REQUEST)
+            assert b"200 OK" in read_answer(waiting)
+        leaving.join(5)
 
 
 def test_a_server_that_never_came_up_has_nothing_to_leave() -> None:
