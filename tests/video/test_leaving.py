@@ -105,5 +105,5 @@ def test_small_videos_pass_heavy_ones_of_the_same_client(
     time.sleep(0.2)
     started = time.monotonic()
     assert len(read_video(mp4, 4, limits=limits).indices) == 4
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
     assert [len(run.result(timeout=60).indices) for run in runs] == [128] * 2
