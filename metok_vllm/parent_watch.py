@@ -2,7 +2,7 @@
 
 vLLM's engine notices the end of its API server only when that ends in good order; after SIGKILL
 engine and workers would keep their gigabytes. Shared memory needs no care here: the tracker process
-of multiprocessing gives it back once the last of them has ended.
+of multiprocessing gives it back once the last of them has ended. The sockets' folder does.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import NoReturn
+
+from metok_vllm import rpc_folder
 
 logger = logging.getLogger("vllm.metok")
 
@@ -67,4 +69,5 @@ def _end() -> NoReturn:
     # vLLM's handlers close what they can, if the process gets around to it.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
+    rpc_folder.remove()
     os._exit(1)

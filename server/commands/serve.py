@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from metok_vllm import rpc_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import compat
 from metok_vllm.errors import ConfigError
@@ -58,11 +59,15 @@ def run(argv: Sequence[str]) -> int:
     args = serve_args.parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
-    if not _one_process(args):
+    rpc_folder.make()
+    if _one_process(args):
+        return _serve_to_the_end(args)
+    try:
         # Several API servers, headless or gRPC: vLLM's own launcher, without the loading answers.
         ServeSubcommand.cmd(args)
-        return 0
-    return _serve_to_the_end(args)
+    finally:
+        rpc_folder.remove()
+    return 0
 
 
 def _serve_to_the_end(args: Namespace) -> int:
@@ -174,6 +179,7 @@ def _end_leftovers() -> None:
         logger.warning("Process %s did not end when told to and is killed.", process.pid)
         _signal(process, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=LEFTOVER_S)
+    rpc_folder.remove()
 
 
 def _descendants() -> set[psutil.Process]:
