@@ -147,7 +147,8 @@ def _long(rng: Random, request: Request) -> None:
     if "long" in request.why[:-1]:
         return  # lists of long texts would take gigabytes here
     container, key = rng.choice(_places(request.body) or [({"": None}, "")])
-    item = rng.choice([1, "a", None, {}, [], {"type": "text", "text": "a"}, {"role": "user"}])
+    items: list[Any] = [1, "a", None, {}, [], {"type": "text", "text": "a"}, {"role": "user"}]
+    item = rng.choice(items)
     container[key] = [item] * MANY if rng.random() < 0.7 else "a" * (MANY * 10)
 
 

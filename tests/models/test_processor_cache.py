@@ -100,9 +100,7 @@ def test_entries_do_not_change_while_a_request_is_rendered(engine: Engine) -> No
     assert cache.is_cached_item("a")
 
 
-def test_what_is_never_sent_is_forgotten(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_never_sent_is_forgotten(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor_cache, "MAX_RENDERED", 2)
     for key in "abcd":
         engine.render(key)

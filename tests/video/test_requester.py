@@ -10,11 +10,11 @@ from metok_vllm.video.requester import REQUESTER, Requester, current
 def test_leaving_runs_what_waits_for_it_once() -> None:
     ended: list[str] = []
     requester = Requester()
+    was_gone = requester.gone
     with requester.on_leave(lambda: ended.append("decode")):
-        assert not requester.gone
         requester.leave()
         requester.leave()
-    assert requester.gone
+    assert (was_gone, requester.gone) == (False, True)
     assert ended == ["decode"]
 
 
