@@ -28,9 +28,10 @@ def listening_process(url: str) -> int:
     """The process that listens on the port of `url` on this machine. ValueError if none is seen."""
     port = httpx.URL(url).port
     for connection in psutil.net_connections("tcp"):
-        listens = connection.status == psutil.CONN_LISTEN and connection.pid is not None
-        if listens and connection.laddr and connection.laddr.port == port:
-            return int(connection.pid or 0)
+        address, pid = connection.laddr, connection.pid
+        listens = connection.status == psutil.CONN_LISTEN and address and address.port == port
+        if listens and pid is not None:
+            return pid
     raise ValueError(f"no process of this machine listens on the port of {url}")
 
 

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 import uvloop
 
-from metok_vllm.server.api.leaving import LAST_REQUEST_S, leave_socket
+from metok_vllm.server.api.leaving import LAST_REQUEST_S, _leave, leave_socket
 from metok_vllm.server.api.lifecycle import Lifecycle, drain_before
 from tests.server.http_servers import answering
 from tests.waiting import wait_until
@@ -76,18 +76,22 @@ def test_a_connection_that_was_accepted_is_answered_and_no_other() -> None:
 
 
 def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
-    """The system takes connections while the loop is busy."""
+    """The system takes connections while the loop is busy, and resets them with the socket."""
+    connected = threading.Event()
+
+    async def busy_and_then_leaving(server: uvicorn.Server) -> None:
+        assert connected.wait(5), "blocks the loop until the client is there"
+        await _leave(server)
+
     with Running() as running:
-        running.loop.call_soon_threadsafe(time.sleep, 0.5)
-        leaving = threading.Thread(
-            target=leave_socket, args=(SimpleNamespace(server=running.server), running.loop)
+        leaving = asyncio.run_coroutine_threadsafe(
+            busy_and_then_leaving(running.server), running.loop
         )
-        leaving.start()
-        time.sleep(0.1)
         with socket.create_connection(("127.0.0.1", running.port), timeout=5) as waiting:
             waiting.sendall(REQUEST)
+            connected.set()
             assert b"200 OK" in read_answer(waiting)
-        leaving.join(5)
+        leaving.result(5)
 
 
 def test_a_server_that_never_came_up_has_nothing_to_leave() -> None:
