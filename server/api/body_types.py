@@ -1,48 +1,59 @@
-"""A body whose values are of types that a validator did not think of is a 400.
+"""A request whose values nobody thought of is a 400, on every route.
 
-vLLM's request classes have validators that run before the types are checked. What they raise for a
-string in an object's place is no validation error to pydantic, so it would be a 500.
+vLLM's request classes have validators that run before the types are checked, and its renderers
+take lists to have items and objects to have fields. What they raise then says nothing to FastAPI,
+so it would be a 500 with a traceback.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+
+from metok_vllm.server.api.envelope import error_response
 
 logger = logging.getLogger("vllm.metok")
 
-WRONG_TYPE = "a field holds a value of a wrong type"
-Validate = Callable[..., tuple[Any, Any]]
+# What code that only reads a request raises for a value of a wrong type or form.
+WRONG_TYPES = (
+    TypeError,
+    AttributeError,
+    LookupError,
+    AssertionError,
+    ArithmeticError,
+    RecursionError,
+)
+WRONG_TYPE = "the request cannot be read: a field holds a value of a wrong type or form"
 
 
-def guard_bodies(app: FastAPI) -> None:
-    """Let every route of `app` refuse a body that its validators fail over."""
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            for field in route.dependant.body_params:
-                # The fields are shared by whatever handlers are made from the route.
-                field.validate = _guarded(field.validate)  # type: ignore[method-assign]
+def refuse_wrong_types(app: FastAPI) -> None:
+    """Answer 400 where reading a request fails; what fails elsewhere stays a 500."""
+    for kind in WRONG_TYPES:
+        app.add_exception_handler(kind, wrong_type_handler)
 
 
-def _guarded(validate: Validate) -> Validate:
-    def guarded(value: Any, *args: Any, loc: tuple[Any, ...], **kwargs: Any) -> tuple[Any, Any]:
-        try:
-            return validate(value, *args, loc=loc, **kwargs)
-        except Exception as error:
-            logger.info("A body was refused: its validation ended in %s", type(error).__name__)
-            return None, [{"type": "wrong_type", "loc": loc, "msg": WRONG_TYPE, "input": None}]
+async def wrong_type_handler(_request: Request, error: Exception) -> Response:
+    """Raises the error again where it is the server's."""
+    places = list(_places(error))
+    if not any(_reads_requests(module) for module, _ in places):
+        raise error
+    # Where, for whoever thinks that it is a mistake of ours.
+    logger.info("A request was refused: %s in %s:%d", type(error).__name__, *places[-1])
+    return error_response(400, WRONG_TYPE)
 
-    return guarded
 
-
-def is_validators(error: BaseException) -> bool:
-    """Whether a validator of a request class raised it, for routes that call them themselves."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+def _reads_requests(module: str) -> bool:
+    if module.startswith("vllm.renderers."):
+        return True
     return module.startswith("vllm.entrypoints.") and module.endswith(".protocol")
+
+
+def _places(error: BaseException) -> Iterator[tuple[str, int]]:
+    """Module and line of every call that led to it, the innermost last."""
+    trace = error.__traceback__
+    while trace is not None:
+        yield str(trace.tb_frame.f_globals.get("__name__", "")), trace.tb_lineno
+        trace = trace.tb_next

@@ -23,7 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
-from metok_vllm.errors import ConfigError, MediaForbidden, MetokError
+from metok_vllm.errors import ConfigError, MediaForbidden
 from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
 from metok_vllm.plan import RequestPlan
 from metok_vllm.server.api.chat_options import (
@@ -50,9 +50,6 @@ from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.requester import current
 
 logger = logging.getLogger("vllm.metok")
-
-# What code that only reads a request raises for values that nobody thought of.
-WRONG_TYPES = (TypeError, AttributeError, LookupError, AssertionError, ArithmeticError)
 
 
 class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
@@ -124,7 +121,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
                 **(request.mm_processor_kwargs or {}),
                 OPTION: {**overrides, **question},
             }
-        result = await self._render(request)
+        result = await super().render_chat_request(request)
         if isinstance(result, tuple):
             for engine_input in result[1]:
                 plan = engine_input.pop(OPTION, None)
@@ -139,19 +136,8 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
                     _pending.set(_Pending(plan, tokens, whole))
         return result
 
-    async def _render(self, request: ChatCompletionRequest) -> Any:
-        try:
-            return await super().render_chat_request(request)
-        except MetokError:
-            raise
-        except WRONG_TYPES as error:
-            logger.info("A request could not be rendered: %s", type(error).__name__)
-            raise ConfigError(
-                "the request cannot be read: a field holds a value of a wrong type or form"
-            ) from error
-
     async def _render_again(self, request: ChatCompletionRequest) -> Any:
-        result = await self._render(request)
+        result = await super().render_chat_request(request)
         if not isinstance(result, tuple):
             raise ConfigError("the request cannot be rendered a second time")
         (engine_input,) = result[1]

@@ -27,7 +27,7 @@ from metok_vllm.engine.staging import is_staged
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import processor_cache
 from metok_vllm.server.api import books, connection, pages, responses
-from metok_vllm.server.api.body_types import guard_bodies
+from metok_vllm.server.api.body_types import refuse_wrong_types
 from metok_vllm.server.api.books import EngineBooks
 from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
 from metok_vllm.server.api.engine_share import share_places
@@ -175,7 +175,7 @@ def install(
     books: EngineBooks | None = None,
 ) -> None:
     """Put METok's checks of bodies, error handlers and middleware on `app`."""
-    guard_bodies(app)
+    refuse_wrong_types(app)
     refuse_elsewhere(app)
     add_handlers(app)
     quiet_client_mistakes()

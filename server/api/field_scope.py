@@ -15,7 +15,6 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute, request_response
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.api.body_types import WRONG_TYPE, is_validators
 from metok_vllm.server.api.content_parts import UUID, named_media, objects
 from metok_vllm.video.requester import current
 
@@ -43,12 +42,7 @@ def _checked(handler: Handler, path: str) -> Handler:
             if isinstance(body, dict) and not (path == INVOCATIONS and "messages" in body):
                 _check(body, path)
                 _describe(body)
-        try:
-            return await handler(request)
-        except Exception as error:
-            if is_validators(error):
-                raise ConfigError(WRONG_TYPE) from error
-            raise
+        return await handler(request)
 
     return checked
 
