@@ -27,6 +27,7 @@ from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
+from metok_vllm.models.input_checks import check_frames, check_placeholders
 from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import USER_TURN, QueryFinder
 from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
@@ -89,11 +90,13 @@ class MetokProcessorMixin:
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         if isinstance(inputs.cache, SentMediaCache):
             inputs.cache.commit()
-        self._check_placeholders(inputs)
+        hf_config = self.info.get_hf_config()
+        media = {"image": hf_config.image_token_index, "video": hf_config.video_token_index}
+        check_placeholders(inputs, media)
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)  # type: ignore[misc]
-        _check_frames(videos)
+        check_frames(videos)
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
@@ -113,18 +116,6 @@ class MetokProcessorMixin:
             places = result["mm_placeholders"]["video"]
             result["metok"] = self._plan(config, source, videos, keys, places)
         return result
-
-    def _check_placeholders(self, inputs: Any) -> None:
-        """vLLM fails over a placeholder that truncation cut away, which is the request's fault."""
-        config = self.info.get_hf_config()
-        tokens = {"image": config.image_token_index, "video": config.video_token_index}
-        for modality, count in inputs.mm_data_items.get_all_counts().items():
-            found = inputs.prompt.count(tokens[modality])
-            if found < count:
-                raise VLLMValidationError(
-                    f"the prompt has {found} placeholders for {count} {modality} items; "
-                    "truncate_prompt_tokens may have cut them away"
-                )
 
     def _query_ids(self, query: str) -> Any:
         config = self.info.metok
@@ -213,14 +204,6 @@ class MetokProcessorMixin:
 
         video = PromptReplacement(modality="video", target=[token], replacement=replacement)
         return [*(u for u in updates if u.modality != "video"), video]
-
-
-def _check_frames(videos: VideoProcessorItems) -> None:
-    """Raise ValueError for a video without frames, as vLLM does further on."""
-    count = videos.get_count()
-    for index in range(count):
-        if videos.get(index) is not None and videos.get_num_frames(index) == 0:
-            raise ValueError(f"video {index + 1} of the {count} in the request has no frames")
 
 
 def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, tuple[str, str]]:
