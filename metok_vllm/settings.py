@@ -57,6 +57,17 @@ def read_environ(
     }
 
 
+def read_flags(cls: type[Any], texts: Mapping[str, str | None], prefix: str) -> dict[str, Any]:
+    """The fields of a dataclass that flags set; `null` leaves one unset. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        text = texts.get(field.name)
+        if text is not None and text.strip() != "null":
+            name = prefix + field.name.replace("_", "-")
+            found[field.name] = from_text(text, field, name)
+    return found
+
+
 def from_text(text: str, field: dataclasses.Field[Any], name: str) -> Any:
     """The value of a field as a user writes it. Raises ConfigError with `name` and the text."""
     kind, word = str(field.type), text.strip()

@@ -10,6 +10,7 @@ from typing import Any
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
+from metok_vllm.settings import read_flags
 
 CONFIG_FLAG = "--metok-config"
 # Settings may stand in these, too, in ways that only vLLM's own parser reads.
@@ -36,12 +37,9 @@ def served_config(
     names = [_spelt(word.partition("=")[0]) for word in words]
     if any(name == UNREADABLE[0] or name.startswith(UNREADABLE[1]) for name in names):
         return None
-    flags = {
-        field.name: _json_or_text(value)
-        for field in fields(METokConfig)
-        if (value := flag_value(words, f"--metok-{field.name.replace('_', '-')}")) is not None
-    }
-    flags = {name: value for name, value in flags.items() if value is not None}
+    names = [field.name for field in fields(METokConfig)]
+    texts = {name: flag_value(words, f"--metok-{name.replace('_', '-')}") for name in names}
+    flags = read_flags(METokConfig, texts, "--metok-")
     file = flag_value(words, CONFIG_FLAG)
     return METokConfig.load({**_additional(words), **flags}, file, environ)
 

@@ -24,7 +24,7 @@ from metok_vllm.parent_watch import VARIABLE as WATCH_PARENT
 from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.settings import PREFIX as METOK_ENV
-from metok_vllm.settings import flag, from_text, help_of, unknown_variables
+from metok_vllm.settings import flag, help_of, read_flags, unknown_variables
 from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
 from metok_vllm.video.limits import MediaLimits
 
@@ -108,12 +108,9 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
 
 def _apply_metok(args: Namespace, demo: bool) -> None:
     """Move METok's flags out of `args`. Raises ConfigError."""
-    given: dict[str, Any] = {}
-    for field in dataclasses.fields(METokConfig):
-        text = _take(args, f"metok_{field.name}")
-        if text is not None:
-            name = f"--metok-{field.name.replace('_', '-')}"
-            given[field.name] = from_text(text, field, name)
+    names = [field.name for field in dataclasses.fields(METokConfig)]
+    texts = {name: _take(args, f"metok_{name}") for name in names}
+    given = read_flags(METokConfig, texts, "--metok-")
     for field in dataclasses.fields(MediaLimits):
         _export(MEDIA_ENV + field.name, _take(args, f"metok_media_{field.name}"))
     for field in dataclasses.fields(ServerSettings):

@@ -127,6 +127,7 @@ def from_ours(client: Client, endpoint: Endpoint) -> dict[str, float]:
     return dict(pair.difference)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("in_flight", [1, 4])
 def test_our_figures_are_what_was_slept(in_flight: int) -> None:
     found = closest(lambda: slept(in_flight))

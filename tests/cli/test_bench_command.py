@@ -120,6 +120,7 @@ def test_who_is_started_first(
     assert [(start.rounds, start.metok_first) for start in found] == rounds
 
 
+@pytest.mark.thorough
 def test_two_servers_and_the_comparison_of_two_results(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

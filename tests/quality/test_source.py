@@ -30,6 +30,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         [],
         ["--dtype", "half", "--metok-keep-ratio", "0.5", "--metok-keep-ratio=0.25"],
         ["--metok_preset=max", "--metok-stages", "[1, 2]", "--metok-decode-keep", "null"],
+        ["--metok-enabled", "on", "--metok-key-frames-per-event=4"],
         ["--additional-config", '{"metok": {"num_events": 7, "keep_ratio": 0.3}}'],
         ["--additional-config", '{"metok": {"num_events": 7}}', "--metok-num-events", "2"],
         ["--metok-config", "FILE", "--metok-rule", "evs"],

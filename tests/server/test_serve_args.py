@@ -153,7 +153,8 @@ def test_what_is_likely_a_mistake_is_told(
     assert not caplog.records
     monkeypatch.setenv("METOK_MEDIA_MAX_VIDEO", "a secret")
     parse(["m", "--metok-media-allow-private-hosts", "true"])
-    mistyped, opened = (record.getMessage() for record in caplog.records)
+    messages = dict.fromkeys(record.getMessage() for record in caplog.records)
+    mistyped, opened = messages
     assert "METOK_MEDIA_MAX_VIDEO " in mistyped
     assert "METOK_MEDIA_MAX_VIDEOS is meant" in mistyped
     assert "secret" not in mistyped
