@@ -66,8 +66,9 @@ def _start(wait_for_death: Callable[[], object]) -> None:
 
 def _end() -> NoReturn:
     logger.warning("The process that started process %d is gone: it ends too.", os.getpid())
+    # Nobody will connect to these sockets, and this thread may not outlive the signal.
+    rpc_folder.remove()
     # vLLM's handlers close what they can, if the process gets around to it.
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
-    rpc_folder.remove()
     os._exit(1)

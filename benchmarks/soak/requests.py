@@ -6,12 +6,13 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from random import Random
 from typing import Any
 
 from PIL import Image
 
-from metok_vllm.benchmarks.throughput.clips import Clip, video_bytes
+from metok_vllm.benchmarks.throughput.clips import Clip, encode
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -35,7 +36,12 @@ def small_video(rng: Random, variety: int) -> bytes:
     seed = rng.randrange(variety)
     width, height = SIZES[seed % len(SIZES)]
     kind = ("cuts", "static", "noise")[seed % 3]
-    return video_bytes(Clip(kind, (seed,), 8 + seed % 17, 8, width, height))  # type: ignore[arg-type]
+    return _encoded(Clip(kind, (seed,), 8 + seed % 17, 8, width, height))  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=256)
+def _encoded(clip: Clip) -> bytes:
+    return encode(clip)
 
 
 def data_url(data: bytes, kind: str = "video/mp4") -> str:

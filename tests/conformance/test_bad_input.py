@@ -225,6 +225,10 @@ def test_malformed_requests(server: ChildServer, client: OpenAI) -> None:
     is_envelope(post(server, chat_body("What?", video_part(), model="another")), 404)
     is_envelope(post(server, chat_body("What?", {"type": "video_url"})), 400)
     is_envelope(post(server, chat_body("What?", *[video_part()] * 9)), 400)
+    for body in (b"1", b"null", b'"a"', b"[]", b"{}"):
+        headers = {"content-type": "application/json"}
+        url = f"{server.url}/invocations"
+        is_envelope(httpx.post(url, content=body, headers=headers), 400)
     is_envelope(httpx.get(f"{server.url}/nowhere"), 404)
     is_envelope(httpx.get(f"{server.url}/v1/chat/completions"), 405)
     works(client)
