@@ -38,10 +38,10 @@ def refuse_wrong_types(app: FastAPI) -> None:
 async def wrong_type_handler(_request: Request, error: Exception) -> Response:
     """Raises the error again where it is the server's."""
     places = list(_places(error))
-    if not any(_reads_requests(module) for module, _ in places):
-        # What looks into the body of /invocations stands around whatever answers it.
-        if not places[-1][0].startswith("model_hosting_container_standards."):
-            raise error
+    # What looks into the body of /invocations stands around whatever answers it.
+    is_body = places[-1][0].startswith("model_hosting_container_standards.")
+    if not is_body and not any(_reads_requests(module) for module, _ in places):
+        raise error
     # Where, for whoever thinks that it is a mistake of ours.
     logger.info("A request was refused: %s in %s:%d", type(error).__name__, *places[-1])
     return error_response(400, WRONG_TYPE)
