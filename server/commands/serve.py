@@ -26,6 +26,7 @@ from metok_vllm import rpc_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import compat
 from metok_vllm.errors import ConfigError
+from metok_vllm.server import allocator
 from metok_vllm.server.api.lifecycle import LIFECYCLE
 from metok_vllm.server.commands.console import CommandError
 from metok_vllm.server.signatures import SIGNATURES
@@ -60,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     rpc_folder.make()
+    allocator.return_large_blocks()
     if _one_process(args):
         return _serve_to_the_end(args)
     try:
