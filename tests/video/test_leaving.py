@@ -15,6 +15,7 @@ from metok_vllm.video import MediaLimits, VideoFrames, read_video
 from metok_vllm.video.pool import POOL
 from metok_vllm.video.requester import REQUESTER, Requester
 from tests.video import clips
+from tests.video.decoders import stopped_decoders
 from tests.waiting import wait_until
 
 LIMITS = MediaLimits(decode_workers=1)
@@ -47,21 +48,18 @@ def failed(future: Future[VideoFrames]) -> MediaError:
 
 def test_ten_requests_that_left_hold_nobody_up(mp4: bytes, threads: ThreadPoolExecutor) -> None:
     """One is decoded, the others wait. All ended at their deadlines, half a minute later."""
-    heavy = clips.heavy()
-    POOL.end_workers()
-    read(mp4, 2, Requester())
     gone = [Requester(f"client {number}") for number in range(10)]
-    runs = [threads.submit(read, heavy, 128, requester) for requester in gone]
-    wait_until(lambda: len(POOL.turns._waiting) == 9 and len(POOL._all) == 1, 5)
-    (worker,) = POOL._all
-    wait_until(lambda: any(turn.kill for turn in POOL.turns._running), 5)
-    for requester in gone:
-        requester.leave()
-    assert {failed(run).reason for run in runs} == {"abandoned"}
-    assert not worker.alive()
-    started = time.monotonic()
-    assert len(read(mp4, 4, Requester("other")).indices) == 4
-    assert time.monotonic() - started < 2
+    with stopped_decoders(1) as (worker,):
+        runs = [threads.submit(read, mp4, 2, requester) for requester in gone]
+        wait_until(lambda: len(POOL.turns._waiting) == 9, 5)
+        wait_until(lambda: any(turn.kill for turn in POOL.turns._running), 5)
+        for requester in gone:
+            requester.leave()
+        assert {failed(run).reason for run in runs} == {"abandoned"}
+        assert not worker.alive()
+        started = time.monotonic()
+        assert len(read(mp4, 4, Requester("other")).indices) == 4
+        assert time.monotonic() - started < 2
     POOL.turns.memory.collect()
 
 
@@ -94,16 +92,16 @@ def test_leaving_at_any_moment(mp4: bytes) -> None:
 def test_small_videos_pass_heavy_ones_of_the_same_client(
     mp4: bytes, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody expects them to be heavy; with two decoders both are in use for seconds."""
+    """Nobody expects them to be heavy; both decoders are in use for longer than anyone waits."""
     monkeypatch.setattr("metok_vllm.video.turns.HEAVY_S", 0.5)
     limits = MediaLimits(decode_workers=2)
-    heavy = clips.heavy()
-    read_video(mp4, 2, limits=limits)
-    runs = [threads.submit(read_video, heavy, 128, limits=limits) for _ in range(2)]
-    wait_until(lambda: len(POOL.turns._running) == 2 or any(run.done() for run in runs), 5)
-    assert [run.exception() for run in runs if run.done()] == []
-    time.sleep(0.2)
-    started = time.monotonic()
-    assert len(read_video(mp4, 4, limits=limits).indices) == 4
-    assert time.monotonic() - started < 10
-    assert [len(run.result(timeout=60).indices) for run in runs] == [128] * 2
+    with stopped_decoders(2) as workers:
+        runs = [threads.submit(read_video, mp4, 8, limits=limits) for _ in range(2)]
+        wait_until(lambda: len([turn for turn in POOL.turns._running if turn.kill]) == 2, 5)
+        started = time.monotonic()
+        assert len(read_video(mp4, 4, limits=limits).indices) == 4
+        assert time.monotonic() - started < 10
+        # One was ended for the small one, and is decoded again; the other has still its decoder.
+        assert sorted(worker.alive() for worker in workers) == [False, True]
+        wait_until(lambda: sum(run.done() for run in runs) == 1, 10)
+    assert [len(run.result(timeout=10).indices) for run in runs] == [8, 8]

@@ -32,36 +32,44 @@ print(*(worker.process.pid for worker in POOL._all), flush=True)
 if how == "busy":
     threading.Thread(target=read_video, args=(heavy, 128), kwargs={"limits": limits}).start()
 if how == "close":
+    from tests.video.decoders import stopped_decoders
     def read():
         try:
-            read_video(heavy, 128, limits=MediaLimits())
+            read_video(small, 2, limits=MediaLimits(decode_workers=2))
         except ValueError as error:
             os.write(2, f"ended: {error}".encode())
-    for _ in range(4):
-        threading.Thread(target=read).start()
-    time.sleep(0.3)
-    POOL.close()
+    with stopped_decoders(2):
+        for _ in range(4):
+            threading.Thread(target=read).start()
+        turns = POOL.turns
+        while len(turns._waiting) < 2 or not all(turn.kill for turn in turns._running):
+            time.sleep(0.01)
+        POOL.close()
 if how in ("idle", "busy"):
     time.sleep(0.3)
     os.kill(os.getpid(), 9)
 """
 
 
-def run_server(tmp_path: Path, how: str) -> list[int]:
-    """Let a small server read videos and end in some way; the pids of its workers."""
+def run_server(tmp_path: Path, how: str) -> subprocess.CompletedProcess[str]:
+    """Let a small server read videos and end in some way; it prints the pids of its workers.
+
+    Its videos' deadline is at 30 s: nobody may wait for that.
+    """
     small = clips.encode(options={"g": "12"})
     (tmp_path / "small").write_bytes(small)
-    (tmp_path / "heavy").write_bytes(clips.heavy() if how in ("busy", "close") else b"")
+    (tmp_path / "heavy").write_bytes(clips.heavy() if how == "busy" else b"")
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "small"), str(tmp_path / "heavy"), how],
-        stdout=subprocess.PIPE,
+        capture_output=True,
         text=True,
-        timeout=60,
+        timeout=25,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    assert done.returncode == (-9 if how in ("idle", "busy") else 0)
-    return [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == (-9 if how in ("idle", "busy") else 0), done.stderr
+    return done
 
 
 def running(pid: int) -> bool:
@@ -76,7 +84,7 @@ def running(pid: int) -> bool:
     ("how", "within_s"), [("exit", 0.5), ("fork", 0.5), ("idle", 2.0), ("busy", 5.0)]
 )
 def test_workers_end_with_their_server(tmp_path: Path, how: str, within_s: float) -> None:
-    workers = run_server(tmp_path, how)
+    workers = [int(pid) for pid in run_server(tmp_path, how).stdout.split()]
     assert workers
     deadline = time.monotonic() + within_s
     while any(running(pid) for pid in workers) and time.monotonic() < deadline:
@@ -86,22 +94,8 @@ def test_workers_end_with_their_server(tmp_path: Path, how: str, within_s: float
 
 def test_an_ending_server_does_not_wait_for_videos(tmp_path: Path) -> None:
     """Two are decoded and two wait, in threads that the interpreter waits for at its end."""
-    small, heavy = clips.encode(options={"g": "12"}), clips.heavy()
-    (tmp_path / "small").write_bytes(small)
-    (tmp_path / "heavy").write_bytes(heavy)
-    script = tmp_path / "server.py"
-    script.write_text(SERVER)
-    started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "small"), str(tmp_path / "heavy"), "close"],
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0
+    done = run_server(tmp_path, "close")
     assert done.stderr.count("ended: the server is ending") == 4, done.stderr
-    # Imports and one video; four heavy ones take longer, and their deadline is at 30 s.
-    assert time.monotonic() - started < 8
 
 
 def test_worker_imports_are_light() -> None:
