@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metok_vllm.budget import FrameBudget, frame_budget, key_event_count, key_frame_count
 from metok_vllm.config import METokConfig
 from metok_vllm.devices import tensor_on
+from metok_vllm.plan.tokens import FrameBudget, frame_budget, key_event_count, key_frame_count
 
 FINE, MEDIUM, COARSE = 0, 1, 2
 

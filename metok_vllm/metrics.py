@@ -11,9 +11,9 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from metok_vllm.accounting import visual_tokens_by_stage
-from metok_vllm.plan import RequestPlan
-from metok_vllm.prompt_plan import EVICT, PRUNE, PromptPlan
+from metok_vllm.plan.accounting import visual_tokens_by_stage
+from metok_vllm.plan.prompt import EVICT, PRUNE, PromptPlan
+from metok_vllm.plan.request import RequestPlan
 
 REQUESTS = Counter(
     "metok_requests",

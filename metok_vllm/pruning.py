@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from metok_vllm.kernels.event_topk import event_topk
-from metok_vllm.prompt_plan import VideoCounts
-from metok_vllm.staged_step import StagedPrompt, StagedStep
+from metok_vllm.plan.prompt import VideoCounts
+from metok_vllm.plan.step import StagedPrompt, StagedStep
 
 # Quota of a token in a key event and in another one, doubled to stay whole: at p0, at p1.
 KEY_WEIGHT, OTHER_WEIGHT = {1: 2, 2: 1}, {1: 1, 2: 0}

@@ -26,7 +26,7 @@ class RepairFinder(importlib.abc.MetaPathFinder):
         """Always None: the real finders go on once the repair is done."""
         if fullname in IMPORTERS:
             sys.meta_path.remove(self)
-            from metok_vllm.compat import ensure_torchvision_ops
+            from metok_vllm.torch_shims import ensure_torchvision_ops
 
             ensure_torchvision_ops()
         return None

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 from collections.abc import MutableMapping
 
-from metok_vllm import parent_watch
+from metok_vllm.processes import parent_watch
 
 PLUGIN_GROUPS = (
     "vllm.general_plugins",

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from metok_vllm.config.environment import from_environ, setting
 from metok_vllm.errors import ConfigError
-from metok_vllm.settings import from_environ, setting
 from metok_vllm.video.limits import MediaLimits
 
 ENV_PREFIX = "METOK_SERVER_"

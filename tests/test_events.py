@@ -9,7 +9,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from metok_vllm.budget import FrameBudget, frame_budget
 from metok_vllm.config import METokConfig
 from metok_vllm.events import (
     EventMap,
@@ -20,6 +19,7 @@ from metok_vllm.events import (
     natural_classes,
     segment,
 )
+from metok_vllm.plan.tokens import FrameBudget, frame_budget
 from tests.reference import stage1
 from tests.reference.strategies import (
     Rule,

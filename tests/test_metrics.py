@@ -11,8 +11,8 @@ from prometheus_client import REGISTRY, generate_latest
 
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
-from metok_vllm.plan import RequestPlan, VideoPlan
-from metok_vllm.prompt_plan import Pruning
+from metok_vllm.plan.prompt import Pruning
+from metok_vllm.plan.request import RequestPlan, VideoPlan
 
 VIDEO = VideoPlan("a", 4, (0.0, 1.0, 2.0, 3.0), 4.0, 100, 40)
 

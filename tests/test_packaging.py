@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.compat import ensure_torchvision_ops
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info")

@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-from metok_vllm.accounting import decoder_prefill_flops
 from metok_vllm.config import METokConfig
+from metok_vllm.config.presets import PRESETS
 from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.layers import StageLayout
-from metok_vllm.plan import video_tokens
-from metok_vllm.presets import PRESETS
-from metok_vllm.prompt_plan import PromptPlan, Pruning, key_share
+from metok_vllm.plan.accounting import decoder_prefill_flops
+from metok_vllm.plan.layers import StageLayout
+from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
+from metok_vllm.plan.request import video_tokens
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 NAMES = ("quality", "balanced", "max")

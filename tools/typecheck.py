@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "typecheck"
-CHECKED_AS_THEY_ARE = ("tests", "tools")
+CHECKED_AS_THEY_ARE = ("tests", "tools", "training")
 
 
 def package_dirs() -> dict[str, str]:

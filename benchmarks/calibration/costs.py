@@ -1,7 +1,7 @@
 """What a setting costs on the calibration's prompts: prefill FLOPs of the decoder, bytes of KV.
 
-`StageCosts` is the same arithmetic as `metok_vllm.accounting` a layer at a time, so that thousands
-of boundaries can be ranked; the figures that are reported come from `accounting` itself.
+`StageCosts` is the same arithmetic as `metok_vllm.plan.accounting` a layer at a time, so that
+thousands of boundaries can be ranked; the figures that are reported come from `accounting` itself.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metok_vllm.accounting import decoder_prefill_flops, layer_prefill_flops, request_blocks
 from metok_vllm.errors import ConfigError
-from metok_vllm.layers import NUM_STAGES, StageLayout
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.accounting import decoder_prefill_flops, layer_prefill_flops, request_blocks
+from metok_vllm.plan.layers import NUM_STAGES, StageLayout
+from metok_vllm.plan.prompt import PromptPlan
 
 BLOCK_SIZE = 16
 

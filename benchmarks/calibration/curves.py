@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metok_vllm.benchmarks.calibration.divergence import Divergence
+from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
 from metok_vllm.benchmarks.calibration.measure import Meter
 from metok_vllm.benchmarks.calibration.setting import Setting
 

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metok_vllm.benchmarks.calibration.asks import Ask
-from metok_vllm.benchmarks.calibration.divergence import (
+from metok_vllm.benchmarks.calibration.kl_to_dense import (
     Divergence,
     Moved,
     check_finite,
@@ -22,6 +21,7 @@ from metok_vllm.benchmarks.calibration.divergence import (
     moved,
 )
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
+from metok_vllm.benchmarks.calibration.prompts import Ask
 from metok_vllm.benchmarks.calibration.pruned import run_pruned
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
 from metok_vllm.benchmarks.calibration.whole import Prompt, greedy_answer, logprobs, run_whole

@@ -20,13 +20,13 @@ from torch import Tensor
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, text_window
 from metok_vllm.benchmarks.calibration.decoder import Decoder
 from metok_vllm.benchmarks.calibration.whole import Prompt
-from metok_vllm.compat import ensure_torchvision_ops
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.pruning import TokenEvents
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 FAMILY = "llava_onevision"
 KEY = "calibrated"

@@ -16,8 +16,8 @@ from torch import Tensor
 from metok_vllm.benchmarks.calibration.decoder import Decoder
 from metok_vllm.benchmarks.calibration.setting import step_of
 from metok_vllm.benchmarks.calibration.whole import Prompt, Whole, answer_angles
-from metok_vllm.layers import NUM_STAGES
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan
 from metok_vllm.pruning import Selection
 
 

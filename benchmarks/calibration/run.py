@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from metok_vllm.benchmarks.calibration.asks import Ask, hold_out
 from metok_vllm.benchmarks.calibration.costs import Costs
 from metok_vllm.benchmarks.calibration.curves import Curves, measure_curves
-from metok_vllm.benchmarks.calibration.divergence import Divergence
 from metok_vllm.benchmarks.calibration.held_out import HeldOut, measure_held_out
+from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
 from metok_vllm.benchmarks.calibration.measure import Measured, Meter, Sample, Say, take_samples
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
+from metok_vllm.benchmarks.calibration.prompts import Ask, hold_out
 from metok_vllm.benchmarks.calibration.search import Choice, Search, share_saved
 from metok_vllm.benchmarks.calibration.setting import Setting
 from metok_vllm.config import METokConfig
-from metok_vllm.layers import StageLayout
+from metok_vllm.plan.layers import StageLayout
 
 KEEP_RATIOS = (0.5, 0.6, 0.76, 0.9)
 DECODE_KEEPS = (0.0, 0.1, 0.25, 0.5, 1.0)

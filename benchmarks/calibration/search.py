@@ -14,11 +14,11 @@ from typing import Any
 
 from metok_vllm.benchmarks.calibration.costs import Costs, StageCosts, costs, possible_layouts
 from metok_vllm.benchmarks.calibration.curves import Curves
-from metok_vllm.benchmarks.calibration.divergence import Divergence
+from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
 from metok_vllm.benchmarks.calibration.measure import DENSE, STAGE1, Meter
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
-from metok_vllm.layers import StageLayout
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.layers import StageLayout
+from metok_vllm.plan.prompt import PromptPlan
 
 # Multiples of the budget, falling; at each so many of the cheapest settings are measured.
 LADDER = (8.0, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.06)

@@ -12,9 +12,9 @@ from fractions import Fraction
 
 from metok_vllm.benchmarks.calibration.whole import Prompt
 from metok_vllm.config import METokConfig
-from metok_vllm.layers import NUM_STAGES
-from metok_vllm.prompt_plan import PromptPlan, Pruning, VideoCounts, VideoSpan, key_share
-from metok_vllm.staged_step import StagedPrompt, StagedStep
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan, key_share
+from metok_vllm.plan.step import StagedPrompt, StagedStep
 
 ALL_BOUNDARIES = (1, 2, 3)
 VIDEO = "calibrated"

@@ -12,8 +12,8 @@ from metok_vllm.benchmarks.calibration.measure import Measured
 from metok_vllm.benchmarks.calibration.run import Calibration, config_values, setting_values
 from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.config import METokConfig
-from metok_vllm.layers import StageLayout
-from metok_vllm.presets import OFF, PRESETS
+from metok_vllm.config.presets import OFF, PRESETS
+from metok_vllm.plan.layers import StageLayout
 
 BENCHMARK, SCHEMA = "calibration", 1
 

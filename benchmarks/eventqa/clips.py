@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from metok_vllm.benchmarks.client.mp4 import encode_mp4
 from metok_vllm.benchmarks.eventqa.drawing import pictures
 from metok_vllm.benchmarks.eventqa.questions import CHANCE, KINDS, Kind, Question, ask
 from metok_vllm.benchmarks.eventqa.story import Story, draw_story
 from metok_vllm.benchmarks.eventqa.world import Split
-from metok_vllm.benchmarks.mp4 import encode_mp4
 
 SIDE = 224  # pixels; twice what the demo model sees
 FPS = 2

@@ -12,23 +12,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN
+from metok_vllm.benchmarks.client.endpoint import EndpointError
 from metok_vllm.benchmarks.quality.command import Plan, Settings, read_cells, run
 from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY
-from metok_vllm.benchmarks.quality.settings import (
+from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
+from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN
+from metok_vllm.benchmarks.questions.settings import (
     ablations,
     for_server,
     presets,
     read_settings,
     stages,
 )
-from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
-from metok_vllm.benchmarks.throughput.endpoint import EndpointError
 from metok_vllm.config import METokConfig
+from metok_vllm.console import CommandError, complain
 from metok_vllm.errors import ConfigError, MetokError
-from metok_vllm.server.commands.console import CommandError, complain
 
 FRONTIER = "frontier"
 NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config")

@@ -27,12 +27,12 @@ from metok_vllm.benchmarks.calibration.pruned import run_pruned
 from metok_vllm.benchmarks.calibration.setting import VIDEO
 from metok_vllm.benchmarks.calibration.whole import Prompt, run_whole
 from metok_vllm.benchmarks.environment import environment, record_head
-from metok_vllm.benchmarks.quality.asked import Asked, read_folder
-from metok_vllm.benchmarks.quality.bootstrap import Draws
+from metok_vllm.benchmarks.questions.bootstrap import Draws
+from metok_vllm.benchmarks.questions.prompts import Asked, read_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.kernels.adaptive_pool import adaptive_pool
-from metok_vllm.prompt_plan import PromptPlan, Pruning, key_share
+from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.video import MediaLimits, read_video
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks.quality.asked import ALL
-from metok_vllm.benchmarks.quality.bootstrap import Estimate
 from metok_vllm.benchmarks.quality.records import read_rows
 from metok_vllm.benchmarks.quality.rows import Row
-from metok_vllm.benchmarks.quality.settings import DENSE, STAGES
+from metok_vllm.benchmarks.questions.bootstrap import Estimate
+from metok_vllm.benchmarks.questions.prompts import ALL
+from metok_vllm.benchmarks.questions.settings import DENSE, STAGES
 from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 
 PICTURE = "quality.png"

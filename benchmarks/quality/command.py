@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks.environment import environment
-from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN
-from metok_vllm.benchmarks.quality.asked import ALL, read_chance, read_folder
 from metok_vllm.benchmarks.quality.charts import draw_chart
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY, Batch, Cell, Serve, measure
@@ -30,13 +28,15 @@ from metok_vllm.benchmarks.quality.records import (
     write_csv,
 )
 from metok_vllm.benchmarks.quality.rows import Row, rows
-from metok_vllm.benchmarks.quality.settings import Setting
 from metok_vllm.benchmarks.quality.tables import failures, percent, tables
+from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN
+from metok_vllm.benchmarks.questions.prompts import ALL, read_chance, read_folder
+from metok_vllm.benchmarks.questions.settings import Setting
 from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 from metok_vllm.benchmarks.throughput.records import write_json
 from metok_vllm.config import METokConfig
+from metok_vllm.console import complain, out, write
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.commands.console import complain, out, write
 
 Settings = Callable[[int], Sequence[Setting]]
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
-from metok_vllm.plan import video_tokens
-from metok_vllm.prompt_plan import Pruning, key_share
+from metok_vllm.plan.prompt import Pruning, key_share
+from metok_vllm.plan.request import video_tokens
+from metok_vllm.plan.tokens import dense_tokens
 
 NEWLINE = 1  # closes the dense input, and that of a rule that works on its tokens
 

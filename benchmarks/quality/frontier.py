@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from metok_vllm.benchmarks.quality import equal_kv
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.benchmarks.quality.settings import (
+from metok_vllm.benchmarks.questions.settings import (
     OFF,
     Setting,
     checked,
@@ -16,9 +16,9 @@ from metok_vllm.benchmarks.quality.settings import (
     request_config,
     stages,
 )
-from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
-from metok_vllm.rules import EVS, FASTV, RANDOM, VIDCOM2
+from metok_vllm.config.methods import EVS, FASTV, RANDOM, VIDCOM2
+from metok_vllm.plan.tokens import dense_tokens
 
 TARGETS = ("quality", "balanced", "max")
 # Rules that choose among the dense tokens before the decoder, as the engine names them.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.layers import NUM_STAGES, StageLayout
+from metok_vllm.plan.layers import NUM_STAGES, StageLayout
 
 AUTO = "auto"
 # vLLM's `auto` is half precision for single-precision checkpoints, too (config/model.py,

@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN, Reply, ask
-from metok_vllm.benchmarks.quality.asked import Asked, normalised
-from metok_vllm.benchmarks.quality.divergence import first_token_kl
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.quality.answer_divergence import first_token_kl
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.benchmarks.quality.settings import Setting, checked, server_key
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN, Reply, ask
+from metok_vllm.benchmarks.questions.prompts import Asked, normalised
+from metok_vllm.benchmarks.questions.settings import Setting, checked, server_key
 from metok_vllm.errors import ConfigError
 
 TIMEOUT_S = 600.0

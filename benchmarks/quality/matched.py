@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from metok_vllm.benchmarks.quality.asked import ALL, frames_in
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Answered, Cell
 from metok_vllm.benchmarks.quality.rows import Row
+from metok_vllm.benchmarks.questions.prompts import ALL, frames_in
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 

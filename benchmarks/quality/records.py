@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks.environment import record_head
-from metok_vllm.benchmarks.quality.asked import ALL
-from metok_vllm.benchmarks.quality.bootstrap import LEVEL, RESAMPLES, Estimate
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Batch, Cell
 from metok_vllm.benchmarks.quality.matched import Gap
 from metok_vllm.benchmarks.quality.rows import Row
+from metok_vllm.benchmarks.questions.bootstrap import LEVEL, RESAMPLES, Estimate
+from metok_vllm.benchmarks.questions.prompts import ALL
 
 BENCHMARK = "quality"
 SCHEMA = 1

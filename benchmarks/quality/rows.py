@@ -6,10 +6,10 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from metok_vllm.benchmarks.quality.asked import ALL
-from metok_vllm.benchmarks.quality.bootstrap import Draws, Estimate
 from metok_vllm.benchmarks.quality.harness import Answered, Batch, Cell
-from metok_vllm.benchmarks.quality.settings import Setting
+from metok_vllm.benchmarks.questions.bootstrap import Draws, Estimate
+from metok_vllm.benchmarks.questions.prompts import ALL
+from metok_vllm.benchmarks.questions.settings import Setting
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from itertools import zip_longest
 from typing import Any
 
 from metok_vllm.config import METokConfig
+from metok_vllm.config.environment import read_flags
 from metok_vllm.errors import ConfigError
-from metok_vllm.settings import read_flags
 
 CONFIG_FLAG = "--metok-config"
 # Settings may stand in these, too, in ways that only vLLM's own parser reads.

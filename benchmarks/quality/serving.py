@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
+from metok_vllm.benchmarks.client.endpoint import ASK_S, Endpoint, find_endpoint, is_local
+from metok_vllm.benchmarks.client.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.quality.harness import Serve, Server
-from metok_vllm.benchmarks.throughput.endpoint import ASK_S, Endpoint, find_endpoint, is_local
-from metok_vllm.benchmarks.throughput.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.throughput.servers import (
     METOK_SERVE,
     READY_S,
@@ -20,9 +20,9 @@ from metok_vllm.benchmarks.throughput.servers import (
     WITHOUT_LIMITS,
     ended_by_signals,
 )
+from metok_vllm.console import CommandError, complain
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.commands.child_server import ChildServer
-from metok_vllm.server.commands.console import CommandError, complain
+from metok_vllm.processes.child_server import ChildServer
 
 
 def running(endpoint: Endpoint) -> Serve:

@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from metok_vllm.benchmarks.client.endpoint import find_endpoint
 from metok_vllm.benchmarks.quality.geometry import AUTO, Geometry
 from metok_vllm.benchmarks.quality.harness import Serve
 from metok_vllm.benchmarks.quality.server_flags import CONFIG_FLAG, flag_value, served_config
 from metok_vllm.benchmarks.quality.serving import running, started
 from metok_vllm.benchmarks.throughput.checkpoints import checkpoint
-from metok_vllm.benchmarks.throughput.endpoint import find_endpoint
 from metok_vllm.config import METokConfig
+from metok_vllm.console import complain
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.commands.console import complain
 
 DEMO = "demo"
 CACHE_FLAG = "--kv-cache-dtype"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from metok_vllm.benchmarks.quality.asked import ALL
-from metok_vllm.benchmarks.quality.bootstrap import Estimate
 from metok_vllm.benchmarks.quality.rows import Row
+from metok_vllm.benchmarks.questions.bootstrap import Estimate
+from metok_vllm.benchmarks.questions.prompts import ALL
 
 Shown = Callable[[Row], str]
 

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.stream import NO_TOKEN, Outcome
 from metok_vllm.benchmarks.eventqa.clips import NEEDLE_LEAST, write_folder
 from metok_vllm.benchmarks.eventqa.questions import KINDS
 from metok_vllm.benchmarks.eventqa.story import LEAST_FRAMES
-from metok_vllm.benchmarks.quality.ask import OUTPUT_LEN, body_of
-from metok_vllm.benchmarks.quality.asked import Asked, normalised, read_chance, read_folder
-from metok_vllm.benchmarks.quality.bootstrap import Draws, Estimate
-from metok_vllm.benchmarks.quality.settings import AS_SERVED
+from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN, body_of
+from metok_vllm.benchmarks.questions.bootstrap import Draws, Estimate
+from metok_vllm.benchmarks.questions.prompts import Asked, normalised, read_chance, read_folder
+from metok_vllm.benchmarks.questions.settings import AS_SERVED
 from metok_vllm.benchmarks.throughput.agreement import SHORT_HASH, Agreement, agreement
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.load import Load, send
-from metok_vllm.benchmarks.throughput.request import BenchRequest
-from metok_vllm.benchmarks.throughput.stream import NO_TOKEN, Outcome
 from metok_vllm.errors import ConfigError
 
 EVENT_QA = "event-QA"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from metok_vllm.benchmarks.throughput.stream import Outcome
+from metok_vllm.benchmarks.client.stream import Outcome
 
 SHORT_HASH = 16
 

@@ -25,9 +25,12 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice, permutations
 from typing import Any
 
+from metok_vllm.benchmarks.client.endpoint import Endpoint, find_endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.workloads import WorkloadSettings, workload
 from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.throughput import launch
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint, find_endpoint
+from metok_vllm.benchmarks.throughput.checkpoints import SIZES, checkpoint
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     NAMES,
     OURS,
@@ -39,10 +42,7 @@ from metok_vllm.benchmarks.throughput.foreign_clients import (
 )
 from metok_vllm.benchmarks.throughput.foreign_clock import OVER_SERVERS, beside_the_server
 from metok_vllm.benchmarks.throughput.load import Load, warm_up
-from metok_vllm.benchmarks.throughput.request import BenchRequest
 from metok_vllm.benchmarks.throughput.run import REST_S
-from metok_vllm.benchmarks.throughput.workloads import WorkloadSettings, workload
-from metok_vllm.server.commands.bench_options import CHECKPOINTS, DEMO
 
 CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
 
@@ -140,11 +140,11 @@ def _server(base_url: str | None, name: str | None) -> Iterator[str]:
     if base_url is not None:
         yield base_url
         return
-    from metok_vllm.benchmarks.throughput import checkpoints, servers
-    from metok_vllm.server.commands.child_server import ChildServer
+    from metok_vllm.benchmarks.throughput import servers
+    from metok_vllm.processes.child_server import ChildServer
 
     assert name is not None  # the parser wants one of both
-    with servers.ended_by_signals(), checkpoints.checkpoint(name) as made:
+    with servers.ended_by_signals(), checkpoint(name) as made:
         flags = (made.model, *made.flags, *CACHES_OFF, *made.metok_flags)
         command = (*servers.METOK_SERVE, *flags, *servers.REQUESTS_SAY, *servers.WITHOUT_LIMITS)
         with ChildServer(command) as server:
@@ -172,8 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     server = parser.add_mutually_exclusive_group(required=True)
     server.add_argument("--base-url")
-    sizes = [name for name in CHECKPOINTS if name != DEMO]
-    server.add_argument("--checkpoint", choices=sizes, help="a METok server is started on it")
+    server.add_argument(
+        "--checkpoint", choices=sorted(SIZES), help="a METok server is started on it"
+    )
     parser.add_argument("--model")
     parser.add_argument("--guidellm", metavar="PROGRAM", help="guidellm's command")
     parser.add_argument("--frames", type=int, default=16)

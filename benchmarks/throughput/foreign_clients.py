@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
 from metok_vllm.benchmarks.throughput import foreign_guidellm
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.foreign_vllm import write_requests
 from metok_vllm.benchmarks.throughput.load import Load
 from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES
-from metok_vllm.benchmarks.throughput.request import BenchRequest
 from metok_vllm.benchmarks.throughput.run import run_once
 
 OURS = "metok bench"

@@ -11,10 +11,10 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.scrape import Scraper, Scrapes
 from metok_vllm.benchmarks.throughput.foreign_clients import Client, Figures
-from metok_vllm.benchmarks.throughput.request import BenchRequest
-from metok_vllm.benchmarks.throughput.scrape import Scraper, Scrapes
 
 # A client's mean, the server's histogram of the same, and the name of one over the other.
 CLOCKS = (

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
-from metok_vllm.benchmarks.throughput.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
 
 # By default it has a process for each request in flight; the other clients have one, and on few
 # cores it is the measured server that pays for the rest. The environment's own value wins.

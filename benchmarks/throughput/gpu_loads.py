@@ -22,7 +22,7 @@ NEEDED = ("vllm", "metok_vllm.server")
 
 def commands() -> list[list[str]]:
     """One `metok bench` a model; results go to a folder of its name below `gpu-check`."""
-    bench = [sys.executable, "-m", "metok_vllm.server.cli", "bench"]
+    bench = [sys.executable, "-m", "metok_vllm.cli", "bench"]
     return [
         [*bench, "--checkpoint", model, *LOAD, "--result-dir", f"gpu-check/{model}"]
         for model in MODELS

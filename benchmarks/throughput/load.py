@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
-from metok_vllm.benchmarks.throughput.request import BenchRequest
-from metok_vllm.benchmarks.throughput.stream import Clock, Outcome, ask
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.stream import Clock, Outcome, ask
 
 LAG_EVERY_S = 0.02
 

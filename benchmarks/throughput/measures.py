@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metok_vllm.benchmarks.throughput.host import HostUse
-from metok_vllm.benchmarks.throughput.load import LoadRun
-from metok_vllm.benchmarks.throughput.scrape import (
+from metok_vllm.benchmarks.client.scrape import (
     HELD,
     PREEMPTIONS,
     RUNNING,
@@ -19,8 +17,10 @@ from metok_vllm.benchmarks.throughput.scrape import (
     WAITING,
     Scrapes,
 )
+from metok_vllm.benchmarks.client.stream import Outcome
+from metok_vllm.benchmarks.throughput.host import HostUse
+from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.split import TimeSplit, time_split
-from metok_vllm.benchmarks.throughput.stream import Outcome
 
 
 @dataclass(frozen=True)

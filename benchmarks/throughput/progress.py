@@ -8,9 +8,9 @@ from types import TracebackType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.measures import Measures
-from metok_vllm.benchmarks.throughput.stream import Outcome
-from metok_vllm.server.commands.console import complain, err
+from metok_vllm.console import complain, err
 
 
 class LiveProgress:

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.throughput.agreement import digest
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.load import Load
 from metok_vllm.benchmarks.throughput.measures import Measures
 from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES, Figure, compare
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
-from metok_vllm.benchmarks.throughput.stream import Outcome
 
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.throughput.accuracy import Quality

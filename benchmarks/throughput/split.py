@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metok_vllm.benchmarks.throughput.scrape import FINISHED, Scrapes
-from metok_vllm.benchmarks.throughput.stream import Outcome
+from metok_vllm.benchmarks.client.scrape import FINISHED, Scrapes
+from metok_vllm.benchmarks.client.stream import Outcome
 
 PARTS = (
     "video_decoding",

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metok_vllm.layers import NUM_STAGES
-from metok_vllm.prompt_plan import PromptPlan
-from metok_vllm.staged_step import StagedPrompt, StagedStep
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan
+from metok_vllm.plan.step import StagedPrompt, StagedStep
 
 Ints = npt.NDArray[np.int32]
 

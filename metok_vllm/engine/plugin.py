@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 
-from metok_vllm import parent_watch
-from metok_vllm.compat import ensure_torchvision_ops
-from metok_vllm.settings import flag
+from metok_vllm.config.environment import flag
+from metok_vllm.processes import parent_watch
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 logger = logging.getLogger("vllm.metok")
 
@@ -31,7 +31,7 @@ def register() -> None:
     if flag(parent_watch.VARIABLE, False):
         parent_watch.watch_parent()
     ensure_torchvision_ops()
-    from metok_vllm.engine import compat
+    from metok_vllm.engine import vllm_contract as compat
 
     problems = compat.check()
     if problems:

@@ -8,7 +8,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from metok_vllm.models.request import FIELD, read_pruning
-from metok_vllm.prompt_plan import PromptPlan, Pruning
+from metok_vllm.plan.prompt import PromptPlan, Pruning
 
 logger = init_logger("vllm.metok")
 

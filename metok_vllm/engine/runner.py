@@ -18,13 +18,13 @@ from metok_vllm.devices import array_on
 from metok_vllm.engine.geometry import BatchGeometry, BatchPlans
 from metok_vllm.engine.kv_cache.spec import put_in_stage
 from metok_vllm.engine.request_plans import plan_of, step_tokens
-from metok_vllm.engine.scheduler_note import NOTE, StepNote
+from metok_vllm.engine.scheduler_output import NOTE, StepNote
 from metok_vllm.engine.stage_view import StageView, StageViews
 from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
 from metok_vllm.errors import ConfigError
-from metok_vllm.layers import NUM_STAGES
 from metok_vllm.models.staged_decoder import StagedInput
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan
 
 
 class StagedRunner:

@@ -15,8 +15,8 @@ from vllm.v1.request import Request
 
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.request_plans import plan_of, step_tokens
-from metok_vllm.engine.scheduler_note import NOTE, StepNote
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.engine.scheduler_output import NOTE, StepNote
+from metok_vllm.plan.prompt import PromptPlan
 
 # METok prompts share a step of a CPU up to so many tokens; a longer one has its step to itself.
 # More rows make no matrix product faster there, all prompts of a step wait for its last one, and

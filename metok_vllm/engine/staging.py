@@ -10,8 +10,8 @@ from vllm.platforms import current_platform
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import refusals
-from metok_vllm.layers import StageLayout
-from metok_vllm.prompt_plan import EVICT, PRUNE
+from metok_vllm.plan.layers import StageLayout
+from metok_vllm.plan.prompt import EVICT, PRUNE
 
 logger = init_logger("vllm.metok")
 

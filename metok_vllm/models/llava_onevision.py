@@ -26,12 +26,12 @@ from vllm.transformers_utils.processor import cached_get_video_processor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.config import METokConfig
-from metok_vllm.layers import StageLayout
 from metok_vllm.models import request as wire
 from metok_vllm.models.processing import MetokProcessorMixin
 from metok_vllm.models.ranks import mean_over_ranks
 from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.models.staged_decoder import StagedDecoder, StagedInput
+from metok_vllm.plan.layers import StageLayout
 from metok_vllm.video.limits import MediaLimits
 
 logger = init_logger("vllm.metok")

@@ -23,16 +23,16 @@ from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from metok_vllm.alignment import encode_query, text_window
-from metok_vllm.budget import dense_tokens
 from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import METOK
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
 from metok_vllm.models.input_checks import check_frames, check_placeholders
 from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import USER_TURN, QueryFinder
-from metok_vllm.plan import RequestPlan, VideoPlan, video_tokens
-from metok_vllm.prompt_plan import Pruning, key_share
-from metok_vllm.rules import METOK
+from metok_vllm.plan.prompt import Pruning, key_share
+from metok_vllm.plan.request import RequestPlan, VideoPlan, video_tokens
+from metok_vllm.plan.tokens import dense_tokens
 
 logger = init_logger("vllm.metok")
 

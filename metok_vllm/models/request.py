@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
-from metok_vllm.prompt_plan import EVICT, PRUNE, Pruning
-from metok_vllm.rules import METOK
+from metok_vllm.config.methods import METOK
+from metok_vllm.plan.prompt import EVICT, PRUNE, Pruning
 
 FIELD = "metok_request"
 # Whether and by which preset is decided; what remains of a request's settings is what was decided.

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation
-from metok_vllm.budget import DENSE_STRIDE, encoded_tokens, kept_tokens, pooled_length
+from metok_vllm.baselines.encoder import compress as compress_by_rule
 from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import FASTV, METOK
 from metok_vllm.devices import to_host
 from metok_vllm.events import EventMap, analyse
 from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index
@@ -30,9 +31,8 @@ from metok_vllm.models.feature_cache import VideoFeatures
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stopwatch import Stopwatch
 from metok_vllm.models.video_features import VideoFeatureEncoder
+from metok_vllm.plan.tokens import DENSE_STRIDE, encoded_tokens, kept_tokens, pooled_length
 from metok_vllm.pruning import TokenEvents
-from metok_vllm.rules import FASTV, METOK
-from metok_vllm.rules.encoder import compress as compress_by_rule
 
 LEAST_REMEMBERED = 1024
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from metok_vllm.kernels.attention_mass import attention_mass
 from metok_vllm.kernels.gather_rows import gather_rows
-from metok_vllm.layers import NUM_STAGES, StageLayout
 from metok_vllm.models.stopwatch import Stopwatch
+from metok_vllm.plan.layers import NUM_STAGES, StageLayout
+from metok_vllm.plan.step import StagedPrompt, StagedStep
 from metok_vllm.pruning import Selection, TokenEvents
-from metok_vllm.staged_step import StagedPrompt, StagedStep
 
 Saved = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: keys and values, chunk after chunk
 

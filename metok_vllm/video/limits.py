@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 
+from metok_vllm.config.environment import from_environ, setting, truth
+from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import ConfigError
-from metok_vllm.private_hosts import PrivateHosts
-from metok_vllm.settings import from_environ, setting, truth
 
 ENV_PREFIX = "METOK_MEDIA_"
 MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")

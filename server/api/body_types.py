@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from metok_vllm.server.api.envelope import error_response
+from metok_vllm.server.middleware.envelope import error_response
 
 logger = logging.getLogger("vllm.metok")
 

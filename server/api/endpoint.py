@@ -26,16 +26,19 @@ from metok_vllm.engine.config_hook import ARCHITECTURES
 from metok_vllm.engine.staging import is_staged
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import processor_cache
-from metok_vllm.server.api import books, connection, pages, responses
+from metok_vllm.server.api import connection, pages, responses
 from metok_vllm.server.api.body_types import refuse_wrong_types
-from metok_vllm.server.api.books import EngineBooks
-from metok_vllm.server.api.chat import MetokChatRequest, MetokServingChat
 from metok_vllm.server.api.engine_share import share_places
-from metok_vllm.server.api.envelope import ENGINE_DEAD, error_response
 from metok_vllm.server.api.error_handlers import add_handlers
-from metok_vllm.server.api.field_scope import refuse_elsewhere
 from metok_vllm.server.api.leaving import leave_socket
-from metok_vllm.server.api.lifecycle import (
+from metok_vllm.server.api.log_filter import quiet_client_mistakes
+from metok_vllm.server.chat.field_scope import refuse_elsewhere
+from metok_vllm.server.chat.serving import MetokChatRequest, MetokServingChat
+from metok_vllm.server.media import connector as media_connector
+from metok_vllm.server.middleware import evictor_state as books
+from metok_vllm.server.middleware.envelope import ENGINE_DEAD, error_response
+from metok_vllm.server.middleware.evictor_state import EngineBooks
+from metok_vllm.server.middleware.lifecycle import (
     LIFECYCLE,
     Lifecycle,
     Phase,
@@ -43,9 +46,7 @@ from metok_vllm.server.api.lifecycle import (
     stop_decoding,
     watch_engine,
 )
-from metok_vllm.server.api.log_filter import quiet_client_mistakes
-from metok_vllm.server.api.middleware import add_middleware
-from metok_vllm.server.media import connector as media_connector
+from metok_vllm.server.middleware.stack import add_middleware
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 

@@ -13,7 +13,13 @@ from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import engine
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.errors import MetokError
-from metok_vllm.server.api.envelope import ENGINE_DEAD, MAX_PARAM, MAX_QUOTED, cut, error_response
+from metok_vllm.server.middleware.envelope import (
+    ENGINE_DEAD,
+    MAX_PARAM,
+    MAX_QUOTED,
+    cut,
+    error_response,
+)
 
 MAX_REPORTED_ERRORS = 5
 # Of so many at most: all the others might say the same.

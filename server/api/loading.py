@@ -17,7 +17,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from metok_vllm.server.api.connection import connection_class
-from metok_vllm.server.api.envelope import send_error
+from metok_vllm.server.middleware.envelope import send_error
 from metok_vllm.server.settings import ServerSettings
 
 RETRY_AFTER_S = 5

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 
-from metok_vllm.server.api.envelope import short
+from metok_vllm.server.middleware.envelope import short
 
 LOGGERS = (
     "vllm.entrypoints.anthropic.api_router",

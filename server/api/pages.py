@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response
 from starlette.routing import Route
 
-from metok_vllm.server.api.envelope import error_response
+from metok_vllm.server.middleware.envelope import error_response
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; connect-src 'self'; "

@@ -21,10 +21,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from metok_vllm.presets import PRESETS
+from metok_vllm.config.presets import PRESETS
+from metok_vllm.console import CommandError, err, out, write, write_json
 from metok_vllm.server.commands.chat_request import RequestBody
-from metok_vllm.server.commands.console import CommandError, err, out, write, write_json
-from metok_vllm.server.commands.savings import events_line, savings_table, unpruned_line
+from metok_vllm.server.savings import events_line, savings_table, unpruned_line
 
 
 @dataclass

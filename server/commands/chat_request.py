@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.server.commands.console import CommandError
+from metok_vllm.console import CommandError
 
 READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
 _PLACEHOLDER = "metok-video-goes-here"

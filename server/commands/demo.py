@@ -12,7 +12,7 @@ import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from metok_vllm.server.commands.console import CommandError, complain, err, out
+from metok_vllm.console import CommandError, complain, err, out
 from metok_vllm.server.commands.demo_report import (
     FRAMES,
     Run,
@@ -22,7 +22,7 @@ from metok_vllm.server.commands.demo_report import (
 )
 
 if TYPE_CHECKING:
-    from metok_vllm.server.commands.child_server import ChildServer
+    from metok_vllm.processes.child_server import ChildServer
 
 READY_S = 300.0
 WARM_UP_TOKENS = 8
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve, ask twice, compare, end. Raises CommandError for whatever goes wrong."""
     try:
-        from metok_vllm.server.commands.child_server import SERVE, ChildServer
+        from metok_vllm.processes.child_server import SERVE, ChildServer
     except ModuleNotFoundError as error:
         raise CommandError("vLLM is not installed; `metok doctor` says how to get it") from error
 

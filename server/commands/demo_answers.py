@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rich.table import Table
 
-from metok_vllm.server.commands.console import CommandError, out
+from metok_vllm.console import CommandError, out
 
 # Asks one question, with METok or without; returns the answer's text.
 Ask = Callable[[str, bool], str]

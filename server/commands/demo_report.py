@@ -10,8 +10,8 @@ from typing import Any
 from rich.panel import Panel
 from rich.table import Table
 
-from metok_vllm.server.commands.console import CommandError, out
-from metok_vllm.server.commands.savings import (
+from metok_vllm.console import CommandError, out
+from metok_vllm.server.savings import (
     count,
     deeper_layers,
     events_line,

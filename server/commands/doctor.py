@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from metok_vllm.server.commands.console import err, out, write_json
+from metok_vllm.console import err, out, write_json
 
 OK, MISSING, BROKEN = "ok", "missing", "broken"
 COLOURS = {OK: "green", MISSING: "yellow", BROKEN: "red"}
@@ -178,7 +178,7 @@ def _cuda() -> str:
 
 def _torchvision(fix: str) -> str:
     version = _version("torchvision", fix)
-    from metok_vllm.compat import ensure_torchvision_ops
+    from metok_vllm.torch_shims import ensure_torchvision_ops
 
     declared = ensure_torchvision_ops()
     import torchvision.transforms.v2  # type: ignore[import-untyped]  # noqa: F401
@@ -198,7 +198,7 @@ def _compatibility(fix: str) -> str:
     _vllm_version(fix)
     # vLLM talks about itself while it is imported; here only the findings matter.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from metok_vllm.engine import compat
+    from metok_vllm.engine import vllm_contract as compat
 
     problems: list[str] = compat.check()
     if problems:

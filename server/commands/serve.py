@@ -22,14 +22,14 @@ from typing import Any
 
 import psutil
 
-from metok_vllm import rpc_folder
 from metok_vllm.config import METokConfig
-from metok_vllm.engine import compat
+from metok_vllm.console import CommandError
+from metok_vllm.engine import vllm_contract as compat
 from metok_vllm.errors import ConfigError
+from metok_vllm.processes import rpc_folder
 from metok_vllm.server import allocator
-from metok_vllm.server.api.lifecycle import LIFECYCLE
-from metok_vllm.server.commands.console import CommandError
-from metok_vllm.server.signatures import SIGNATURES
+from metok_vllm.server.middleware.lifecycle import LIFECYCLE
+from metok_vllm.server.vllm_contract import SIGNATURES
 
 logger = logging.getLogger("vllm.metok")
 

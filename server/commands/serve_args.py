@@ -18,13 +18,13 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from metok_vllm.config import METokConfig
+from metok_vllm.config.environment import PREFIX as METOK_ENV
+from metok_vllm.config.environment import flag, help_of, read_flags, unknown_variables
 from metok_vllm.errors import ConfigError
 from metok_vllm.kernels.backend import VARIABLE as KERNELS
-from metok_vllm.parent_watch import VARIABLE as WATCH_PARENT
+from metok_vllm.processes.parent_watch import VARIABLE as WATCH_PARENT
 from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
 from metok_vllm.server.settings import ServerSettings
-from metok_vllm.settings import PREFIX as METOK_ENV
-from metok_vllm.settings import flag, help_of, read_flags, unknown_variables
 from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
 from metok_vllm.video.limits import MediaLimits
 

@@ -11,8 +11,8 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable
 
+from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import MediaError, MediaForbidden
-from metok_vllm.private_hosts import PrivateHosts
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 NONE_PRIVATE = PrivateHosts()

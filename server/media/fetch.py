@@ -14,8 +14,8 @@ from functools import cached_property, lru_cache
 
 import httpx
 
+from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
-from metok_vllm.private_hosts import PrivateHosts
 from metok_vllm.server.media.address import Resolver, checked_addresses, system_resolver
 from metok_vllm.server.media.fetch_budget import BUDGET, Holding, busy
 from metok_vllm.server.media.fetch_loop import LOOP

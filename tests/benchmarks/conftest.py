@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput import records
-from metok_vllm.benchmarks.throughput.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput.load import Load
 from metok_vllm.benchmarks.throughput.run import Cell, Sweep
-from tests.benchmarks.experiments import run_pair
-from tests.benchmarks.openai_server import KnownServer
+from tests.benchmarks.throughput.experiments import run_pair
+from tests.benchmarks.throughput.openai_server import KnownServer
 
 SWEEP = Sweep((8, 16), (Load(1), Load(2)), num_prompts=3, num_warmups=0, rounds=2, rest_s=0)
 

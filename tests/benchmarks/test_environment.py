@@ -35,7 +35,7 @@ def test_it_neither_sets_anything_nor_loads_an_engine() -> None:
     code = """
 import os, sys
 before = dict(os.environ)
-import metok_vllm.benchmarks.throughput.servers, metok_vllm.benchmarks.throughput.workloads
+import metok_vllm.benchmarks.throughput.servers, metok_vllm.benchmarks.client.workloads
 from metok_vllm.benchmarks.environment import environment
 environment()
 assert dict(os.environ) == before

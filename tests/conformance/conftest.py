@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from metok_vllm.demo import SAMPLE_VIDEO
-from metok_vllm.server.commands.child_server import SERVE, ChildServer
+from metok_vllm.processes.child_server import SERVE, ChildServer
 
 MODEL = "metok-demo"
 MAX_VIDEO_BYTES = 1 << 20  # small, so that tests of the limit stay small

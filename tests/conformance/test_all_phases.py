@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
 from tests.faults.servers import chat, client, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]

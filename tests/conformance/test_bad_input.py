@@ -18,7 +18,7 @@ from openai import OpenAI
 from PIL import Image
 
 from metok_vllm.demo import SAMPLE_VIDEO
-from metok_vllm.server.commands.child_server import ChildServer, free_port
+from metok_vllm.processes.child_server import ChildServer, free_port
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 from tests.conformance.conftest import (

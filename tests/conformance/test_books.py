@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.server.commands.child_server import SERVE, ChildServer
+from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.conftest import MODEL, messages, video_part
 
 pytestmark = pytest.mark.slow

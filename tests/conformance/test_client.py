@@ -13,10 +13,10 @@ from openai import OpenAI
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.budget import encoded_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.plan.tokens import encoded_tokens
+from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import MODEL, SAMPLE_URL, messages, video_part
 from tests.video import clips
 

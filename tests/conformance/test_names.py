@@ -13,7 +13,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import chat_body, post, video_part
 from tests.conformance.test_bad_input import is_envelope, one_pixel_frames
 from tests.video import clips

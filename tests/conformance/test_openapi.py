@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.api.field_schema import request_schema
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
+from metok_vllm.server.chat.field_schema import request_schema
 from tests.conformance.conftest import chat_body, post, video_part
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from metok_vllm.demo import SAMPLE_VIDEO
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import MODEL, messages, video_part
 from tests.conformance.test_client import metric
 from tests.waiting import wait_until

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from metok_vllm.compat import ensure_torchvision_ops
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_VIDEO, SCENES
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 ensure_torchvision_ops()
 

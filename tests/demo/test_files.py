@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from metok_vllm.benchmarks.eventqa import sample
-from metok_vllm.benchmarks.eventqa.training.checkpoint import write_checkpoint
-from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
 from metok_vllm.benchmarks.eventqa.world import split_of
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_VIDEO
+from training import sample
+from training.checkpoint import write_checkpoint
+from training.sizes import Sizes
 
 DEMO = SAMPLE_VIDEO.parent
 LEFT_TO_HUMANS = {Path("README.md")}  # the model card

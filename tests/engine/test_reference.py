@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from metok_vllm.accounting import request_blocks
 from metok_vllm.config import METokConfig
-from metok_vllm.layers import StageLayout
 from metok_vllm.models.request import FIELD
+from metok_vllm.plan.accounting import request_blocks
+from metok_vllm.plan.layers import StageLayout
 from tests.engine.conftest import ask, video
 from tests.reference.features import stage1_from_checkpoint
 from tests.untrained import ALIGNMENT_DIR, MODEL_DIR

@@ -12,7 +12,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.server.commands.child_server import SERVE, ChildServer
+from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.conftest import MODEL, messages
 from tests.waiting import wait_until
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from metok_vllm import rpc_folder
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes import rpc_folder
+from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import video_part
 from tests.faults.servers import (
     SHARED_MEMORY,

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from metok_vllm.server.commands.child_server import ChildServer
+from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import MODEL, video_part
 from tests.conformance.test_bad_input import is_envelope
 from tests.faults.servers import (

@@ -14,7 +14,7 @@ from collections import Counter
 import httpx
 import pytest
 
-from metok_vllm.server.commands.child_server import SERVE, ChildServer, free_port
+from metok_vllm.processes.child_server import SERVE, ChildServer, free_port
 from tests.conformance.conftest import video_part
 from tests.faults.servers import POLITE, chat
 from tests.waiting import wait_until

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metok_vllm.benchmarks.commands import bench_options, bench_settings
 from metok_vllm.benchmarks.throughput import gpu_loads
-from metok_vllm.server.commands import bench_options, bench_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,11 +42,11 @@ def test_the_engine_s_loads_are_commands_that_metok_bench_takes() -> None:
     parser = argparse.ArgumentParser()
     bench_options.add_arguments(parser)
     for command in gpu_loads.commands():
-        assert command[1:4] == ["-m", "metok_vllm.server.cli", "bench"]
+        assert command[1:4] == ["-m", "metok_vllm.cli", "bench"]
         arguments = parser.parse_args(command[4:])
         bench_options.check(arguments)
         assert bench_settings.sweep(arguments).rounds == 3
-    assert _gpu_check("--dry-run").stdout.count("would run: -m metok_vllm.server.cli bench") == 2
+    assert _gpu_check("--dry-run").stdout.count("would run: -m metok_vllm.cli bench") == 2
 
 
 def test_the_engine_is_left_out_where_it_is_not_and_its_failure_is_ours(

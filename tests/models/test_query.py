@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from metok_vllm.compat import ensure_torchvision_ops
 from metok_vllm.demo import MODEL_DIR
 from metok_vllm.models.query import QueryFinder
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 
 @pytest.fixture(scope="module")

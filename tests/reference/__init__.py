@@ -1,6 +1,6 @@
 """Naive METok: ground truth for the tests, written from the method's definition alone."""
 
-from metok_vllm.compat import ensure_torchvision_ops
+from metok_vllm.torch_shims import ensure_torchvision_ops
 
 # transformers imports torchvision, which may be compiled for another torch.
 ensure_torchvision_ops()

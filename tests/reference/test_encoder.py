@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, renormalise
-from metok_vllm.budget import encoded_tokens
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.plan.tokens import encoded_tokens
 from tests.reference import checkpoints, features, stage1
 from tests.reference.strategies import bounded
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 from vllm.v1.request import RequestStatus
 
-from metok_vllm.engine.scheduler_note import NOTE
+from metok_vllm.engine.scheduler_output import NOTE
 from tests.scheduling.drive import Drive, Life
 
 

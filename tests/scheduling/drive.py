@@ -13,8 +13,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
 from metok_vllm.engine.request_plans import plan_of, step_tokens
-from metok_vllm.engine.scheduler_note import NOTE
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.engine.scheduler_output import NOTE
+from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.asks import Arrival, Ask, make_arrival
 from tests.scheduling.paper_worker import Names, PaperWorker
 from tests.scheduling.settings import Settings, make_config, make_scheduler

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from metok_vllm.engine.runner import StagedRunner
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.settings import MAX_LEN, Settings
 
 Names = npt.NDArray[np.int64]

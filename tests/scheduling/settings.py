@@ -19,7 +19,7 @@ import torch
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 from metok_vllm.engine.kv_cache.spec import StageSpec
-from metok_vllm.layers import StageLayout
+from metok_vllm.plan.layers import StageLayout
 from tests.untrained import MODEL_DIR
 
 # An integer from `low` to `high`, both included: hypothesis or a seeded generator.

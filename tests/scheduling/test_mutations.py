@@ -12,7 +12,7 @@ from metok_vllm.engine import scheduler as scheduling
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.kv_cache.evictor import StageManager
 from metok_vllm.engine.runner import StagedRunner
-from metok_vllm.prompt_plan import PromptPlan
+from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.asks import Ask
 from tests.scheduling.books_check import check_nothing_in_flight_is_taken_back
 from tests.scheduling.drive import Drive

@@ -11,10 +11,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from metok_vllm.benchmarks.eventqa.training.checkpoint import write_alignment, write_model
-from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
-from metok_vllm.benchmarks.eventqa.training.tokenizers import chat_tokenizer
 from tests.untrained.weights import alignment_model, video_model
+from training.checkpoint import write_alignment, write_model
+from training.sizes import Sizes
+from training.tokenizers import chat_tokenizer
 
 SEED = 20250602
 # 14 x 14 patches a frame, so that strides 2, 4 and 8 pool to 49, 16 and 4 tokens.

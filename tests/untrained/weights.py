@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from metok_vllm.benchmarks.eventqa.training.sizes import Sizes
+from training.sizes import Sizes
 
 State = dict[str, torch.Tensor]
 

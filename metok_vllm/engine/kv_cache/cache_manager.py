@@ -12,8 +12,8 @@ from typing import Any
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
-from metok_vllm.engine.kv_cache.books import EvictorBooks
 from metok_vllm.engine.kv_cache.evictor import StageManager
+from metok_vllm.engine.kv_cache.evictor_state import EvictorBooks
 
 
 class StagedCacheManager(KVCacheManager):  # type: ignore[misc]

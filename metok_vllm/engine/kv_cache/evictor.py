@@ -15,7 +15,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from metok_vllm.engine.kv_cache.books import EvictorBooks
+from metok_vllm.engine.kv_cache.evictor_state import EvictorBooks
 from metok_vllm.engine.kv_cache.spec import StageSpec
 
 

@@ -1,0 +1,121 @@
+"""Videos and pictures that nobody has seen before: drawn from a seed, the same bytes each time.
+
+What is in them decides what METok can do: scene cuts give it events, a still gives it nothing to
+cut at, noise gives frames that have nothing in common.
+
+Shape suffixes: T frames, H height, W width, C colours.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from metok_vllm.benchmarks.client.mp4 import Picture, encode_mp4
+
+ClipKind = Literal["cuts", "static", "noise"]
+CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
+SCENES = (4, 9)  # in a clip with cuts, the last excluded
+PATCHES = (6, 8)  # colours of a scene, down and across
+NOISE_BLOCK = 8  # pixels; finer noise would make a video of megabytes
+ENCODER = {"preset": "veryfast", "crf": "28"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip to draw: `frames` pictures of `width` x `height` at `fps`; sides are even."""
+
+    kind: ClipKind
+    seed: tuple[int, ...]
+    frames: int
+    fps: int
+    width: int
+    height: int
+
+    @property
+    def name(self) -> str:
+        """A file name that no other clip has."""
+        seed = "-".join(map(str, self.seed))
+        return f"{self.kind}-{seed}-{self.frames}x{self.fps}-{self.width}x{self.height}.mp4"
+
+
+def video_bytes(clip: Clip) -> bytes:
+    """The clip as H.264 in an mp4, drawn once a process and then read from disk."""
+    path = _folder() / clip.name
+    if not path.exists():
+        path.write_bytes(encode(clip))
+    return path.read_bytes()
+
+
+def encode(clip: Clip) -> bytes:
+    """The clip as H.264 in an mp4."""
+    return encode_mp4(pictures(clip), clip.fps, clip.width, clip.height, ENCODER)
+
+
+def pictures(clip: Clip) -> Iterator[Picture]:
+    """The frames [H, W, C], one after the other."""
+    rng = np.random.default_rng(clip.seed)
+    if clip.kind == "noise":
+        for _ in range(clip.frames):
+            yield _noise(rng, clip.width, clip.height)
+        return
+    if clip.kind == "static":
+        still_HWC = scene(rng, clip.width, clip.height)
+        for _ in range(clip.frames):
+            yield still_HWC
+        return
+    cuts = scene_cuts(rng, clip.frames)
+    for start, end in zip([0, *cuts], [*cuts, clip.frames], strict=True):
+        # Wider than the picture, which travels over it: inside a scene, frames are alike.
+        wide_HWC = scene(rng, 2 * clip.width, clip.height)
+        speed = 2 * clip.width / clip.frames * rng.uniform(0.2, 1.0)
+        for number in range(end - start):
+            left = min(int(number * speed), clip.width)
+            yield np.ascontiguousarray(wide_HWC[:, left : left + clip.width])
+
+
+def scene_cuts(rng: np.random.Generator, frames: int) -> list[int]:
+    """First frames of all scenes but the first; no scene is three times as long as another."""
+    lengths = rng.uniform(1, 3, rng.integers(*SCENES))
+    ends = (lengths.cumsum() / lengths.sum() * frames).astype(int)[:-1].tolist()
+    return sorted(set(ends) - {0})
+
+
+def scene(rng: np.random.Generator, width: int, height: int) -> Picture:
+    """A picture [H, W, C] of soft patches in random colours."""
+    colours = rng.integers(0, 256, (*PATCHES, 3), dtype=np.uint8)
+    image = Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def jpeg_bytes(seed: tuple[int, ...], width: int, height: int) -> bytes:
+    """A picture of soft patches as JPEG."""
+    file = io.BytesIO()
+    picture_HWC = scene(np.random.default_rng(seed), width, height)
+    Image.fromarray(picture_HWC).save(file, "jpeg", quality=90)
+    return file.getvalue()
+
+
+def _noise(rng: np.random.Generator, width: int, height: int) -> Picture:
+    across, down = -(-width // NOISE_BLOCK), -(-height // NOISE_BLOCK)
+    blocks = rng.integers(0, 256, (down, across, 3), dtype=np.uint8)
+    whole_HWC = blocks.repeat(NOISE_BLOCK, axis=0).repeat(NOISE_BLOCK, axis=1)
+    return np.ascontiguousarray(whole_HWC[:height, :width])
+
+
+def _folder() -> Path:
+    return Path(_temporary().name)
+
+
+@lru_cache(maxsize=1)
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process; it goes with it."""
+    return tempfile.TemporaryDirectory(prefix="metok-bench-")

@@ -1,0 +1,187 @@
+"""One streamed chat completion over HTTP, and when each of its tokens arrived.
+
+A failure of any kind is an outcome with its `error` set: nothing is raised, nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from metok_vllm.benchmarks.client.request import BenchRequest, Kind
+
+DONE = b"[DONE]"
+NO_TOKEN = "no token came"
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request. Times are seconds on the clock of the run.
+
+    `token_times_s` has one entry for each chunk that carried tokens; `first_piece` is the first
+    text, `token_ids` the tokens where the server told them, `metok` our own server's report.
+    """
+
+    key: str
+    kind: Kind
+    frames: int
+    video_seconds: float
+    question: int
+    started_s: float
+    first_token_s: float | None
+    token_times_s: tuple[float, ...]
+    ended_s: float
+    prompt_tokens: int
+    completion_tokens: int
+    error: str | None
+    text: str
+    first_piece: str
+    token_ids: tuple[int, ...] | None
+    metok: Mapping[str, Any] | None
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Seconds until the first token."""
+        return None if self.first_token_s is None else self.first_token_s - self.started_s
+
+    @property
+    def end_to_end_s(self) -> float:
+        """Seconds until the answer was complete: until its last token, as `vllm bench serve`."""
+        last = self.token_times_s[-1] if self.token_times_s else self.ended_s
+        return last - self.started_s
+
+
+class Answer:
+    """An answer as it comes in, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+        self.pieces: list[str] = []
+        self.token_ids: list[int] = []
+        self.usage: dict[str, Any] = {}
+        self.metok: dict[str, Any] | None = None
+        self.error: str | None = None
+
+    def take(self, chunk: dict[str, Any], time_s: float) -> None:
+        """Note one chunk that arrived at `time_s`."""
+        if chunk.get("error"):
+            self.error = message_of(chunk)
+        self.usage = chunk.get("usage") or self.usage
+        self.metok = chunk.get("metok") or self.metok
+        for choice in chunk.get("choices") or []:
+            delta = choice.get("delta") or {}
+            text = (delta.get("reasoning") or "") + (delta.get("content") or "")
+            ids = choice.get("token_ids")
+            if carries_token(choice, delta, text):
+                self.times_s.append(time_s)
+                self.pieces.append(text)
+                self.token_ids.extend(ids or [])
+
+
+def carries_token(choice: Mapping[str, Any], delta: Mapping[str, Any], text: str) -> bool:
+    """Whether a chunk stands for a token. A token may be half a character and have no text yet.
+
+    The first chunk of a stream names the role and the last one the reason of the end; neither need
+    carry a token.
+    """
+    if choice.get("token_ids") is not None:
+        return bool(choice["token_ids"])
+    if text:
+        return True
+    return "content" in delta and "role" not in delta and choice.get("finish_reason") is None
+
+
+async def ask(
+    session: aiohttp.ClientSession, request: BenchRequest, body: bytes, clock: Clock
+) -> Outcome:
+    """Send `body`, read the stream to its end."""
+    answer = Answer()
+    started_s = clock()
+    headers = {"Content-Type": "application/json"}
+    try:
+        async with session.post(
+            "v1/chat/completions", data=io.BytesIO(body), headers=headers, allow_redirects=False
+        ) as response:
+            if response.status != 200:
+                answer.error = refusal(response.status, await response.read())
+            elif not await _read(response, answer, clock):
+                answer.error = answer.error or "the answer broke off before its end"
+    except (aiohttp.ClientError, TimeoutError) as error:
+        answer.error = f"{type(error).__name__}: {error}".removesuffix(": ")
+    if answer.error is None and not answer.times_s:
+        answer.error = NO_TOKEN
+    return _outcome(request, answer, started_s, clock())
+
+
+async def _read(response: aiohttp.ClientResponse, answer: Answer, clock: Clock) -> bool:
+    """Whether the stream came to its proper end."""
+    done = False
+    # Read on to the end of the response: only then can its connection serve the next request.
+    async for data, time_s in events(response.content.iter_any(), clock):
+        if data == DONE:
+            done = True
+            continue
+        try:
+            chunk = json.loads(data)
+        except ValueError:
+            answer.error = "a chunk is not JSON"
+            return False
+        answer.take(chunk, time_s)
+    return done
+
+
+async def events(pieces: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[tuple[bytes, float]]:
+    """The data of server-sent events, each with the time its last byte arrived.
+
+    Lines end at newlines alone: JSON may hold the other characters at which text splits unescaped.
+    """
+    rest = b""
+    async for piece in pieces:
+        time_s = clock()
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line.removeprefix(b"data:").strip(), time_s
+
+
+def refusal(status: int, content: bytes) -> str:
+    """A status and the server's own words, from an error envelope where there is one."""
+    try:
+        return f"{status}: {message_of(json.loads(content))}"
+    except ValueError:
+        return f"{status}"
+
+
+def message_of(envelope: Any) -> str:
+    """The message of an OpenAI error envelope, in whichever shape a server sends it."""
+    error = envelope.get("error", envelope) if isinstance(envelope, dict) else envelope
+    message = error.get("message") if isinstance(error, dict) else error
+    return str(message or "no reason given")
+
+
+def _outcome(request: BenchRequest, answer: Answer, started_s: float, ended_s: float) -> Outcome:
+    return Outcome(
+        key=request.key,
+        kind=request.kind,
+        frames=request.frames,
+        video_seconds=request.video_seconds,
+        question=request.question,
+        started_s=started_s,
+        first_token_s=answer.times_s[0] if answer.times_s else None,
+        token_times_s=tuple(answer.times_s),
+        ended_s=ended_s,
+        prompt_tokens=int(answer.usage.get("prompt_tokens") or 0),
+        # A server that counts no tokens sends one a chunk, as far as anyone can tell.
+        completion_tokens=int(answer.usage.get("completion_tokens") or len(answer.times_s)),
+        error=answer.error,
+        text="".join(answer.pieces),
+        first_piece=next((piece for piece in answer.pieces if piece), ""),
+        token_ids=tuple(answer.token_ids) or None,
+        metok=answer.metok,
+    )

@@ -1,0 +1,1 @@
+"""`metok bench` and `metok calibrate`."""

@@ -1,0 +1,242 @@
+"""`metok calibrate MODEL --videos FOLDER`: the layers at which this model can lose its visual
+tokens, as a configuration for `metok serve --metok-config`. No labels are needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metok_vllm.config import METokConfig
+from metok_vllm.config.checks import ALIGNMENT_MODES
+from metok_vllm.console import CommandError, complain, err, out, write_json
+
+if TYPE_CHECKING:
+    from metok_vllm.benchmarks.calibration.run import Calibration
+
+BUDGETS = {"quality": 0.01, "balanced": 0.05, "max": 0.2}
+DTYPES = ("float32", "bfloat16", "float16")
+STDOUT = "-"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `metok calibrate`."""
+    parser.add_argument("model", metavar="MODEL", help="folder or hub name of a LLaVA-OneVision")
+    parser.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        metavar="FILE",
+        help="one a line, or JSON with video and question (default: questions.json or "
+        "questions.txt in the folder, else general questions)",
+    )
+    parser.add_argument("--out", type=Path, default=Path("metok.yaml"), help="default: metok.yaml")
+    parser.add_argument("--chart", type=Path, metavar="CURVE.png", help="draw the curves here")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STDOUT,
+        metavar="FILE",
+        help="everything as JSON, into FILE or in place of the tables",
+    )
+    parser.add_argument(
+        "--divergence",
+        nargs="+",
+        metavar="NATS",
+        help="one number for --preset-name, or name=number ... "
+        "(default: quality=0.01 balanced=0.05 max=0.2)",
+    )
+    parser.add_argument(
+        "--preset-name", default="balanced", help="whose setting goes into --out (balanced)"
+    )
+    parser.add_argument(
+        "--num-videos", type=int, default=16, help="every second one is held out (default: 16)"
+    )
+    parser.add_argument("--questions-per-video", type=int, default=2, help="at most (default: 2)")
+    parser.add_argument("--frames", type=int, default=32, help="of each video (default: 32)")
+    parser.add_argument("--tokens", type=int, default=16, help="of each answer (default: 16)")
+    parser.add_argument("--max-groups", type=int, help="cache groups at most (default: 12)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
+    parser.add_argument("--metok-config", type=Path, help="settings of the selection to start from")
+    parser.add_argument("--alignment-model", help="as the server will be given it")
+    parser.add_argument("--alignment-mode", choices=ALIGNMENT_MODES)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure, search, write. Raises MetokError or CommandError for what the user can put right."""
+    budgets = _budgets(arguments)
+    _check(arguments)
+    from metok_vllm.benchmarks.calibration.model import CalibratedModel
+    from metok_vllm.benchmarks.calibration.prompts import find_asks
+    from metok_vllm.benchmarks.calibration.run import MOST_GROUPS, calibrate
+
+    a = arguments
+    config = METokConfig.load(
+        {name: getattr(a, name) for name in ("alignment_model", "alignment_mode")},
+        config_file=a.metok_config,
+    )
+    asks = find_asks(a.videos, a.questions, a.num_videos, a.questions_per_video)
+    device = _device(a.device)
+    dtype = a.dtype or ("float32" if device == "cpu" else "bfloat16")
+    with _progress() as say:
+        say("loading the model")
+        model = CalibratedModel.load(a.model, config, device, dtype)
+        groups = a.max_groups or MOST_GROUPS
+        found = calibrate(
+            model, asks, budgets, a.frames, a.tokens, say, most_groups=groups, served=a.preset_name
+        )
+    return _report(found, a, {"device": device, "dtype": dtype, "max_groups": groups})
+
+
+def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> int:
+    from metok_vllm.benchmarks.calibration.written import record
+    from metok_vllm.benchmarks.environment import environment
+
+    asked = ("frames", "tokens", "num_videos", "questions_per_video", "preset_name")
+    configuration = {"model": Path(a.model).name, **{name: getattr(a, name) for name in asked}}
+    result = record(found, environment(), {**configuration, **more})
+    # What took hours is said before anything can go wrong with a file.
+    if a.json == STDOUT:
+        write_json(result)
+    else:
+        _print(found, result)
+    chosen = found.choices[a.preset_name]
+    failed = _write(found, result, a)
+    if found.held_out is None:
+        complain("there is one video only: nothing is held out, the figures are the search's own")
+    else:
+        for sentence in found.held_out.over(found.budgets):
+            complain(sentence)
+    if chosen is None:
+        complain(
+            f"no setting that was tried stays within {found.budgets[a.preset_name]:g} nats: "
+            f"{a.out} is not written. Allow more with --divergence"
+        )
+        return 1
+    if found.served_stages(a.preset_name) == [2, 3]:
+        complain("stage 1 goes over the budget and is left out of the configuration")
+    return 1 if failed else 0
+
+
+def _print(found: Calibration, result: dict[str, Any]) -> None:
+    from metok_vllm.benchmarks.calibration.tables import choices_table, parts_table
+
+    console = out()
+    console.print(choices_table(result))
+    console.print(parts_table(result))
+    for name in found.budgets:
+        layer = found.least_layer(name)
+        words = "from no layer on" if layer is None else f"from layer {layer} on"
+        console.print(f"{name}: all visual tokens can go {words} of {found.num_layers}")
+
+
+def _write(found: Calibration, result: dict[str, Any], a: argparse.Namespace) -> bool:
+    """Every file that is wanted and can be written. Returns whether one could not."""
+    from metok_vllm.benchmarks.calibration.chart import draw_chart
+    from metok_vllm.benchmarks.calibration.written import write_yaml
+    from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+
+    def write(path: Path, how: Callable[[], object]) -> None:
+        try:
+            how()
+        except NoMatplotlib as error:
+            complain(f"no chart: {error}")
+        except (OSError, ValueError) as error:
+            complain(f"cannot write {path}: {error}")
+            failed.append(path)
+        else:
+            written.append(str(path))
+
+    written: list[str] = []
+    failed: list[Path] = []
+    if found.choices[a.preset_name] is not None:
+        write(a.out, lambda: write_yaml(a.out, found, a.preset_name))
+    if a.json not in (None, STDOUT):
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        write(Path(a.json), lambda: Path(a.json).write_text(text))
+    if a.chart is not None:
+        write(a.chart, lambda: draw_chart(result, a.chart))
+    if written and a.json != STDOUT:
+        out().print(f"written: {', '.join(written)}", markup=False)
+    return bool(failed)
+
+
+def _budgets(arguments: argparse.Namespace) -> dict[str, float]:
+    given: list[str] | None = arguments.divergence
+    if given is None:
+        budgets = dict(BUDGETS)
+    elif len(given) == 1 and "=" not in given[0]:
+        budgets = {arguments.preset_name: _nats(given[0], given[0])}
+    else:
+        budgets = {}
+        for text in given:
+            name, equals, value = text.partition("=")
+            if not name or not equals:
+                raise CommandError(f"--divergence takes NATS or NAME=NATS ..., got {text!r}", 2)
+            budgets[name] = _nats(value, text)
+    if arguments.preset_name not in budgets:
+        raise CommandError(
+            f"--preset-name must be one of {', '.join(budgets)}, got {arguments.preset_name!r}", 2
+        )
+    return budgets
+
+
+def _nats(value: str, text: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise CommandError(f"--divergence must be 0 or more nats, got {text!r}", 2)
+    return number
+
+
+def _check(a: argparse.Namespace) -> None:
+    from metok_vllm.benchmarks.calibration.chart import SUFFIXES
+    from metok_vllm.video import MediaLimits
+
+    most = MediaLimits.from_env().max_frames
+    if not 1 <= a.frames <= most:
+        raise CommandError(f"--frames must be between 1 and {most}, got {a.frames}", 2)
+    for name in ("tokens", "num_videos", "questions_per_video", "max_groups"):
+        value = getattr(a, name)
+        if value is not None and value < 1:
+            raise CommandError(f"--{name.replace('_', '-')} must be 1 or more, got {value}", 2)
+    places = [a.out, a.chart, None if a.json in (None, STDOUT) else Path(a.json)]
+    for place in places:
+        if place is not None and not place.parent.is_dir():
+            raise CommandError(f"no such folder: {place.parent}", 2)
+        if place is not None and place.is_dir():
+            raise CommandError(f"must be a file, but is a folder: {place}", 2)
+    if a.chart is not None and a.chart.suffix.lower() not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise CommandError(f"--chart must end in one of {known}, got {str(a.chart)!r}", 2)
+
+
+def _device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"--device {wanted} cannot be used: {reason}", 2) from error
+    return wanted
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being done, on a terminal only."""
+    console = err()
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(text)

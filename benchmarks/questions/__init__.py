@@ -1,0 +1,1 @@
+"""Multiple-choice questions: prompts, asking, resampling."""

@@ -1,0 +1,112 @@
+"""One question to the server, and what came back: text, first distribution, METok's report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.stream import refusal
+from metok_vllm.benchmarks.questions.prompts import Asked, data_url, frames_in
+from metok_vllm.benchmarks.questions.settings import Setting
+from metok_vllm.errors import MetokError
+
+OUTPUT_LEN = 16  # tokens of an answer, at most
+TOP = 20  # the most that a server gives unless told otherwise
+TOKEN_ID = "token_id:"
+NO_REPORT = "the answer has no `metok` object: this server does not run METok"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, or the reason why there is none.
+
+    `first` maps token ids to log-probabilities of the first generated token; `metok` is the
+    server's report.
+    """
+
+    text: str = ""
+    first: Mapping[int, float] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    metok: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+async def ask(
+    client: httpx.AsyncClient,
+    endpoint: Endpoint,
+    asked: Asked,
+    setting: Setting,
+    likeliest: Sequence[int] = (),
+    output_len: int = OUTPUT_LEN,
+) -> Reply:
+    """Ask under a setting. `likeliest` are the tokens whose probabilities are wanted; none: those
+    that come first in this answer. A failure of any kind is a reply."""
+    try:
+        body = body_of(asked, setting, likeliest, output_len) | {"model": endpoint.model}
+        response = await client.post("/v1/chat/completions", json={**body, **endpoint.extra_body})
+    except httpx.HTTPError as error:
+        return Reply(error=f"{type(error).__name__}: {error}".removesuffix(": "))
+    except MetokError as error:
+        return Reply(error=str(error))
+    except OSError as error:
+        # Its own text names the whole path.
+        return Reply(error=f"{asked.name}: {error.strerror or type(error).__name__}")
+    if response.status_code != 200:
+        return Reply(error=refusal(response.status_code, response.content))
+    try:
+        return _reply(response.json())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return Reply(error=f"not an answer with log-probabilities: {type(error).__name__} {error}")
+
+
+def body_of(
+    asked: Asked, setting: Setting, likeliest: Sequence[int] = (), output_len: int = OUTPUT_LEN
+) -> dict[str, Any]:
+    """The request without its model."""
+    frames = asked.frames
+    if setting.frames_share < 1:
+        frames = setting.frames(asked.frames, frames_in(asked.video))
+    body: dict[str, Any] = {
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "video_url", "video_url": {"url": data_url(asked.video)}},
+                    {"type": "text", "text": asked.question},
+                ],
+            }
+        ],
+        "max_tokens": output_len,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": TOP,
+        "return_tokens_as_token_ids": True,
+        "media_io_kwargs": {"video": {"num_frames": frames}},
+    }
+    if setting.request is not None:
+        body["metok"] = dict(setting.request)
+    if likeliest:
+        body["logprob_token_ids"] = list(likeliest)
+    return body
+
+
+def _reply(response: Mapping[str, Any]) -> Reply:
+    report = response.get("metok")
+    if not report:
+        return Reply(error=NO_REPORT)
+    choice = response["choices"][0]
+    tokens = choice["logprobs"]["content"]
+    first = {_token(t["token"]): float(t["logprob"]) for t in tokens[0]["top_logprobs"]}
+    text = choice["message"]["content"] or ""
+    return Reply(text, first, int(response["usage"]["prompt_tokens"]), report)
+
+
+def _token(name: str) -> int:
+    if not name.startswith(TOKEN_ID):
+        raise ValueError(f"a token without its id: {json.dumps(name)}")
+    return int(name.removeprefix(TOKEN_ID))

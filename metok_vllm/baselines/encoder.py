@@ -1,0 +1,33 @@
+"""The rules that work in the encoder, by name: dense visual tokens in, those that stay out.
+
+Shape suffixes: T frames, P tokens of a frame, D features, N kept tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from metok_vllm.baselines import evs, random, vidcom2
+from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, RANDOM
+
+
+def compress(rule: str, x_TPD: Tensor, newline_D: Tensor, keep: int, seed: str) -> Tensor:
+    """Visual tokens [keep + 1, D] in order of time, closed by the newline.
+
+    `x_TPD` is the model's dense input of a video. `seed` names the video; only `random` reads it.
+    FastV leaves the choice to the decoder.
+    """
+    rows_ND = x_TPD.flatten(0, 1)
+    if rule != FASTV:
+        rows_ND = rows_ND.index_select(0, select(rule, x_TPD, keep, seed))
+    assert rows_ND.shape[0] == keep, (rule, keep, tuple(x_TPD.shape))
+    return torch.cat([rows_ND, newline_D[None]])
+
+
+def select(rule: str, x_TPD: Tensor, keep: int, seed: str) -> Tensor:
+    """Indices of the `keep` tokens of T * P that an encoder rule keeps, int64 [keep], rising."""
+    assert rule in ENCODER_RULES, rule
+    if rule == RANDOM:
+        return random.select(x_TPD, keep, seed)
+    return evs.select(x_TPD, keep) if rule == EVS else vidcom2.select(x_TPD, keep)

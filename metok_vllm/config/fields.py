@@ -1,0 +1,233 @@
+"""METokConfig: one frozen, validated object that says what METok does.
+
+Filled in rising order from preset, YAML file, environment (`METOK_*`), flags and request.
+Field names are a promise to users; the rule they parameterise is the paper's (arXiv 2506.02850).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metok_vllm.config.checks import check_types, check_values, shown
+from metok_vllm.config.environment import PREFIX, read_environ, setting
+from metok_vllm.config.methods import ENCODER_RULES, METOK
+from metok_vllm.config.presets import OFF, check_presets, preset_values
+from metok_vllm.errors import ConfigError
+
+# Block tables are laid out once, so whatever moves a layer boundary belongs to the server.
+REQUEST_FIELDS = frozenset(
+    {
+        "enabled",
+        "preset",
+        "stages",
+        "num_events",
+        "key_event_ratio",
+        "key_frames_per_event",
+        "strides",
+        "keep_ratio",
+        "decode_keep",
+        "rule",
+        "rule_keep",
+    }
+)
+# What a request may set only where the stage that reads it runs.
+STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
+
+
+@dataclass(frozen=True)
+class METokConfig:
+    """Settings of METok, checked at construction. Raises ConfigError with the offending value.
+
+    `key_frames_per_event` is a count (int) or a share of the event's frames (float in (0, 1]).
+    `strides` are the pooling strides of the three frame classes, finest first (paper, section 3.1).
+    """
+
+    enabled: bool = setting(True, "whether METok works on requests that do not say")
+    preset: str = setting("balanced", "quality, balanced, max or off; other fields override it")
+    presets: Mapping[str, Any] | None = setting(
+        None, "values of quality, balanced and max for this model, as calibration finds them"
+    )
+    stages: tuple[int, ...] = setting((1, 2, 3), "which stages run")
+    num_events: int = setting(5, "events a video is cut into")
+    key_event_ratio: float = setting(0.6, "share of the events that are key events")
+    key_frames_per_event: int | float = setting(
+        6, "key frames in an event: a count, or a share of its frames"
+    )
+    strides: tuple[int, int, int] = setting(
+        (2, 4, 8), "pooling strides of the three frame classes, finest first"
+    )
+    pruning_layers: tuple[int, int, int] | None = setting(
+        None, "layers at which stage 2 drops visual tokens"
+    )
+    keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
+    decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
+    rule: str = setting(METOK, "metok, or what to compare it with: random, evs, vidcom2 or fastv")
+    rule_keep: float = setting(0.25, "share of the dense visual tokens that another rule keeps")
+    alignment_model: str | None = setting(
+        None, "SigLIP or CLIP (path or hub name) that ranks frames by the question"
+    )
+    alignment_mode: str = setting(
+        "separate", "separate, shared (the head on the video model's own features) or none"
+    )
+    feature_cache_bytes: int = setting(
+        0, "bytes of vision features kept for the next question about a video"
+    )
+    encoder_chunk_frames: int = setting(32, "frames that go through the vision tower at once")
+
+    def __post_init__(self) -> None:
+        for name in ("stages", "strides", "pruning_layers"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        check_types(self)
+        preset_values(self.preset, None)
+        check_presets(self.presets, REQUEST_FIELDS - {"enabled", "preset"})
+        check_values(self)
+        for name, values in (self.presets or {}).items():
+            try:  # what a request would be refused is refused now
+                _replace(self, {"presets": None})._on_preset(name, values)
+            except ConfigError as error:
+                message = f"metok.presets.{name} cannot be used: {error}"
+                raise ConfigError(message, "presets") from error
+
+    @property
+    def running_stages(self) -> tuple[int, ...]:
+        """METok's stages that run under this configuration: none where it is off or another rule
+        is chosen."""
+        return self.stages if self.enabled and self.rule == METOK else ()
+
+    @property
+    def compresses(self) -> bool:
+        """Whether a video is anything but the model's own dense input."""
+        return self.enabled and (self.rule != METOK or bool(self.stages))
+
+    @property
+    def encoder_rule(self) -> bool:
+        """Whether another rule chooses a video's tokens in the encoder, in place of stage 1."""
+        return self.enabled and self.rule in ENCODER_RULES
+
+    def updated(self, values: Mapping[str, Any]) -> METokConfig:
+        """A copy with `values` on top. A preset among them comes first, explicit fields win."""
+        _check_known(values)
+        merged = dict(values)
+        own = merged.get("presets", self.presets)
+        # New values for the preset that is chosen already count as choosing it again.
+        preset = merged.get("preset", self.preset if merged.get("presets") else None)
+        if preset is not None:
+            check_presets(own, REQUEST_FIELDS - {"enabled", "preset"})
+            merged = {**preset_values(preset, own), **merged}
+        return _replace(self, merged)
+
+    def for_request(self, values: Mapping[str, Any]) -> METokConfig:
+        """The configuration of one request. Raises ConfigError for what a request may not change.
+
+        A request that names a preset gets that preset's values for everything it may set.
+        """
+        _check_known(values)
+        for name in values:
+            if name not in REQUEST_FIELDS:
+                raise ConfigError(
+                    f"metok.{name} cannot be set per request: it is fixed when the server "
+                    f"starts; a request may set {', '.join(sorted(REQUEST_FIELDS))}",
+                    name,
+                )
+        base = self
+        preset = values.get("preset")
+        if preset == OFF and values.get("enabled"):
+            raise ConfigError("metok.preset 'off' contradicts metok.enabled true", "preset")
+        if preset is not None:
+            base = self._on_preset(preset, preset_values(preset, self.presets))
+        config = _replace(base, dict(values))
+        if config.enabled and config.preset == OFF:
+            # Switched on where the server's preset is off: its values are the default preset's.
+            config = replace(config, preset=METokConfig().preset)
+        self._refuse(config, values)
+        for name, stage in STAGE_OF_FIELD.items():
+            if name in values and stage not in config.stages:
+                raise ConfigError(
+                    f"metok.{name} needs stage {stage}, which is not among the stages "
+                    f"{list(config.stages)}",
+                    name,
+                )
+        return config
+
+    def _on_preset(self, name: str, values: Mapping[str, Any]) -> METokConfig:
+        """What a request gets that names a preset with these values, on the defaults."""
+        defaults = METokConfig()
+        reset = {field: getattr(defaults, field) for field in REQUEST_FIELDS - {"stages"}}
+        config = _replace(self, {**reset, **values, "preset": name})
+        self._refuse(config, values)
+        return config
+
+    def _refuse(self, config: METokConfig, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError where `values` led to a `config` that this server cannot run."""
+        if not set(config.stages) <= set(self.stages):
+            raise ConfigError(
+                f"metok.stages {shown(list(config.stages))} cannot be asked for: this server runs "
+                f"stages {list(self.stages)}",
+                "stages",
+            )
+        if "rule_keep" in values and config.rule == METOK:
+            raise ConfigError(
+                f"metok.rule_keep {shown(config.rule_keep)} needs another rule than 'metok', which "
+                "has keep_ratio and decode_keep",
+                "rule_keep",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-ready values, as carried in vLLM's `additional_config["metok"]`."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> METokConfig:
+        """From a mapping as users write it. Unknown keys are a ConfigError."""
+        return cls().updated(values)
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        config_file: str | Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> METokConfig:
+        """Merge file, environment and flags, in rising order, over the preset that wins."""
+        layers = [
+            _read_yaml(config_file) if config_file else {},
+            read_environ(cls, PREFIX, environ),
+            {k: v for k, v in (flags or {}).items() if v is not None},
+        ]
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            _check_known(layer)
+            merged.update(layer)
+        return cls.from_dict(merged)
+
+
+def _replace(config: METokConfig, values: Mapping[str, Any]) -> METokConfig:
+    fields_given: dict[str, Any] = dict(values)
+    return replace(config, **fields_given)
+
+
+def _check_known(values: Mapping[str, Any]) -> None:
+    known = [f.name for f in fields(METokConfig)]
+    for name in values:
+        if name not in known:
+            name = shown(name).strip("'")
+            raise ConfigError(f"metok.{name} is not a known field; known: {', '.join(known)}", name)
+
+
+def _read_yaml(path: str | Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the METok configuration file: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError("the METok configuration file must hold a mapping of field: value")
+    return content

@@ -1,0 +1,1 @@
+"""Every count, once: tokens of a video, stages of a prompt, layers, FLOPs and blocks."""

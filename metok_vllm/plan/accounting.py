@@ -1,0 +1,82 @@
+"""The arithmetic behind every figure that is reported: FLOPs, KV blocks and tokens of a request.
+
+Formulas of docs/metok.md, section "Accounting". Where the engine can be asked for blocks, ask it.
+A `layout` of None stands for a decoder that runs whole, a `plan` of None for a request that stages
+2 and 3 leave alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metok_vllm.plan.layers import NUM_STAGES, StageLayout
+from metok_vllm.plan.prompt import PromptPlan
+
+
+def layer_prefill_flops(tokens: int, hidden_size: int, kv_size: int, intermediate_size: int) -> int:
+    """FLOPs of one decoder layer (grouped-query attention, gated MLP) on `tokens` tokens."""
+    n, d = tokens, hidden_size
+    return 2 * (n * d * (2 * d + 2 * kv_size) + 2 * n * n * d + 3 * n * d * intermediate_size)
+
+
+def decoder_prefill_flops(
+    text_config: Any,
+    tokens: int,
+    layout: StageLayout | None = None,
+    plan: PromptPlan | None = None,
+) -> int:
+    """FLOPs of the whole decoder on a prompt of `tokens`, from a Hugging Face text config.
+
+    With a plan, each layer counts with the rows that its stage runs on.
+    """
+    heads = text_config.num_attention_heads
+    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
+
+    def layer(rows: int) -> int:
+        return layer_prefill_flops(
+            rows, text_config.hidden_size, kv_heads * head_size, text_config.intermediate_size
+        )
+
+    if layout is None or plan is None:
+        return int(text_config.num_hidden_layers) * layer(tokens)
+    return sum(
+        layers * layer(tokens - dropped)
+        for layers, dropped in zip(layout.stage_sizes, plan.prefill_dropped, strict=True)
+    )
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """KV blocks that `tokens` tokens hold in one cache group."""
+    return -(-tokens // block_size)
+
+
+def request_blocks(
+    tokens: int, block_size: int, layout: StageLayout | None, plan: PromptPlan | None
+) -> int:
+    """Blocks of the pool that a request holds, over all cache groups, once it has `tokens` tokens.
+
+    A block is `block_size` tokens in the layers of one group.
+    """
+    if layout is None:
+        return blocks_for(tokens, block_size)
+    return sum(
+        groups * blocks_for(tokens if plan is None else plan.slots(stage, tokens), block_size)
+        for stage, groups in enumerate(layout.groups_of_stage)
+    )
+
+
+def visual_tokens_by_stage(
+    encoded: int, plan: PromptPlan | None, *, held: bool = False
+) -> tuple[int, ...]:
+    """Visual tokens that each stage's layers run on in the prefill, or hold for decoding.
+
+    `encoded` are those the decoder is given. Without a plan that is one number for all layers. A
+    video's last token that is the prompt's last row runs everywhere, so every stage counts it.
+    """
+    if plan is None:
+        return (encoded,)
+    last_row = encoded - sum(video.tokens for video in plan.videos)
+    counts = plan.visual_tokens(held=held)
+    assert len(counts) == NUM_STAGES
+    return tuple(count + last_row for count in counts)

@@ -1,0 +1,210 @@
+"""What stages 2 and 3 will do to one prompt: visual tokens per stage, fixed before it runs.
+
+Scheduler and worker each compute this plan from the same request and never exchange it: block
+tables, sequence lengths and slots follow from it. Pure Python, exact arithmetic.
+Source: METok, arXiv 2506.02850, sections 3.2 and 3.3, with totals fixed in advance as docs/metok.md
+defines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
+
+from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import FASTV, METOK
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.tokens import key_event_count, key_frame_count, pooled_length
+
+PRUNE, EVICT = 2, 3
+# Tokens whose keys and values a chunked prefill may set aside until its end, outside of the pool.
+MOST_SET_ASIDE = 2048
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What a request wants of stages 2 and 3. `key_share` is the part of a video's tokens that
+    belongs to key events if its events were equally long.
+
+    `fastv_keep` is set where FastV's rule works instead: that share stays from the first boundary
+    on, in decoding too.
+    """
+
+    stages: tuple[int, ...]
+    keep_ratio: Fraction
+    decode_keep: Fraction
+    key_share: Fraction
+    fastv_keep: Fraction | None = None
+
+    @classmethod
+    def of(cls, config: METokConfig, share: Fraction) -> Pruning:
+        """The wishes in a configuration, shares read as the decimals that users write."""
+        keep, decode = Fraction(repr(config.keep_ratio)), Fraction(repr(config.decode_keep))
+        if config.rule == FASTV:
+            return cls((PRUNE,), keep, decode, share, Fraction(repr(config.rule_keep)))
+        own = config.stages if config.rule == METOK else ()
+        stages = tuple(stage for stage in own if stage in (PRUNE, EVICT))
+        return cls(stages, keep, decode, share)
+
+    def counts(self, tokens: int) -> VideoCounts:
+        """Visual tokens of a video that enters the decoder with `tokens`, stage by stage."""
+        ran = (tokens,) * NUM_STAGES
+        if PRUNE in self.stages and self.fastv_keep is not None:
+            kept = math.ceil(self.fastv_keep * tokens)
+            ran = (tokens, kept, kept, kept)
+        elif PRUNE in self.stages:
+            key, other = self.key_share * tokens, (1 - self.key_share) * tokens
+            first = math.ceil(self.keep_ratio * (key + other / 2))
+            second = math.ceil(self.keep_ratio * self.keep_ratio * key)
+            ran = (tokens, first, second, 0)
+        held = ran
+        if EVICT in self.stages:
+            stay = [math.ceil(self.decode_keep * n) for n in ran[1:3]]
+            held = (tokens, stay[0], stay[1], 0)
+        return VideoCounts(ran, held)
+
+
+@dataclass(frozen=True)
+class VideoCounts:
+    """Visual tokens of one video: those a stage's layers run on in the prefill, and those they
+    hold for decoding."""
+
+    ran: tuple[int, ...]
+    held: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """Where a video's prunable tokens stand in the prompt. `key` names its encoder output."""
+
+    key: str
+    start: int
+    tokens: int
+    counts: VideoCounts
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """Stages 2 and 3 of one request.
+
+    A prompt that does not fit one step is prefilled in chunks: then nothing is pruned, and what
+    stage 3 evicts goes at the end (`one_step` is False). `fastv`: the prompt's last token alone
+    ranks, and a video is one event.
+    """
+
+    prompt_tokens: int
+    videos: tuple[VideoSpan, ...]
+    one_step: bool
+    prunes: bool
+    evicts: bool
+    fastv: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        prompt_tokens: int,
+        videos: Sequence[tuple[str, int, int, Pruning]],
+        step_tokens: int,
+    ) -> PromptPlan | None:
+        """The plan of a prompt with `videos` (key, first token, tokens, wishes), or None.
+
+        `step_tokens` is what one step can take. The prompt's last row gives the first new token,
+        so a video that ends the prompt leaves its last token to the text. A chunked prefill that
+        would have to set much text aside evicts nothing.
+        """
+        if not videos or not videos[0][3].stages:
+            return None
+        one_step = prompt_tokens <= step_tokens
+        stages = tuple(stage for stage in videos[0][3].stages if one_step or stage == EVICT)
+        if not stages:
+            return None
+        spans = []
+        for key, start, tokens, wishes in sorted(videos, key=lambda video: video[1]):
+            prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
+            keep = wishes.decode_keep if one_step else Fraction(0)
+            wishes = replace(wishes, stages=stages, decode_keep=keep)
+            spans.append(VideoSpan(key, start, prunable, wishes.counts(prunable)))
+        if not one_step and _set_aside(spans, prompt_tokens, step_tokens) > MOST_SET_ASIDE:
+            return None
+        fastv = videos[0][3].fastv_keep is not None
+        return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages, fastv)
+
+    @cached_property
+    def prefill_dropped(self) -> tuple[int, ...]:
+        """Tokens of the prompt that each stage's layers do not run on."""
+        return tuple(
+            sum(video.tokens - video.counts.ran[stage] for video in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+    @cached_property
+    def decode_dropped(self) -> tuple[int, ...]:
+        """Tokens of the prompt that each stage does not hold once the prefill is done."""
+        return tuple(
+            sum(video.tokens - video.counts.held[stage] for video in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether visual tokens are ranked at the first two boundaries."""
+        return self.prunes or any(video.counts.held[1] for video in self.videos)
+
+    @property
+    def last_visual(self) -> int:
+        """Position after the last visual token."""
+        return self.videos[-1].start + self.videos[-1].tokens
+
+    @property
+    def first_visual(self) -> int:
+        """Position of the first visual token: what stands before it is never moved."""
+        return self.videos[0].start
+
+    @property
+    def query_rows(self) -> int:
+        """The prompt's last rows whose attention scores the visual tokens: those after the last
+        video, or FastV's single one."""
+        return 1 if self.fastv else self.prompt_tokens - self.last_visual
+
+    def slots(self, stage: int, num_tokens: int) -> int:
+        """Cache slots that a stage needs for the first `num_tokens` tokens of the request."""
+        if num_tokens > self.prompt_tokens:
+            return num_tokens - self.decode_dropped[stage]
+        if num_tokens == self.prompt_tokens:
+            return num_tokens - self.prefill_dropped[stage]
+        return num_tokens
+
+    def visual_tokens(self, *, held: bool = False) -> tuple[int, ...]:
+        """Visual tokens of all videos by stage: run on in the prefill, or held for decoding."""
+        return tuple(
+            sum((v.counts.held if held else v.counts.ran)[stage] for v in self.videos)
+            for stage in range(NUM_STAGES)
+        )
+
+
+def _set_aside(spans: Sequence[VideoSpan], prompt_tokens: int, step_tokens: int) -> int:
+    """Text whose keys and values wait for the last chunk, because others stand in their place."""
+    after = prompt_tokens - spans[-1].start - spans[-1].tokens
+    between = spans[-1].start - spans[0].start - sum(span.tokens for span in spans[:-1])
+    # What follows the last video is a chunk of its own where it fits one.
+    return between + (after if after > step_tokens else 0)
+
+
+def key_share(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> Fraction:
+    """Share of a video's tokens in key events, as if its K = min(num_events, T) were equally long.
+
+    Newlines included. Without stage 1 all frames are alike, so it is the share of key events.
+    """
+    K = min(config.num_events, num_frames)
+    key_events = key_event_count(K, config.key_event_ratio)
+    if 1 not in config.stages or K == 1:
+        return Fraction(key_events, K)
+    fine, medium, coarse = (pooled_length(grid, stride, mode) for stride in config.strides)
+    length = Fraction(num_frames, K)
+    finer = min(Fraction(key_frame_count(length, config.key_frames_per_event)), length)
+    of_key = key_events * (finer * fine + (length - finer) * medium + 1)
+    of_other = (K - key_events) * (finer * medium + (length - finer) * coarse + 1)
+    return of_key / (of_key + of_other)

@@ -1,0 +1,83 @@
+"""What is known about a request before the engine runs it: counts and geometry, pure Python.
+
+The plan follows from prompt layout, configuration and request alone, so any process that has
+those can compute it; nobody has to send it around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import METOK
+from metok_vllm.plan.prompt import PromptPlan, Pruning
+from metok_vllm.plan.tokens import dense_tokens, encoded_tokens, kept_tokens
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One video of a request. `key` names its encoder output in every cache; times in seconds."""
+
+    key: str
+    num_frames: int
+    timestamps_s: tuple[float, ...]
+    duration_s: float
+    dense_tokens: int
+    encoded_tokens: int
+    start: int = 0  # position of its first token in the prompt
+    pruning: Pruning | None = None
+
+
+@dataclass(frozen=True)
+class RequestPlan:
+    """What METok will do for one request.
+
+    `stages` is empty when METok is off for the request, and when another `rule` works instead.
+    """
+
+    preset: str
+    stages: tuple[int, ...]
+    query_source: str
+    videos: tuple[VideoPlan, ...]
+    rule: str = METOK
+
+    @property
+    def name(self) -> str:
+        """Which setting served the request: METok's preset, another rule's name, or off."""
+        if self.rule != METOK:
+            return self.rule
+        return self.preset if self.stages else "off"
+
+    @property
+    def dense_tokens(self) -> int:
+        """Visual tokens of the model's own input."""
+        return sum(video.dense_tokens for video in self.videos)
+
+    @property
+    def encoded_tokens(self) -> int:
+        """Visual tokens that the decoder is given."""
+        return sum(video.encoded_tokens for video in self.videos)
+
+    def moved(self, starts: Iterable[int]) -> RequestPlan:
+        """The plan where the videos begin at other positions of the prompt."""
+        videos = zip(self.videos, starts, strict=True)
+        return replace(self, videos=tuple(replace(v, start=int(at)) for v, at in videos))
+
+    def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
+        """What stages 2 and 3 do to the prompt, where a step takes `step_tokens`; None: nothing."""
+        wishes = [
+            (video.key, video.start, video.encoded_tokens, video.pruning)
+            for video in self.videos
+            if video.pruning is not None
+        ]
+        return PromptPlan.of(prompt_tokens, wishes, step_tokens)
+
+
+def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:
+    """Tokens of one video under `config`: budgeted with stage 1 or an encoder rule, or dense."""
+    if config.encoder_rule:
+        return kept_tokens(num_frames, grid, config.rule_keep) + 1
+    if 1 in config.running_stages:
+        return encoded_tokens(num_frames, grid, config)
+    return dense_tokens(num_frames, grid)

@@ -1,0 +1,1 @@
+"""Processes of a server: started, watched, and removed with all they own."""

@@ -1,0 +1,1 @@
+"""METok in the chat endpoint: reading a request, reporting what was done."""

@@ -1,0 +1,1 @@
+"""The events of a video and why, without a server."""

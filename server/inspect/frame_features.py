@@ -1,0 +1,138 @@
+"""Frame features and relevance from a checkpoint with Hugging Face modules alone, without vLLM.
+
+What `metok inspect` looks through: the vision tower and the projector of a LLaVA-OneVision
+checkpoint, and the alignment towers. The decoder is never loaded.
+
+Shape suffixes: T frames, P patches, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metok_vllm.alignment import (
+    AlignmentTowers,
+    Normalisation,
+    encode_query,
+    renormalise,
+    text_window,
+)
+from metok_vllm.errors import ConfigError
+from metok_vllm.hf_loading import quiet_loading, require_all_weights
+from metok_vllm.torch_shims import ensure_torchvision_ops
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """`feature_TD`: mean over a frame's projected patches, float32. `grid`: patches a side.
+
+    `relevance_T` is None where there are no towers or no question.
+    """
+
+    feature_TD: Tensor
+    relevance_T: Tensor | None
+    grid: int
+
+
+class FrameEncoder:
+    """The seeing half of a LLaVA-OneVision checkpoint, with alignment towers if there are any."""
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model = model
+        self.processor = processor
+        vision = model.config.vision_config
+        self.grid: int = vision.image_size // vision.patch_size
+        self.pixels = Normalisation.of(processor.image_mean, processor.image_std, vision.image_size)
+        self.towers: AlignmentTowers | None = None
+        self.shared = False
+        self._tokenizer: Any = None
+        self._window = 0
+
+    @classmethod
+    def load(cls, path: str) -> FrameEncoder:
+        """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
+        ensure_torchvision_ops()
+        from transformers import AutoConfig, AutoVideoProcessor, LlavaOnevisionModel
+
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(path)
+            if config.model_type != "llava_onevision":
+                raise ConfigError(
+                    f"metok inspect reads LLaVA-OneVision checkpoints, got a {config.model_type!r}"
+                )
+            # A decoder without layers: its weights in the checkpoint are skipped, not read.
+            config.text_config.num_hidden_layers = 0
+            config.text_config.layer_types = []
+            processor = AutoVideoProcessor.from_pretrained(path)
+            model, info = LlavaOnevisionModel.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        require_all_weights(info)
+        return cls(model.eval(), processor)
+
+    def add_towers(self, path: str, shared: bool = False) -> None:
+        """Load alignment towers; `shared` reuses the video model's own patch features."""
+        from transformers import AutoTokenizer
+
+        self.towers = AlignmentTowers.load(path)
+        self.shared = shared
+        if shared:
+            self.towers.share_vision(self.model.config)
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._window = text_window(path)
+
+    @torch.inference_mode()
+    def encode(
+        self, frames_THWC: NDArray[np.uint8], question: str, chunk_frames: int
+    ) -> FrameFeatures:
+        """Features of decoded frames, `chunk_frames` at a time so that memory stays bounded."""
+        text_D = self._embed_question(question)
+        means, images = [], []
+        for start in range(0, len(frames_THWC), chunk_frames):
+            pixels_TCHW = self._normalise(frames_THWC[start : start + chunk_frames])
+            seen_TPD = self._see(pixels_TCHW)
+            if text_D is not None:
+                images.append(self._embed_images(pixels_TCHW, seen_TPD))
+            projected_TPD = self.model.multi_modal_projector(seen_TPD)
+            means.append(projected_TPD.mean(1, dtype=torch.float32))
+        relevance_T = None
+        if text_D is not None:
+            relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
+        return FrameFeatures(torch.cat(means), relevance_T, self.grid)
+
+    def _normalise(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
+        frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)
+        pixels: Tensor = self.processor(
+            videos=[frames_TCHW], do_sample_frames=False, return_tensors="pt"
+        )["pixel_values_videos"][0]
+        return pixels
+
+    def _see(self, pixels_TCHW: Tensor) -> Tensor:
+        """Patch features before the projector, [T, P, vision width]."""
+        config = self.model.config
+        hidden = self.model.vision_tower(pixels_TCHW, output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        seen_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
+        if config.vision_feature_select_strategy == "default":
+            return seen_TPD[:, 1:]
+        return seen_TPD
+
+    def _embed_question(self, question: str) -> Tensor | None:
+        if self.towers is None:
+            return None
+        ids_WL = encode_query(self._tokenizer, question, length=self._window)
+        return self.towers.embed_text(ids_WL) if len(ids_WL) else None
+
+    def _embed_images(self, pixels_TCHW: Tensor, seen_TPD: Tensor) -> Tensor:
+        assert self.towers is not None
+        if self.shared:
+            return self.towers.embed_features(seen_TPD)
+        target = self.towers.normalisation
+        return self.towers.embed_frames(renormalise(pixels_TCHW, self.pixels, target))

@@ -1,0 +1,121 @@
+"""Every method of vLLM that the server overrides or calls, with the parameters it counts on.
+
+Compared with the installed vLLM before `metok serve` imports any of it; the engine's own list is
+in `metok_vllm/engine/vllm_contract.py`.
+"""
+
+from __future__ import annotations
+
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat."
+_REQUEST = "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest."
+_CACHE = "vllm.multimodal.cache.lru:LruKeyReplicatedSenderCache."
+_LAUNCH = "vllm.entrypoints.launchers."
+_MEDIA = "vllm.multimodal.media:MediaConnector."
+_SERVE = "vllm.entrypoints.serve."
+
+SIGNATURES: dict[str, tuple[str, ...]] = {
+    _CHAT + "render_chat_request": ("request",),
+    _CHAT + "chat_completion_full_generator": (
+        "request",
+        "result_generator",
+        "request_id",
+        "model_name",
+        "conversation",
+        "tokenizer",
+        "request_metadata",
+        "parser",
+        "mm_token_counts",
+    ),
+    _CHAT + "chat_completion_stream_generator": (
+        "request",
+        "result_generator",
+        "request_id",
+        "model_name",
+        "conversation",
+        "tokenizer",
+        "request_metadata",
+        "chat_template_kwargs",
+        "mm_token_counts",
+    ),
+    _CHAT + "create_streaming_error_response": ("message", "err_type", "status_code", "param"),
+    _CHAT + "_extract_prompt_len": ("prompt",),
+    "vllm.entrypoints.openai.chat_completion.api_router:create_chat_completion": (
+        "request",
+        "raw_request",
+    ),
+    "vllm.entrypoints.generate.base.protocol:validate_request_mm_kwargs": (
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "trust_request_mm_kwargs",
+    ),
+    _SERVE + "utils.api_utils:validate_json_request": ("raw_request",),
+    _SERVE + "utils.api_utils:cli_env_setup": (),
+    "vllm.entrypoints.openai.responses.api_router:create_responses": ("request", "raw_request"),
+    _SERVE + "exception_handling.handlers.validation:clean_loc_for_param": ("loc",),
+    _SERVE + "exception_handling.handlers.vllm_error:engine_error_handler": ("req", "exc"),
+    _REQUEST + "to_sampling_params": ("max_tokens", "default_sampling_params"),
+    _REQUEST + "to_beam_search_params": ("max_tokens", "default_sampling_params"),
+    _CACHE + "get_and_update_item": ("mm_item", "mm_hash"),
+    _CACHE + "cache_if_fits": ("cache", "key", "value"),
+    _CACHE + "clear_cache": (),
+    _MEDIA + "load_from_url": ("url", "media_io", "fetch_timeout"),
+    _MEDIA + "load_from_url_async": ("url", "media_io", "fetch_timeout"),
+    _MEDIA + "_get_cached_bytes": ("url",),
+    _MEDIA + "_put_cached_bytes": ("url", "data"),
+    "vllm.multimodal.media.video:VideoMediaIO.load_bytes": ("data",),
+    "vllm.multimodal.media.video:VideoMediaIO.load_base64": ("media_type", "data"),
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin.attach_router": ("app",),
+    "vllm.plugins.endpoint_plugins.interface:EndpointPlugin.init_state": (
+        "engine_client",
+        "state",
+        "args",
+    ),
+    "vllm.v1.engine.async_llm:AsyncLLM.shutdown": ("timeout",),
+    "vllm.v1.engine.core_client:AsyncMPClient.call_utility_all_async": ("method", "args"),
+    "vllm.v1.engine.core:EngineCore.collective_rpc": ("method", "timeout", "args", "kwargs"),
+    "vllm.v1.engine.async_llm:AsyncLLM.check_health": (),
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request": (
+        "request_id",
+        "prompt",
+        "params",
+        "arrival_time",
+        "lora_request",
+        "tokenization_kwargs",
+        "trace_headers",
+        "priority",
+        "data_parallel_rank",
+        "session_id",
+        "prompt_text",
+        "reasoning_ended",
+        "reasoning_parser_kwargs",
+        "kv_hints",
+    ),
+    "vllm.v1.engine.async_llm:AsyncLLM.generate": (
+        "prompt",
+        "sampling_params",
+        "request_id",
+        "prompt_text",
+        "lora_request",
+        "tokenization_kwargs",
+        "trace_headers",
+        "priority",
+        "data_parallel_rank",
+        "session_id",
+        "kv_hints",
+        "reasoning_ended",
+        "reasoning_parser_kwargs",
+    ),
+    _LAUNCH + "launcher:setup_server": ("args", "reuse_port"),
+    _LAUNCH + "api_server.entry:run_server_worker": (
+        "listen_address",
+        "sock",
+        "args",
+        "client_config",
+        "uvicorn_kwargs",
+    ),
+    _LAUNCH + "cli_args:make_arg_parser": ("parser",),
+    _LAUNCH + "cli_args:validate_parsed_serve_args": ("args",),
+    "vllm.entrypoints.cli.serve:ServeSubcommand.cmd": ("args",),
+    "vllm.logger:configure_logging_from_args": ("args",),
+    "vllm.utils.system_utils:decorate_logs": ("process_name", "skip_if_decorated"),
+}

@@ -1,0 +1,289 @@
+"""`metok bench` from the command line, against servers with known delays."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from metok_vllm import cli
+from metok_vllm.benchmarks.commands import bench_options, bench_servers, bench_settings
+from metok_vllm.benchmarks.commands.bench import run
+from metok_vllm.benchmarks.throughput import servers
+from metok_vllm.console import CommandError
+from metok_vllm.errors import ConfigError
+from tests.benchmarks.throughput.openai_server import KnownServer, chunk, known_server, reply
+
+SMALL = ["--frames", "8", "--max-concurrency", "1", "2", "--rounds", "2", "--num-prompts", "2"]
+SMALL += ["--text-share", "1", "--num-warmups", "1", "--output-len", "4"]
+
+
+class AnyQuestion(KnownServer):
+    """Takes the workload's own messages: the key is the text of the first part."""
+
+    async def chat(self, body: dict[str, Any], send: Any) -> None:
+        content = body["messages"][0]["content"]
+        told = {**body, "messages": [{"content": content[-1]["text"]}]}
+        await super().chat(told, send)
+
+
+def last_line(text: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return found
+
+
+def test_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server = AnyQuestion(first_s=0.02, gap_s=0.01)
+    folder = tmp_path / "out"
+    with known_server(server) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(folder)]
+        assert cli.main([*arguments, "--extra-body", '{"metok": {"preset": "max"}}']) == 0
+    captured = capsys.readouterr()
+    short = last_line(captured.out)
+    assert short["benchmark"] == "throughput"
+    assert [cell["max_concurrency"] for cell in short["cells"]] == [1, 2]
+    assert short["cells"][0]["comparison"] is None
+    assert short["cells"][0]["medians"]["server"]["ttft_s_p50"] >= 0.02
+    assert short["environment"]["versions"]["metok-vllm"]
+    assert "8 frames, 1 in flight, round 2/2, server: " in captured.err
+    whole = json.loads((folder / "result.json").read_text())
+    assert whole["configuration"]["output_len"] == 4
+    assert len(whole["cells"][1]["requests"]["server"]) == 4
+    assert (folder / "rounds.csv").read_text().count("\n") == 1 + 2 * 2
+    assert all(body["metok"] == {"preset": "max"} for body in server.bodies)
+    assert {body["max_tokens"] for body in server.bodies} == {4}
+
+
+def test_half_of_the_rounds_is_on_servers_of_which_metok_was_started_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, orders = AnyQuestion(first_s=0.02, gap_s=0.01), []
+
+    @contextmanager
+    def pair(*_: Any, metok_first: bool) -> Iterator[Any]:
+        orders.append(metok_first)
+        with known_server(server) as endpoint:
+            process = SimpleNamespace(pid=os.getpid())
+            child = SimpleNamespace(url=endpoint.url, process=process)
+            typed = ("serve", "x")
+            yield SimpleNamespace(
+                plain=child, metok=child, plain_command=typed, metok_command=typed
+            )
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(servers, "pair", pair)
+    rested = bench_settings.sweep
+    monkeypatch.setattr(bench_settings, "sweep", lambda a: replace(rested(a), rest_s=0.0))
+    few = [*SMALL, "--rounds", "3", "--result-dir", str(tmp_path)]
+    assert cli.main(["bench", "--model", "x", *few]) == 0
+    assert orders == [False, True]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [len(cell["rounds"]) for cell in result["cells"]] == [3, 3]
+    ratios = result["cells"][1]["comparison"]["ratios"]
+    assert [len(ratio["rounds"]) for ratio in ratios.values()] == [3] * len(ratios)
+    assert result["configuration"]["servers_started"] == [
+        {"rounds": 2, "first": "plain"},
+        {"rounds": 1, "first": "metok"},
+    ]
+    # Warm-ups included, no request is ever repeated but to the other server.
+    asked = Counter(body["messages"][0]["content"] for body in server.bodies)
+    assert set(asked.values()) == {2}
+    assert "starting both servers, METok first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu", "rounds"),
+    [
+        (["--model", "x", "--rounds", "1"], False, [(1, False)]),
+        (["--model", "x", "--rounds", "4"], False, [(2, False), (2, True)]),
+        (["--model", "x", "--rounds", "4"], True, [(4, False)]),
+        (["--base-url", "http://h:1", "--rounds", "4"], False, [(4, False)]),
+    ],
+)
+def test_who_is_started_first(
+    options: list[str],
+    gpu: bool,
+    rounds: list[tuple[int, bool]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    found = bench_servers.starts(parsed(*options))
+    assert [(start.rounds, start.metok_first) for start in found] == rounds
+
+
+@pytest.mark.thorough
+def test_two_servers_and_the_comparison_of_two_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow, fast = AnyQuestion(first_s=0.2), AnyQuestion(first_s=0.02)
+    with known_server(slow) as one, known_server(fast) as other:
+        for name in ("a", "b"):
+            urls = ["--base-url", other.url, "--baseline-url", one.url]
+            assert cli.main(["bench", *urls, *SMALL, "--result-dir", str(tmp_path / name)]) == 0
+    captured = capsys.readouterr()
+    comparison = last_line(captured.out)["cells"][0]["comparison"]
+    assert comparison["ratios"]["ttft_s_p50"]["median"] > 3
+    assert comparison["agreement"]["exact"] == 1
+    assert "100%" in captured.out
+    results = [str(tmp_path / name / "result.json") for name in ("a", "b")]
+    assert cli.main(["bench", "compare", *results]) == 0
+    text = capsys.readouterr().out
+    assert "server" in text
+    assert "baseline" in text
+    assert "100%" in text
+
+
+def test_one_server_against_itself_with_other_settings() -> None:
+    with known_server(AnyQuestion()) as endpoint:
+        arguments = parsed(
+            "--base-url", endpoint.url, "--baseline-extra-body", '{"metok": {"enabled": false}}'
+        )
+        one, other = bench_settings.given_endpoints(arguments)
+    assert (one.name, other.name, one.url) == ("baseline", "server", other.url)
+    assert (one.extra_body, other.extra_body) == ({"metok": {"enabled": False}}, {})
+
+
+def test_failed_requests_end_with_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Sometimes(AnyQuestion):
+        async def chat(self, body: dict[str, Any], send: Any) -> None:
+            if len(self.bodies) == 3:
+                self.bodies.append(body)
+                await reply(send, 503, {"error": {"message": "draining"}})
+                return
+            await super().chat(body, send)
+
+    with known_server(Sometimes()) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(tmp_path)]
+        assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "server: 1 failed: 503: draining" in captured.err
+    assert last_line(captured.out)["cells"][0]["medians"]["server"]["answered"] == 1.5
+
+
+def test_what_was_measured_outlives_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dies(AnyQuestion):
+        async def chat(self, body: dict[str, Any], send: Any) -> None:
+            if len(self.bodies) == 5:  # a warm-up and two rounds of two: the next is a warm-up
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await chunk(send, {"error": {"message": "engine dead"}})
+                await send({"type": "http.response.body"})
+                return
+            await super().chat(body, send)
+
+    with known_server(Dies()) as endpoint:
+        arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(tmp_path)]
+        assert cli.main(arguments) == 1
+    assert "a warm-up request to server failed: engine dead" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "result.json").read_text())["cells"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name one of --base-url, --checkpoint and --model"),
+        (["--checkpoint", "demo", "--model", "x"], "name one of"),
+        (["--base-url", "http://x", "--checkpoint", "demo"], "a server that runs"),
+        (["--model", "x", "--baseline-url", "http://x"], "go with --base-url"),
+        (["--model", "x", "--rounds", "0"], "--rounds must be 1 or more, got 0"),
+        (["--model", "x", "--max-concurrency", "0"], "max_concurrency must be at least 1, got 0"),
+        (["--model", "x", "--request-rate", "-1"], "request_rate must be above 0, got -1.0"),
+        (["--model", "x", "--text-share", "2"], "text_share and image_share"),
+        (["--base-url", "http://x", "--header", "a"], "--header takes KEY=VALUE"),
+        (["--base-url", "http://x", "--extra-body", "[]"], "invalid _object value"),
+        (["--base-url", "http://x", "--clips", "film"], "invalid choice: 'film'"),
+        (["compare", "a.json", "b.json"], "cannot read a.json"),
+    ],
+)
+def test_wrong_calls_end_with_two(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status: int | str | None = cli.main(["bench", *arguments])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    server = AnyQuestion()
+    with known_server(server) as endpoint:
+        arguments = parsed("--base-url", endpoint.url, "--result-dir", str(tmp_path / "file"))
+        with pytest.raises(CommandError, match=r"cannot write to .*file: File exists"):
+            run(arguments)
+    assert server.bodies == []
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    arguments = parsed("--base-url", "http://127.0.0.1:9", "--result-dir", str(tmp_path / "out"))
+    with pytest.raises(CommandError, match="no server answers"):
+        run(arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_loads_are_every_concurrency_at_every_rate() -> None:
+    def loads(*options: str) -> list[tuple[int | None, float]]:
+        sweep = bench_settings.sweep(parsed("--model", "x", *options))
+        return [(load.max_concurrency, load.request_rate) for load in sweep.loads]
+
+    assert loads() == [(1, float("inf")), (8, float("inf"))]
+    assert loads("--request-rate", "2") == [(None, 2)]
+    both = loads("--max-concurrency", "4", "8", "--request-rate", "1", "inf")
+    assert both == [(4, 1), (4, float("inf")), (8, 1), (8, float("inf"))]
+
+
+def test_drawn_clips_may_be_of_real_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    def shape(*options: str) -> tuple[int, int, int]:
+        settings = bench_settings.workload_settings(parsed("--model", "x", *options))
+        return settings.width, settings.height, settings.video_fps
+
+    assert shape() == (320, 240, 4)
+    assert shape("--video-size", "1280x720", "--video-fps", "30") == (1280, 720, 30)
+    for size in ("1280", "1280x", "x720", "12 80x720", "-2x720"):
+        with pytest.raises(SystemExit):
+            parsed("--model", "x", f"--video-size={size}")
+        assert f"a size is WIDTHxHEIGHT in pixels, got '{size}'" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="width must be even, got 641"):
+        shape("--video-size", "641x480")
+
+
+def test_the_record_holds_no_secret_and_no_place(tmp_path: Path) -> None:
+    arguments = parsed(
+        *("--base-url", "http://x", "--header", "Authorization=secret"),
+        *("--video-dir", str(tmp_path / "videos")),
+    )
+    recorded = json.dumps(bench_settings.recorded(arguments), allow_nan=False)
+    assert "secret" not in recorded
+    assert str(tmp_path) not in recorded
+    assert "Authorization" in recorded
+    command = ["/usr/bin/python", "-m", "x", "serve", str(tmp_path), "--dtype", "half"]
+    flags = bench_settings.without_places(command, str(tmp_path))
+    assert flags == [tmp_path.name, "--dtype", "half"]
+
+
+def test_the_choices_are_those_of_the_workloads() -> None:
+    from metok_vllm.benchmarks.client import clips
+    from metok_vllm.benchmarks.throughput import checkpoints
+
+    assert clips.CLIP_KINDS == bench_options.CLIPS
+    assert checkpoints.NAMES == bench_options.CHECKPOINTS
+
+
+def parsed(*options: str) -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    bench_options.add_arguments(parser)
+    return parser.parse_args(list(options))

@@ -1,0 +1,108 @@
+"""Rivals hold what METok holds: by the engine's own arithmetic, within one token of each layer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metok_vllm.benchmarks.quality import equal_kv
+from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier, rivals
+from metok_vllm.benchmarks.quality.geometry import Geometry
+from metok_vllm.benchmarks.questions.settings import Setting, request_config
+from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import ENCODER_RULES
+from metok_vllm.plan.tokens import dense_tokens
+
+SERVER = METokConfig()
+frames_asked = st.integers(1, 256)
+
+
+@st.composite
+def geometries(draw: st.DrawFn) -> Geometry:
+    return Geometry(draw(st.integers(4, 40)), 2, 32, 4, grid=draw(st.integers(2, 27)))
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> Setting:
+    request = {
+        "num_events": draw(st.integers(1, 9)),
+        "keep_ratio": draw(st.sampled_from([0.3, 0.5, 0.76, 1.0])),
+        "decode_keep": draw(st.sampled_from([0.0, 0.1, 0.25, 1.0])),
+    }
+    return Setting("METok", "METok", request)
+
+
+def held(setting: Setting, frames: int, geometry: Geometry) -> int:
+    return equal_kv.held(request_config(SERVER, setting), frames, geometry)
+
+
+@given(wishes(), frames_asked, geometries(), st.sampled_from(ENCODER_RULES))
+def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str) -> None:
+    target = held(metok, frames, geometry)
+    solved = equal_kv.token_rule(target, frames, geometry)
+    request = {"rule": rule, "rule_keep": solved.share}
+    assert held(Setting("x", rule, request), frames, geometry) == solved.token_layers
+    # One visual token and the newline are the least that such a rule can hold.
+    least, most = 2 * geometry.layers, geometry.layers * dense_tokens(frames, geometry.grid)
+    assert abs(solved.token_layers - min(max(target, least), most)) <= geometry.layers / 2
+
+
+@given(wishes(), frames_asked, geometries())
+def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
+    target = held(metok, frames, geometry)
+    first = geometry.layout(None).boundaries[0]
+    solved = equal_kv.fastv(target, frames, geometry, None)
+    below = first * dense_tokens(frames, geometry.grid)
+    deeper = geometry.layers - first
+    if solved is None:
+        assert target < below + deeper
+        return
+    request = {"rule": "fastv", "rule_keep": solved.share}
+    assert held(Setting("x", "FastV", request), frames, geometry) == solved.token_layers
+    most = geometry.layers * dense_tokens(frames, geometry.grid)
+    assert abs(solved.token_layers - min(target, most)) <= deeper / 2
+
+
+@given(wishes(), frames_asked, geometries())
+def test_fewer_frames(metok: Setting, frames: int, geometry: Geometry) -> None:
+    target = held(metok, frames, geometry)
+    solved = equal_kv.frame_dropping(target, frames, geometry)
+    kept = Setting("x", "fewer", {"enabled": False}, solved.share).frames(frames, frames)
+    each = dense_tokens(1, geometry.grid) - 1
+    assert solved.token_layers == geometry.layers * dense_tokens(kept, geometry.grid)
+    if 1 < kept < frames:
+        assert abs(solved.token_layers - target) <= geometry.layers * each / 2
+
+
+@pytest.mark.parametrize("frames", [2, 16, 64, 128])
+def test_every_setting_of_the_frontier_is_one_that_a_server_takes(frames: int) -> None:
+    geometry = Geometry(12, 2, 32, 4, grid=8)
+    found = frontier(frames, geometry)
+    for setting in found:
+        request_config(SERVER, setting)  # raises what the server would answer with 400
+    assert found[0].is_dense
+    lines = {setting.line for setting in found}
+    assert lines >= {"METok", "METok's stages", "random", "VidCom2", "FastV", "fewer frames"}
+    assert ("EVS" in lines) is (frames > 2)  # of two frames METok holds less than one
+    for target in TARGETS:
+        rivals_of = {setting.name for setting in found if setting.equal_to == target}
+        assert {f"{rule} = {target}" for rule in ("random", "VidCom2", "fewer frames")} <= rivals_of
+
+
+def test_a_server_of_ones_own_is_a_target_too() -> None:
+    geometry = Geometry(12, 2, 32, 4, grid=8)
+    own = METokConfig(pruning_layers=(4, 8, 10), keep_ratio=0.9, decode_keep=0.5)
+    found = {setting.name: setting for setting in frontier(64, geometry, own, own=True)}
+    served = found["as served"]
+    assert served.request is None
+    rival = request_config(own, found["EVS = as served"])
+    target = equal_kv.held(request_config(own, served), 64, geometry)
+    assert abs(equal_kv.held(rival, 64, geometry) - target) <= geometry.layers / 2
+
+
+def test_fastv_is_left_out_where_its_first_layers_hold_too_much() -> None:
+    geometry = Geometry(12, 2, 32, 4, grid=8)
+    target = held(Setting("max", "METok", {"preset": "max"}), 64, geometry)
+    names = [setting.name for setting in rivals(target, "max", 64, geometry, SERVER)]
+    assert names == ["random = max", "EVS = max", "VidCom2 = max", "fewer frames = max"]

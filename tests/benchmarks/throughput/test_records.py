@@ -1,0 +1,179 @@
+"""What an experiment leaves behind: JSON, CSV, tables, charts, and two of them compared."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.throughput import charts, records, tables
+from metok_vllm.benchmarks.throughput.compare import (
+    comparison_table,
+    differences,
+    read_result,
+    rows,
+)
+from metok_vllm.benchmarks.throughput.run import Cell
+from metok_vllm.benchmarks.throughput.split import PARTS
+from metok_vllm.errors import ConfigError
+from tests.benchmarks.throughput.experiments import shown
+
+
+def test_the_json_describes_itself(result: dict[str, Any], tmp_path: Path) -> None:
+    records.write_json(tmp_path / "result.json", result)
+    assert read_result(tmp_path / "result.json") == result
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert result["environment"] == {"commit": "abc"}
+    assert [endpoint["name"] for endpoint in result["endpoints"]] == ["plain", "metok"]
+    assert len(result["cells"]) == 4
+    cell = result["cells"][0]
+    assert (cell["frames"], cell["max_concurrency"], cell["request_rate"]) == (8, 1, None)
+    assert len(cell["rounds"]) == 2
+    assert len(cell["requests"]["metok"]) == 6
+    assert cell["comparison"]["agreement"]["compared"] == 6
+    assert "word0" not in json.dumps(result)  # answers are hashes
+
+
+def test_medians_are_those_of_the_rounds(result: dict[str, Any]) -> None:
+    for cell in result["cells"]:
+        for name in ("plain", "metok"):
+            rates = [runs[name]["requests_per_s"] for runs in cell["rounds"]]
+            assert cell["medians"][name]["requests_per_s"] == pytest.approx(sum(rates) / 2)
+            assert cell["medians"][name]["split_decode_s"] == pytest.approx(0.03)
+            # The server names all of its time; what it cannot see is the way to the client.
+            assert 0.3 < cell["medians"][name]["split_explained"] <= 1
+
+
+def test_the_last_line_is_one_line(result: dict[str, Any]) -> None:
+    line = records.one_line(result)
+    assert "\n" not in line
+    short = json.loads(line)
+    assert short["cells"][0]["medians"] == result["cells"][0]["medians"]
+    assert "requests" not in short["cells"][0]
+
+
+def test_the_csv_has_a_row_for_every_run(
+    measured: tuple[list[Cell], list[Endpoint]], result: dict[str, Any], tmp_path: Path
+) -> None:
+    records.write_csv(tmp_path / "rounds.csv", measured[0])
+    with (tmp_path / "rounds.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 * 2 * 2
+    assert [line["server"] for line in lines[:3]] == ["plain", "metok", "plain"]
+    wanted = result["cells"][0]["rounds"][0]["plain"]
+    assert float(lines[0]["requests_per_s"]) == wanted["requests_per_s"]
+    assert float(lines[0]["ttft_s_p99"]) == wanted["ttft_s"]["p99"]
+    assert (lines[0]["request_rate"], lines[0]["host_cores"]) == ("", "")
+    assert float(lines[0]["preemptions"]) == 0
+    assert {f"split_{part}_s" for part in PARTS} <= lines[0].keys()
+
+
+def test_no_ratio_is_shown_without_its_agreement(result: dict[str, Any]) -> None:
+    text = shown(*tables.tables(result))
+    ratio = result["cells"][0]["comparison"]["ratios"]["ttft_s_p50"]["median"]
+    assert f"{ratio:.2f} (" in text
+    assert "answers equal" in text
+    assert "100%" in text
+    refused = copy.deepcopy(result)
+    for cell in refused["cells"]:
+        cell["comparison"] |= {"refused": "requests failed: 1 of metok", "ratios": {}}
+    text = shown(*tables.tables(refused))
+    assert "requests failed: 1 of metok" in text
+    assert f"{ratio:.2f} (" not in text
+
+
+def test_failures_are_shown_with_their_reasons(result: dict[str, Any]) -> None:
+    assert tables.failures(result) == []
+    for runs in result["cells"][0]["rounds"]:
+        runs["metok"] |= {"errors": {"429: busy": 1}, "answered": 2}
+    assert tables.failures(result) == ["metok: 2 failed: 429: busy"]
+    (line,) = [line for line in shown(tables.tables(result)[0]).splitlines() if "failed" in line]
+    assert [cell.strip() for cell in line.strip("│").split("│")][:4] == ["failed", "0", "2", "0"]
+
+
+def test_charts_are_pictures(result: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    written = charts.draw_charts(result, tmp_path)
+    assert [path.name for path in written] == ["throughput.png", "ttft.png", "kv.png", "split.png"]
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.size == (1200, 675)
+            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
+
+
+def test_charts_of_one_cell_leave_out_the_lines(result: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    result["cells"] = result["cells"][:1]
+    result["cells"][0]["rounds"][-1]["plain"]["kv"] = None
+    names = [path.name for path in charts.draw_charts(result, tmp_path)]
+    assert names == ["kv.png", "split.png"]
+
+
+def test_results_of_several_runs_in_one_picture(result: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = []
+    for number, cell in enumerate(result["cells"][:2]):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps({**result, "cells": [cell]}))
+    charts.main([*map(str, files), "--out", str(tmp_path / "both")])
+    charts.draw_charts({**result, "cells": result["cells"][:2]}, tmp_path)
+    for picture in (tmp_path / "both").iterdir():
+        assert picture.read_bytes() == (tmp_path / picture.name).read_bytes()
+    result["endpoints"][0]["name"] = "another"
+    files[1].write_text(json.dumps(result))
+    with pytest.raises(ValueError, match="different servers"):
+        charts.main([*map(str, files), "--out", str(tmp_path)])
+
+
+def test_two_results(result: dict[str, Any]) -> None:
+    faster = copy.deepcopy(result)
+    faster["environment"]["commit"] = "def"
+    medians = faster["cells"][0]["medians"]["metok"]
+    medians["requests_per_s"] *= 2
+    medians["ttft_s_p50"] /= 4
+    found = rows(result, faster)
+    assert len(found) == 4 * 2
+    row = found[1]
+    assert (row.place, row.server, row.agreement) == ("8 frames, 1 in flight", "metok", 1.0)
+    assert list(row.ratios) == pytest.approx([2, 4, 1, 1])
+    assert differences(result, faster) == ["environment commit: abc and def"]
+    assert "(2.00)" in shown(comparison_table(found))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [({"error": "429"}, "no ratio: requests failed"), ({"key": "x"}, "no ratio: no request")],
+)
+def test_two_results_without_quality_have_no_ratio(
+    result: dict[str, Any], change: dict[str, str], why: str
+) -> None:
+    other = copy.deepcopy(result)
+    for record in other["cells"][0]["requests"]["plain"]:
+        record |= change
+    row = rows(result, other)[0]
+    assert row.ratios == (None,) * 4
+    assert str(row.refused).startswith(why)
+    assert rows(result, other)[2].refused is None
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot read"),
+        ("{", "not a JSON file"),
+        ("[]", "not a result"),
+        ('{"benchmark": "throughput", "schema": 99}', "has schema 99"),
+    ],
+)
+def test_other_files_are_refused(content: str | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        read_result(path)

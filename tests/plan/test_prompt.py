@@ -1,0 +1,266 @@
+"""PromptPlan: counts as the reference makes them, and slots that the scheduler can rely on."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import ENCODER_RULES
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
+from metok_vllm.plan.request import RequestPlan, VideoPlan, video_tokens
+from metok_vllm.plan.tokens import encoded_tokens, key_event_count
+from tests.reference.pruning import planned_tokens
+
+KEEP = Fraction("0.76")
+hundredths = st.integers(1, 100).map(lambda n: n / 100)
+
+
+def wishes(
+    stages: tuple[int, ...] = (2, 3),
+    keep: Fraction = KEEP,
+    decode: Fraction = Fraction(0),
+    share: Fraction = Fraction(3, 5),
+) -> Pruning:
+    return Pruning(stages, keep, decode, share)
+
+
+def plan(
+    prompt: int, *videos: tuple[int, int], step: int = 10_000, **wanted: Any
+) -> PromptPlan | None:
+    """Plan of a prompt with videos at (first token, tokens), all with the same wishes."""
+    pruning = wishes(**wanted)
+    named = [(str(n), start, tokens, pruning) for n, (start, tokens) in enumerate(videos)]
+    return PromptPlan.of(prompt, named, step)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> PromptPlan:
+    """Prompts with one to three videos, text between them or not, in one step or in chunks."""
+    videos, end = [], 0
+    for _ in range(draw(st.integers(1, 3))):
+        start = end + draw(st.integers(0, 5))
+        tokens = draw(st.integers(1, 60))
+        videos.append((start, tokens))
+        end = start + tokens
+    prompt = end + draw(st.integers(0, 5))
+    made = plan(
+        prompt,
+        *videos,
+        step=prompt + draw(st.sampled_from([0, -1])),
+        stages=draw(st.sampled_from([(2, 3), (3,)])),
+        keep=Fraction(repr(draw(hundredths))),
+        decode=Fraction(draw(st.integers(0, 100)), 100),
+        share=Fraction(draw(st.integers(1, 5)), 5),
+    )
+    assert made is not None
+    return made
+
+
+class TestCounts:
+    @given(
+        frames=st.integers(1, 140),
+        grid=st.integers(2, 27),
+        events=st.integers(1, 9),
+        ratio=hundredths,
+        per_event=st.one_of(st.integers(1, 40), hundredths),
+        keep=hundredths,
+        stage1=st.booleans(),
+    )
+    def test_as_the_reference_counts(
+        self,
+        frames: int,
+        grid: int,
+        events: int,
+        ratio: float,
+        per_event: int | float,
+        keep: float,
+        stage1: bool,
+    ) -> None:
+        config = METokConfig(
+            stages=(1, 2, 3) if stage1 else (2, 3),
+            num_events=events,
+            key_event_ratio=ratio,
+            key_frames_per_event=per_event,
+            keep_ratio=keep,
+        )
+        encoded = video_tokens(frames, grid, config)
+        pruning = Pruning.of(config, key_share(frames, grid, config))
+        strides = config.strides
+        assert pruning.counts(encoded).ran == planned_tokens(
+            frames, encoded, events, ratio, per_event, strides, grid, keep, stage1
+        )
+
+    def test_by_hand(self) -> None:
+        # 60 of 100 in key events: 0.76 * (60 + 40 / 2) = 60.8 and 0.76 ** 2 * 60 = 34.7.
+        counts = wishes(decode=Fraction(1, 4)).counts(100)
+        assert counts.ran == (100, 61, 35, 0)
+        assert counts.held == (100, 16, 9, 0)
+
+    def test_stages_that_are_off_leave_the_tokens(self) -> None:
+        assert wishes((2,)).counts(100).held == (100, 61, 35, 0)
+        assert wishes((3,)).counts(100).ran == (100,) * NUM_STAGES
+        assert wishes((3,)).counts(100).held == (100, 0, 0, 0)
+        assert wishes((3,), decode=Fraction(1)).counts(100).held == (100, 100, 100, 0)
+
+    def test_shares_are_the_decimals_that_users_write(self) -> None:
+        config = METokConfig(keep_ratio=0.07, decode_keep=0.29)
+        pruning = Pruning.of(config, Fraction(1))
+        assert (pruning.keep_ratio, pruning.decode_keep) == (Fraction(7, 100), Fraction(29, 100))
+        assert pruning.counts(100).ran[1] == 7  # as a float, 0.07 * 100 is over 7
+
+    def test_the_share_of_key_events_without_stage_1_is_theirs(self) -> None:
+        config = METokConfig(stages=(2, 3))
+        assert key_share(32, 14, config) == Fraction(key_event_count(5, 0.6), 5)
+
+    def test_one_event_is_all_key(self) -> None:
+        config = METokConfig(num_events=1)
+        assert key_share(32, 14, config) == 1
+        encoded = encoded_tokens(32, 14, config)
+        counts = Pruning.of(config, Fraction(1)).counts(encoded)
+        assert counts.ran[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
+
+    @given(tokens=st.integers(1, 500), share=hundredths)
+    def test_fastv_drops_once_and_holds_what_it_ran_on(self, tokens: int, share: float) -> None:
+        config = METokConfig(rule="fastv", rule_keep=share, decode_keep=0.5)
+        counts = Pruning.of(config, Fraction(1, 2)).counts(tokens)
+        kept = -(-Fraction(repr(share)) * tokens // 1)
+        assert counts.ran == counts.held == (tokens, kept, kept, kept)
+
+    @pytest.mark.parametrize("rule", ENCODER_RULES)
+    def test_a_rule_in_the_encoder_leaves_the_decoder_alone(self, rule: str) -> None:
+        pruning = Pruning.of(METokConfig(rule=rule, decode_keep=0.5), Fraction(1, 2))
+        assert PromptPlan.of(120, [("a", 10, 100, pruning)], 120) is None
+
+
+class TestSlots:
+    @given(plans())
+    def test_never_more_than_the_tokens_and_never_fewer_than_none(self, made: PromptPlan) -> None:
+        for stage in range(NUM_STAGES):
+            for tokens in range(made.prompt_tokens + 3):
+                assert 0 <= made.slots(stage, tokens) <= tokens
+
+    @given(plans())
+    def test_deeper_stages_hold_no_more(self, made: PromptPlan) -> None:
+        for tokens in (made.prompt_tokens - 1, made.prompt_tokens, made.prompt_tokens + 1):
+            needed = [made.slots(stage, tokens) for stage in range(NUM_STAGES)]
+            assert needed[0] == tokens, "the first stage holds everything"
+            assert needed == sorted(needed, reverse=True)
+
+    @given(plans())
+    def test_every_new_token_takes_one_slot(self, made: PromptPlan) -> None:
+        for stage in range(NUM_STAGES):
+            first = made.slots(stage, made.prompt_tokens + 1)
+            assert made.slots(stage, made.prompt_tokens + 9) == first + 8
+
+    @given(plans())
+    def test_decoding_never_holds_what_the_prefill_did_not_run_on(self, made: PromptPlan) -> None:
+        assert all(
+            held <= ran
+            for held, ran in zip(made.visual_tokens(held=True), made.visual_tokens(), strict=True)
+        )
+        for stage in range(NUM_STAGES):
+            assert made.decode_dropped[stage] >= made.prefill_dropped[stage]
+
+    @given(plans())
+    def test_text_is_never_dropped(self, made: PromptPlan) -> None:
+        text = made.prompt_tokens - sum(video.tokens for video in made.videos)
+        last = NUM_STAGES - 1
+        assert (
+            made.slots(last, made.prompt_tokens + 1)
+            == text + 1 + made.visual_tokens(held=True)[last]
+        )
+        assert text >= 1
+
+
+class TestOnePrompt:
+    def test_a_video_in_the_middle(self) -> None:
+        made = plan(120, (10, 100))
+        assert made is not None
+        assert (made.first_visual, made.query_rows, made.one_step) == (10, 10, True)
+        assert made.visual_tokens() == (100, 61, 35, 0)
+        assert made.prefill_dropped == (0, 39, 65, 100)
+        assert made.decode_dropped == (0, 100, 100, 100)
+        assert [made.slots(s, 120) for s in range(4)] == [120, 81, 55, 20]
+        assert [made.slots(s, 121) for s in range(4)] == [121, 21, 21, 21]
+
+    def test_the_last_row_answers_and_stays(self) -> None:
+        made = plan(110, (10, 100))
+        assert made is not None
+        assert made.videos[0].tokens == 99
+        assert made.query_rows == 1
+        assert made.slots(NUM_STAGES - 1, 110) == 11
+
+    def test_a_video_of_one_token_that_ends_the_prompt(self) -> None:
+        made = plan(11, (10, 1))
+        assert made is not None
+        assert made.visual_tokens() == (0,) * NUM_STAGES
+        assert made.decode_dropped == (0,) * NUM_STAGES
+
+    def test_videos_add_up_in_the_order_of_the_prompt(self) -> None:
+        made = plan(300, (150, 100), (10, 100))
+        assert made is not None
+        assert [video.start for video in made.videos] == [10, 150]
+        assert made.visual_tokens() == (200, 122, 70, 0)
+        assert (made.first_visual, made.query_rows) == (10, 50)
+
+    def test_whether_anybody_must_be_ranked(self) -> None:
+        some = Fraction(1, 10)
+        pruned, kept = plan(120, (10, 100)), plan(120, (10, 100), stages=(3,), decode=some)
+        evicted = plan(120, (10, 100), stages=(3,))
+        assert pruned is not None
+        assert kept is not None
+        assert evicted is not None
+        assert (pruned.needs_scores, kept.needs_scores) == (True, True)
+        assert not evicted.needs_scores
+
+    def test_fastv_asks_the_last_token_alone_and_evicts_nothing(self) -> None:
+        pruning = Pruning.of(METokConfig(rule="fastv"), Fraction(1))
+        made = PromptPlan.of(300, [("a", 10, 100, pruning), ("b", 150, 101, pruning)], 300)
+        assert made is not None
+        assert made.query_rows == 1
+        assert (made.prunes, made.evicts, made.needs_scores) == (True, False, True)
+        assert made.visual_tokens() == made.visual_tokens(held=True) == (201, 51, 51, 51)
+        assert made.prefill_dropped == made.decode_dropped == (0, 150, 150, 150)
+        last = PromptPlan.of(111, [("a", 10, 101, pruning)], 111)
+        assert last is not None
+        assert (last.visual_tokens(), last.query_rows) == ((100, 25, 25, 25), 1)
+        assert PromptPlan.of(300, [("a", 10, 100, pruning)], 299) is None
+
+
+class TestNoPlan:
+    def test_without_videos_or_stages(self) -> None:
+        assert plan(120) is None
+        assert plan(120, (10, 100), stages=()) is None
+
+    @pytest.mark.parametrize("stages", [(2, 3), (3,)])
+    def test_chunks_evict_and_nothing_else(self, stages: tuple[int, ...]) -> None:
+        whole = plan(120, (10, 100), step=120, stages=stages, decode=Fraction(1, 2))
+        made = plan(120, (10, 100), step=119, stages=stages, decode=Fraction(1, 2))
+        assert whole is not None
+        assert made is not None
+        assert (whole.one_step, made.one_step) == (True, False)
+        assert (made.prunes, made.evicts, made.needs_scores) == (False, True, False)
+        assert made.visual_tokens() == (100,) * NUM_STAGES
+        assert made.visual_tokens(held=True) == (100, 0, 0, 0)
+
+    def test_chunks_leave_nothing_to_stage_2_alone(self) -> None:
+        assert plan(120, (10, 100), step=119, stages=(2,)) is None
+
+    def test_a_request_reads_its_plan_off_its_videos(self) -> None:
+        pruning = wishes()
+        times = (0.0, 1.0)
+        videos = (
+            VideoPlan("a", 2, times, 2.0, 200, 100, 10, pruning),
+            VideoPlan("b", 2, times, 2.0, 200, 100, 150, pruning),
+        )
+        request = RequestPlan("balanced", (1, 2, 3), "user_turn", videos)
+        made = request.prompt_plan(300, 300)
+        assert made is not None
+        assert [video.key for video in made.videos] == ["a", "b"]
+        assert made.visual_tokens() == (200, 122, 70, 0)

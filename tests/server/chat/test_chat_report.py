@@ -1,0 +1,117 @@
+"""Where the figures of a report come from: the plan, and the workers' events."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from metok_vllm.config import METokConfig
+from metok_vllm.plan.prompt import Pruning
+from metok_vllm.plan.request import RequestPlan
+from metok_vllm.server.chat.serving import _Pending
+from tests.server.chat.serving_chat import ENTRY, PLAN, Core, serving
+
+
+class TestEvents:
+    def test_every_worker_of_every_engine_is_asked_for_the_videos(self) -> None:
+        """vLLM's own collective_rpc gives the first engine's answers alone."""
+        core = Core([[{"a": None}], [{"a": ENTRY}]])
+        chat = serving()
+        chat.engine_client = SimpleNamespace(engine_core=core)
+        assert asyncio.run(chat._events(PLAN)) == [{"a": None}, {"a": ENTRY}]
+        assert core.asked == [("collective_rpc", "metok_events", None, (["a"],), None)]
+
+    @pytest.mark.parametrize(("stages", "asked"), [((2, 3), 1), ((3,), 0), ((), 0)])
+    def test_nobody_is_asked_where_events_decide_nothing(
+        self, stages: tuple[int, ...], asked: int
+    ) -> None:
+        core = Core([[{"a": ENTRY}]])
+        chat = serving()
+        chat.engine_client = SimpleNamespace(engine_core=core)
+        asyncio.run(chat._events(replace(PLAN, stages=stages)))
+        assert len(core.asked) == asked
+
+    def test_an_engine_that_cannot_tell_costs_only_the_events(self) -> None:
+        chat = serving()
+        chat.engine_client = SimpleNamespace(engine_core=Core(RuntimeError("shutting down")))
+        assert asyncio.run(chat._events(PLAN)) == []
+
+
+def engine_of(step_tokens: int = 100) -> Any:
+    """An engine client with the facts that a report needs, and no events."""
+    names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
+    text = SimpleNamespace(**dict.fromkeys(names, 1), num_hidden_layers=8)
+    config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=16),
+        model_config=SimpleNamespace(hf_text_config=text),
+        scheduler_config=SimpleNamespace(
+            max_num_scheduled_tokens=None,
+            max_num_batched_tokens=step_tokens,
+            max_num_seqs=0,
+        ),
+    )
+    return SimpleNamespace(vllm_config=config, engine_core=Core([[{"a": None}]]))
+
+
+def fallbacks(reason: str) -> float:
+    return REGISTRY.get_sample_value("metok_fallbacks_total", {"reason": reason}) or 0.0
+
+
+def test_a_plan_follows_videos_that_moved() -> None:
+    plan = RequestPlan("balanced", (1,), "user_turn", PLAN.videos * 2)
+    moved = plan.moved([3, 50])
+    assert [video.start for video in moved.videos] == [3, 50]
+    assert moved.videos[0] == replace(PLAN.videos[0], start=3)
+
+
+class TestReport:
+    STAGED = RequestPlan(
+        "balanced",
+        (1, 2, 3),
+        "user_turn",
+        (replace(PLAN.videos[0], start=4, pruning=Pruning.of(METokConfig(), Fraction(3, 5))),),
+    )
+
+    def report(self, chat: Any, plan: RequestPlan, **pending: Any) -> Any:
+        events = asyncio.run(chat._events(plan))
+        return chat._report(_Pending(plan, 64, **pending), events)
+
+    def test_it_says_which_fallback_was_taken(self) -> None:
+        chat = serving(metok=METokConfig(stages=(1,)))
+        chat.engine_client = engine_of()
+        before = fallbacks("no_towers")
+        assert self.report(chat, PLAN)["fallback"] == "no_towers"
+        assert fallbacks("no_towers") == before + 1
+        chat.metok = METokConfig(stages=(1,), alignment_model="towers")
+        assert self.report(chat, PLAN)["fallback"] is None
+
+    def test_what_stages_2_and_3_did(self) -> None:
+        chat = serving(metok=METokConfig(alignment_model="towers"))
+        chat.engine_client = engine_of()
+        told = self.report(chat, self.STAGED)
+        assert (told["unpruned"], told["prefill"]) == (None, "one_step")
+        # Of 40 tokens 24 are in key events: 0.76 * (24 + 16 / 2) and 0.76 ** 2 * 24, rounded up.
+        assert told["visual_tokens"]["stages"] == [40, 25, 14, 0]
+
+    @pytest.mark.parametrize(
+        ("step_tokens", "whole", "reason"),
+        [
+            (63, None, "chunked_prefill"),
+            (100, "prompt_logprobs", "prompt_logprobs"),
+            (100, "beam_search", "beam_search"),
+        ],
+    )
+    def test_why_they_did_less(self, step_tokens: int, whole: str | None, reason: str) -> None:
+        chat = serving(metok=METokConfig(alignment_model="towers"))
+        chat.engine_client = engine_of(step_tokens)
+        before = fallbacks(reason)
+        told = self.report(chat, self.STAGED, whole=whole)
+        assert told["unpruned"] == reason
+        assert told["fallback"] is None
+        assert fallbacks(reason) == before + 1

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from metok_vllm.config import METokConfig
+from metok_vllm.plan.accounting import layer_prefill_flops
+from metok_vllm.plan.layers import StageLayout
+from metok_vllm.plan.prompt import PromptPlan, Pruning
+from metok_vllm.plan.request import RequestPlan, VideoPlan
+from metok_vllm.server.chat.report import EngineFacts, metok_report, video_events
+
+TEXT = SimpleNamespace(
+    num_hidden_layers=2,
+    hidden_size=8,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=16,
+)
+
+
+def plan_of(*videos: VideoPlan, stages: tuple[int, ...] = (1,)) -> RequestPlan:
+    return RequestPlan("balanced", stages, "user_turn", videos)
+
+
+def clip(key: str = "a", dense: int = 100, encoded: int = 40, **changes: Any) -> VideoPlan:
+    values = {"num_frames": 4, "timestamps_s": (0.0, 1.5, 3.0, 4.5), "duration_s": 6.0}
+    return VideoPlan(key=key, dense_tokens=dense, encoded_tokens=encoded, **{**values, **changes})
+
+
+ENTRY = {
+    "event_of_frame": [0, 0, 2, 2],
+    "event_relevance": [0.25, float("-inf"), 0.5],
+    "event_key": [False, False, True],
+}
+
+
+def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[str, Any]:
+    return metok_report(
+        plan,
+        None,
+        workers,
+        engine=EngineFacts(16, 100, TEXT, None),
+        prompt_tokens=prompt_tokens,
+        fallback="no_towers",
+        unpruned=None,
+    )
+
+
+def test_events_last_until_the_next_one_or_the_end() -> None:
+    assert video_events(3, clip(), ENTRY) == [
+        {"start_s": 0.0, "end_s": 3.0, "relevance": 0.25, "key": False, "video": 3},
+        {"start_s": 3.0, "end_s": 6.0, "relevance": 0.5, "key": True, "video": 3},
+    ]
+
+
+def test_a_video_without_a_duration_ends_at_its_last_frame() -> None:
+    assert video_events(0, clip(duration_s=0.0), ENTRY)[-1]["end_s"] == 4.5
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_numbers_that_json_does_not_know_are_null(bad: float) -> None:
+    video = clip(timestamps_s=(0.0, 1.5, bad, bad), duration_s=bad)
+    entry = {**ENTRY, "event_relevance": [bad, 0.0, 0.5]}
+    content = report(plan_of(video), {"a": entry})
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert None in (event["relevance"] for event in content["events"])
+    assert None in (event["end_s"] for event in content["events"])
+
+
+@pytest.mark.parametrize("entry", [None, {**ENTRY, "event_of_frame": [0, 0]}])
+def test_no_events_rather_than_an_error(entry: dict[str, Any] | None) -> None:
+    assert video_events(0, clip(), entry) == []
+
+
+def test_counts() -> None:
+    # 64 prompt tokens hold 40 visual ones; the dense prompt would have 124.
+    content = report(plan_of(clip()), {"a": ENTRY})
+    assert content["visual_tokens"] == {
+        "dense": 100,
+        "encoded": 40,
+        "stages": [40],
+        "decode": [40],
+    }
+    assert (content["unpruned"], content["prefill"], content["pruning_layers"]) == (None,) * 3
+    assert content["kv_blocks"] == {"dense": 8, "prefill": 4, "decode": 5}
+    assert (content["preset"], content["stages"], content["query_source"]) == (
+        "balanced",
+        [1],
+        "user_turn",
+    )
+    assert content["fallback"] == "no_towers"
+    per_layer = 2 * (64 * 8 * (2 * 8 + 2 * 4) + 2 * 64 * 64 * 8 + 3 * 64 * 8 * 16)
+    assert content["decoder_prefill_flops"]["metok"] == 2 * per_layer
+    assert content["decoder_prefill_flops"]["dense"] > 2 * content["decoder_prefill_flops"]["metok"]
+
+
+def test_several_videos_and_workers() -> None:
+    plan = plan_of(clip("a"), clip("b"))
+    content = report(plan, {"a": None, "b": ENTRY}, {"a": ENTRY}, prompt_tokens=90)
+    assert [event["video"] for event in content["events"]] == [0, 0, 1, 1]
+    assert content["visual_tokens"]["dense"] == 200
+
+
+def test_a_dense_request_saves_nothing() -> None:
+    content = report(plan_of(clip(encoded=100), stages=()), prompt_tokens=124)
+    assert (content["preset"], content["stages"], content["events"]) == ("off", [], [])
+    tokens = content["visual_tokens"]
+    assert tokens == {"dense": 100, "encoded": 100, "stages": [], "decode": []}
+    flops = content["decoder_prefill_flops"]
+    assert flops["dense"] == flops["metok"]
+    assert content["kv_blocks"] == {"dense": 8, "prefill": 8, "decode": 8}
+
+
+# Stages of 2, 4, 2 and 2 layers, which vLLM puts into groups of 2: 1, 2, 1 and 1.
+LAYOUT = StageLayout((2, 6, 8), 10)
+
+
+def staged(stages: tuple[int, ...] = (1, 2, 3), decode_keep: float = 0.0) -> RequestPlan:
+    config = METokConfig(stages=stages, decode_keep=decode_keep)
+    pruning = Pruning.of(config, Fraction(3, 5)) if stages else None
+    return plan_of(clip(start=4, pruning=pruning), stages=stages)
+
+
+def staged_report(
+    plan: RequestPlan, *, step_tokens: int = 100, unpruned: str | None = None
+) -> dict[str, Any]:
+    text = SimpleNamespace(**{**vars(TEXT), "num_hidden_layers": 10})
+    prompt_plan: PromptPlan | None = plan.prompt_plan(64, step_tokens) if not unpruned else None
+    return metok_report(
+        plan,
+        prompt_plan,
+        [],
+        engine=EngineFacts(16, step_tokens, text, LAYOUT),
+        prompt_tokens=64,
+        fallback=None,
+        unpruned=unpruned,
+    )
+
+
+def layers(count: int, rows: int) -> int:
+    return count * layer_prefill_flops(rows, 8, 4, 16)
+
+
+def test_a_prompt_that_was_pruned_and_evicted() -> None:
+    """40 of 64 prompt tokens are visual, 24 of them in key events; then 25, 14 and none."""
+    content = staged_report(staged())
+    assert content["pruning_layers"] == [2, 6, 8]
+    assert content["prefill"] == "one_step"
+    assert content["visual_tokens"]["stages"] == [40, 25, 14, 0]
+    assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
+    blocks = content["kv_blocks"]
+    assert blocks["dense"] == 5 * 8  # 124 tokens in every group
+    assert blocks["prefill"] == 4 + 2 * 4 + 3 + 2  # 64, 49, 38 and 24 tokens
+    assert blocks["decode"] == 5 + 2 * 2 + 2 + 2  # 65, and 25 in all later groups
+    flops = content["decoder_prefill_flops"]
+    assert flops["metok"] == layers(2, 64) + layers(4, 49) + layers(2, 38) + layers(2, 24)
+    assert flops["dense"] == layers(10, 124)
+
+
+def test_what_decoding_keeps() -> None:
+    content = staged_report(staged(decode_keep=0.25))
+    assert content["visual_tokens"]["decode"] == [40, 7, 4, 0]
+    assert content["kv_blocks"]["decode"] == 5 + 2 * 2 + 2 + 2  # 65, 32, 29 and 25 tokens
+
+
+def test_a_prompt_in_chunks_is_evicted_only() -> None:
+    content = staged_report(staged(), step_tokens=63)
+    assert content["prefill"] == "chunked"
+    assert content["visual_tokens"]["stages"] == [40, 40, 40, 40]
+    assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
+    assert content["kv_blocks"]["prefill"] == 5 * 4
+    assert content["kv_blocks"]["decode"] == 5 + 4 * 2
+    assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
+
+
+def test_a_prompt_that_only_stage_2_could_prune_in_chunks() -> None:
+    content = staged_report(staged((2,)), step_tokens=63)
+    assert content["prefill"] == "chunked"
+    assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == [40]
+    assert content["kv_blocks"]["prefill"] == 5 * 4
+
+
+def test_prompt_logprobs_leave_the_prompt_whole() -> None:
+    content = staged_report(staged(), unpruned="prompt_logprobs")
+    assert (content["unpruned"], content["prefill"]) == ("prompt_logprobs", None)
+    assert content["visual_tokens"]["stages"] == [40]
+    assert content["kv_blocks"]["decode"] == 5 * 5
+    assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
+
+
+def test_a_dense_request_to_an_engine_with_stages_holds_every_group() -> None:
+    plan = plan_of(clip(encoded=40, dense=40), stages=())
+    content = staged_report(plan)
+    assert content["kv_blocks"] == {"dense": 20, "prefill": 20, "decode": 25}
+    assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == []
+    assert content["prefill"] is None
+
+
+def facts_of(config: METokConfig | None) -> EngineFacts:
+    scheduler = SimpleNamespace(
+        max_num_scheduled_tokens=None, max_num_batched_tokens=80, max_num_seqs=3
+    )
+    vllm_config = SimpleNamespace(
+        cache_config=SimpleNamespace(block_size=32),
+        scheduler_config=scheduler,
+        model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=28)),
+    )
+    return EngineFacts.of(vllm_config, config)
+
+
+def test_the_facts_of_an_engine() -> None:
+    facts = facts_of(METokConfig(pruning_layers=(4, 12, 20)))
+    assert (facts.block_size, facts.step_tokens) == (32, 77)
+    assert facts.layout == StageLayout((4, 12, 20), 28)
+    assert facts_of(METokConfig(stages=(1,))).layout is None
+    assert facts_of(None).layout is None

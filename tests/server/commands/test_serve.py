@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from typing import Any
+
+import pytest
+from vllm.entrypoints.launchers import launcher
+from vllm.utils import system_utils
+
+from metok_vllm.console import CommandError
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.commands import serve
+
+
+def test_a_model_that_cannot_be_served_ends_the_server_with_1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[bool] = []
+
+    async def refused(*_: Any) -> None:
+        raise ConfigError("METok does not support this model")
+
+    def bound(_args: Namespace, reuse_port: bool) -> tuple[str, Any]:
+        assert not reuse_port
+        return "http://here", None
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(system_utils, "decorate_logs", lambda *_, **__: None)
+    monkeypatch.setattr(launcher, "setup_server", bound)
+    monkeypatch.setattr(serve, "_banner", lambda *_: "")
+    monkeypatch.setattr(serve, "_serve", refused)
+    monkeypatch.setattr(serve, "_end_leftovers", lambda: ended.append(True))
+    with pytest.raises(CommandError, match="does not support") as caught:
+        serve._serve_here(Namespace())
+    assert caught.value.status == 1
+    assert ended == [True]
+
+
+@pytest.mark.slow
+def test_a_thread_that_does_not_end_does_not_hold_the_process() -> None:
+    """Python joins the threads of every pool before it ends."""
+    program = (
+        "import threading, time\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from metok_vllm.server.commands import serve\n"
+        "serve._serve_here = lambda args: 3\n"
+        "serve.LEFTOVER_S = 0.5\n"
+        "ThreadPoolExecutor().submit(time.sleep, 600)\n"
+        "raise SystemExit(serve._serve_to_the_end(None))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from metok_vllm.server.middleware.key_check import TENANT, KeyCheck
+from tests.server.http_servers import Client, http_scope
+
+KEYS = ["first secret", "zweites Geheimnis ä"]
+
+
+def ask(
+    path: str,
+    method: str = "GET",
+    key: str | None = None,
+    *,
+    metrics: bool = True,
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+    **extra: Any,
+) -> tuple[bool, Scope, Client]:
+    """Whether the app was reached, with which scope, and the client."""
+    reached: list[Scope] = []
+
+    async def app(scope: Scope, _receive: Receive, _send: Send) -> None:
+        reached.append(scope)
+
+    if key is not None:
+        headers = (*headers, (b"authorization", f"Bearer {key}".encode()))
+    client = Client(b"body")
+    scope = {**http_scope(path, method), "headers": list(headers), **extra}
+    asyncio.run(KeyCheck(app, KEYS, metrics)(scope, client.receive, client.send))
+    return bool(reached), reached[0] if reached else {}, client
+
+
+GUARDED = [
+    ("POST", "/v1/chat/completions"),
+    ("POST", "/invocations"),
+    ("POST", "/tokenize"),
+    ("POST", "/scale_elastic_ep"),
+    ("POST", "/"),
+    ("POST", "/health"),
+    ("PUT", "/page/page.js"),
+    ("OPTIONS", "/v1/chat/completions"),
+    ("GET", "/v1/models"),
+    ("GET", "/docs"),
+    ("GET", "/openapi.json"),
+    ("GET", "/version"),
+    ("GET", "/load"),
+    ("GET", "/metok/books"),
+    ("GET", "/metrics/../v1/models"),
+    ("GET", "/health/../v1/models"),
+    ("GET", "/a/route/of/tomorrow"),
+]
+
+
+@pytest.mark.parametrize("root", ["", "/", "/v", "/health"])
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_everything_needs_a_key(method: str, path: str, root: str) -> None:
+    for key in (None, "", "wrong", KEYS[0][:-1], KEYS[0] + "x"):
+        reached, _, client = ask(path, method, key, root_path=root)
+        assert not reached
+        assert client.status == 401
+        assert len(client._messages) == 1, "the body was read"
+    for key in KEYS:
+        assert ask(path, method, key, root_path=root)[0]
+
+
+@pytest.mark.parametrize("path", ["//health", "/health/", "/health/.", "/%68ealth", "/PING"])
+def test_another_spelling_is_another_path(path: str) -> None:
+    assert not ask(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/"),
+        ("HEAD", "/"),
+        ("GET", "/page/page.js"),
+        ("GET", "/page/page.css"),
+        ("GET", "/health"),
+        ("GET", "/health/ready"),
+        ("GET", "/ping"),
+        ("POST", "/ping"),
+    ],
+)
+def test_but_health_and_the_page(method: str, path: str) -> None:
+    assert ask(path, method)[0]
+    assert ask("/prefix" + path, method, root_path="/prefix")[0]
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/"])
+def test_metrics_by_choice(path: str) -> None:
+    assert ask(path)[0]
+    assert not ask(path, metrics=False)[0]
+    assert ask(path, key=KEYS[0], metrics=False)[0]
+
+
+def test_a_browser_may_ask_what_it_may_do() -> None:
+    preflight = (
+        (b"origin", b"https://example.com"),
+        (b"access-control-request-method", b"POST"),
+    )
+    assert ask("/v1/chat/completions", "OPTIONS", headers=preflight)[0]
+    assert not ask("/v1/chat/completions", "POST", headers=preflight)[0]
+
+
+@pytest.mark.parametrize("value", [b"first secret", b"Basic first secret", b"Bearer  first secret"])
+def test_other_ways_to_say_it_are_none(value: bytes) -> None:
+    assert not ask("/v1/models", headers=((b"authorization", value),))[0]
+
+
+def test_a_scope_names_whose_request_it_is() -> None:
+    tenants = {ask("/v1/models", key=key)[1][TENANT] for key in KEYS}
+    assert len(tenants) == len(KEYS)
+    assert not any("secret" in tenant for tenant in tenants)
+    # Open paths take whatever comes, but only a right key makes a tenant.
+    assert TENANT not in ask("/health", key="wrong")[1]
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_a_websocket_is_closed_before_it_opens(key: str | None) -> None:
+    sent: list[Message] = []
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError("called")
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    scope = {"type": "websocket", "path": "/v1/realtime", "headers": headers}
+    asyncio.run(KeyCheck(app, KEYS, True)(scope, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]

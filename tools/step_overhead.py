@@ -1,0 +1,137 @@
+"""Host time of a decode step: plain vLLM, METok's engine with METok off, and with METok on.
+
+Three engines in one process hold the same number of running requests each; rounds of steps go to
+them in turn, so that what disturbs the machine disturbs all of them. Host time is the step without
+the model's forward pass: scheduling, inputs, metadata, sampling, outputs.
+
+    python -m tools.step_overhead --running 1 8 24 64 -o result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from metok_vllm.benchmarks import engines
+from metok_vllm.benchmarks.environment import environment
+
+TINY = engines.Decoder(layers=8, hidden=128, heads=4, kv_heads=2, intermediate=512)
+LAYOUTS = {4: [2, 4, 6], 8: [1, 3, 5]}  # cache groups -> boundaries
+FRAMES, STEPS, ROUNDS, WARM_UP = 8, 20, 15, 10
+
+
+class Engine:
+    """An engine whose forward passes are timed."""
+
+    def __init__(self, name: str, model: Path, metok: dict[str, Any] | None) -> None:
+        self.name = name
+        self.llm = engines.start(model, metok, dtype="float32", max_num_seqs=64)
+        self.options = {"enabled": name != "off"} if metok is not None else None
+        self.forward_s = 0.0
+        core = self.llm.llm_engine.engine_core.engine_core
+        runner = core.model_executor.driver_worker.worker.model_runner
+        inner = runner._model_forward
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.forward_s += time.perf_counter() - begin
+
+        runner._model_forward = timed
+
+    def fill(self, running: int) -> None:
+        """Start `running` requests and go on until all of them decode."""
+        from vllm import SamplingParams
+
+        tokens = WARM_UP + ROUNDS * STEPS + running + 50
+        params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
+        for number in range(running):
+            prompt = engines.question(number, FRAMES, self.options)
+            self.llm.llm_engine.add_request(f"{self.name}-{number}", prompt, params)
+        scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
+        while len(scheduler.running) < running or any(
+            request.num_output_tokens == 0 for request in scheduler.running
+        ):
+            self.llm.llm_engine.step()
+        for _ in range(WARM_UP):
+            self.llm.llm_engine.step()
+
+    def round(self) -> tuple[float, float]:
+        """Median host time and step time of a round, in milliseconds."""
+        host, whole = [], []
+        for _ in range(STEPS):
+            self.forward_s = 0.0
+            begin = time.perf_counter()
+            self.llm.llm_engine.step()
+            step_s = time.perf_counter() - begin
+            whole.append(step_s * 1e3)
+            host.append((step_s - self.forward_s) * 1e3)
+        return statistics.median(host), statistics.median(whole)
+
+    def empty(self) -> None:
+        """Abort everything."""
+        ids = list(self.llm.llm_engine.engine_core.engine_core.scheduler.requests)
+        self.llm.llm_engine.abort_request(ids, internal=True)
+        while self.llm.llm_engine.has_unfinished_requests():
+            self.llm.llm_engine.step()
+        self.llm.llm_engine.step()
+
+
+def measure(model: Path, groups: int, running: list[int]) -> list[dict[str, Any]]:
+    """Medians over rounds for each number of running requests."""
+    metok = {"pruning_layers": LAYOUTS[groups], "alignment_mode": "none"}
+    three = [Engine("plain", model, None), Engine("off", model, metok), Engine("on", model, metok)]
+    results = []
+    for count in running:
+        for engine in three:
+            engine.fill(count)
+        rounds: dict[str, list[tuple[float, float]]] = {engine.name: [] for engine in three}
+        for _ in range(ROUNDS):
+            for engine in three:
+                rounds[engine.name].append(engine.round())
+        for engine in three:
+            engine.empty()
+        row: dict[str, Any] = {"groups": groups, "running": count}
+        for name, values in rounds.items():
+            row[f"{name}_host_ms"] = round(statistics.median(v[0] for v in values), 3)
+            row[f"{name}_step_ms"] = round(statistics.median(v[1] for v in values), 3)
+        for name in ("off", "on"):
+            added = [a[0] - b[0] for a, b in zip(rounds[name], rounds["plain"], strict=True)]
+            row[f"{name}_added_ms"] = round(statistics.median(added), 3)
+            ratio = [a[0] / b[0] for a, b in zip(rounds[name], rounds["plain"], strict=True)]
+            row[f"{name}_host_ratio"] = round(statistics.median(ratio), 3)
+        results.append(row)
+    for engine in three:
+        engines.stop(engine.llm)
+    return results
+
+
+def main() -> None:
+    """Print the table, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 8, 24, 64])
+    parser.add_argument("--groups", type=int, nargs="+", default=[4, 8], choices=list(LAYOUTS))
+    parser.add_argument("-o", "--output", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        engines.write_config(model, TINY)
+        rows = [row for groups in args.groups for row in measure(model, groups, args.running)]
+    result = {"benchmark": "step_overhead", "decoder": vars(TINY), "frames": FRAMES}
+    result |= {"environment": environment(), "rows": rows}
+    columns = list(rows[0])
+    print(engines.table(columns, [[row[column] for column in columns] for row in rows]))
+    print(json.dumps(result))
+    if args.output:
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
