@@ -6,10 +6,8 @@ a core, the server's other processes and the client that measures them would har
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+
+import tests.environment  # noqa: F401 - before an engine changes it
 
 torch.set_num_threads(1)
