@@ -7,13 +7,12 @@ a core, the server's other processes and the client that measures them would har
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
+
+import tests.environment  # noqa: F401 - before an engine changes it
 
 torch.set_num_threads(1)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -27,6 +27,7 @@ class ChildServer:
     """A server in a session of its own, so that every process it starts can be found again.
 
     `command` is given `--host` and `--port` on top; the port is a free one where none is given.
+    `environ` None: the environment of this process.
     Leaving the context ends the server, with `stop_s` seconds to do so by itself. The log is
     removed with it unless something failed; `log_tail` reads it.
     """
@@ -34,7 +35,11 @@ class ChildServer:
     ready_path = "/health/ready"  # answers 200 once requests are taken
 
     def __init__(
-        self, command: Sequence[str], stop_s: float = STOP_S, port: int | None = None
+        self,
+        command: Sequence[str],
+        stop_s: float = STOP_S,
+        port: int | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self.stop_s = stop_s
         self.port = free_port() if port is None else port
@@ -47,6 +52,7 @@ class ChildServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                env=environ,
                 start_new_session=True,
             )
         self._seen: dict[int, psutil.Process] = {}

@@ -13,6 +13,7 @@ from openai import OpenAI
 
 from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.processes.child_server import SERVE, ChildServer
+from tests.environment import STARTED_WITH
 
 MODEL = "metok-demo"
 MAX_VIDEO_BYTES = 1 << 20  # small, so that tests of the limit stay small
@@ -46,7 +47,7 @@ def server(media_root: Path) -> Iterator[ChildServer]:
         "--metok-media-fetch-timeout-s",
         "3",
     ]
-    with ChildServer(command) as server:
+    with ChildServer(command, environ=STARTED_WITH) as server:
         try:
             server.wait_until_ready(240)
         except Exception:

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.conftest import MODEL, messages, video_part
+from tests.environment import STARTED_WITH
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ def two_engines() -> Iterator[ChildServer]:
     flags = ["--demo", "--data-parallel-size", "2", "--api-server-count", "1"]
     # Without it each engine wants a memory node to itself.
     command = ["env", "VLLM_CPU_OMP_THREADS_BIND=nobind", *SERVE, *flags]
-    with ChildServer(command) as server:
+    with ChildServer(command, environ=STARTED_WITH) as server:
         server.wait_until_ready(280)
         yield server
 

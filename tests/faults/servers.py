@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.conftest import MODEL, messages
+from tests.environment import STARTED_WITH
 from tests.waiting import wait_until
 
 KEY = "a-key-for-tests"
@@ -26,7 +27,7 @@ POLITE = ("nice", "-n", "10")
 @contextmanager
 def starting(*flags: str) -> Iterator[ChildServer]:
     """A `metok serve --demo` that has just been started."""
-    with ChildServer([*POLITE, *SERVE, "--demo", *flags]) as server:
+    with ChildServer([*POLITE, *SERVE, "--demo", *flags], environ=STARTED_WITH) as server:
         try:
             yield server
         except BaseException:

@@ -16,6 +16,7 @@ import pytest
 
 from metok_vllm.processes.child_server import SERVE, ChildServer, free_port
 from tests.conformance.conftest import video_part
+from tests.environment import STARTED_WITH
 from tests.faults.servers import POLITE, chat
 from tests.waiting import wait_until
 
@@ -93,7 +94,7 @@ def test_restarts_lose_no_answer() -> None:
     with Load(f"http://127.0.0.1:{port}") as load:
         for _ in range(RESTARTS):
             load.phase = "loading"
-            with ChildServer(command, port=port) as server:
+            with ChildServer(command, port=port, environ=STARTED_WITH) as server:
                 server.wait_until_ready(READY_S)
                 load.phase = "serving"
                 before = load.counts["answered"]
