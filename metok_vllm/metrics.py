@@ -127,7 +127,7 @@ def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> N
         ran = visual_tokens_by_stage(plan.encoded_tokens, prompt_plan)
         VISUAL_TOKENS.labels("stage2").inc(ran[2] if prompt_plan is not None else ran[0])
     if EVICT in plan.stages:
-        held = visual_tokens_by_stage(plan.encoded_tokens, prompt_plan, held=True)
+        held = visual_tokens_by_stage(plan.encoded_tokens, prompt_plan, decode=True)
         VISUAL_TOKENS.labels("stage3").inc(held[1] if prompt_plan is not None else held[0])
 
 

@@ -105,7 +105,7 @@ class Selection:
         for (prompt, videos), score_N in zip(self.prompts, scores, strict=True):
             for video, (_, row) in zip(videos, prompt.videos(stage - 1), strict=True):
                 start = row - prompt.first_row[stage - 1]
-                video.score_N = score_N[start : start + video.counts.ran[stage - 1]]
+                video.score_N = score_N[start : start + video.counts.prefill[stage - 1]]
 
     def enter(self, stage: int) -> Tensor | None:
         """Rows of stage - 1 that run on in `stage`, rising; None when all of them do."""
@@ -119,11 +119,11 @@ class Selection:
             keep[before[self._narrow(stage)]] = True
         return torch.argsort(keep, descending=True, stable=True)[:rows]
 
-    def held(self, stage: int) -> Tensor | None:
+    def kept_for_decode(self, stage: int) -> Tensor | None:
         """Rows of `stage` that it holds for decoding beside the text; None for text alone."""
         evicted = [(prompt, videos) for prompt, videos in self.prompts if prompt.plan.evicts]
         videos = [video for _, of_prompt in evicted for video in of_prompt]
-        wanted = [video.counts.held[stage] for video in videos]
+        wanted = [video.counts.decode[stage] for video in videos]
         if not sum(wanted):
             return None
         # A share of each video, not of each event: every video counts as one.
@@ -149,7 +149,7 @@ class Selection:
             size_E = torch.zeros(len(key_E), dtype=torch.int64, device=self.device)
             size_E.index_add_(0, video.event_N, torch.ones_like(video.event_N))
             weight_E = torch.where(key_E, KEY_WEIGHT[stage], OTHER_WEIGHT[stage])
-            total = video.counts.ran[stage]
+            total = video.counts.prefill[stage]
             counts.append(share_out(total, size_E, weight_E, video.events.relevance_E))
             events.append(video.event_N + first)
             scores.append(video.score_N)
@@ -167,7 +167,7 @@ class Selection:
     def _rows(self, prompts: Sequence[StagedPrompt], stage: int) -> Tensor:
         """Rows at `stage` of the visual tokens of `prompts`, in order."""
         ranges = [
-            torch.arange(row, row + video.counts.ran[stage], device=self.device)
+            torch.arange(row, row + video.counts.prefill[stage], device=self.device)
             for prompt in prompts
             for video, row in prompt.videos(stage)
         ]

@@ -73,5 +73,5 @@ def _held(selection: Selection, plan: PromptPlan, stage: int, at_M: Tensor) -> T
         return None
     text_M = (at_M < plan.first_visual) | (at_M >= plan.last_visual)
     rows_M = text_M.nonzero()[:, 0]
-    visual_M = selection.held(stage)
+    visual_M = selection.kept_for_decode(stage)
     return rows_M if visual_M is None else torch.cat([rows_M, visual_M]).sort().values

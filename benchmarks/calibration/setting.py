@@ -60,7 +60,7 @@ def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) ->
 def _partly(span: VideoSpan, setting: Setting) -> VideoCounts:
     ran = [span.tokens]
     for stage in range(1, NUM_STAGES):
-        ran.append(span.counts.ran[stage] if stage in setting.drops else ran[-1])
+        ran.append(span.counts.prefill[stage] if stage in setting.drops else ran[-1])
     held = list(ran)
     if setting.decode_keep is not None:
         share = Fraction(repr(setting.decode_keep))

@@ -32,7 +32,7 @@ def held(config: METokConfig, frames: int, geometry: Geometry) -> int:
         return geometry.layers * tokens
     wishes = Pruning.of(config, key_share(frames, geometry.grid, config))
     sizes = geometry.layout(config.pruning_layers).stage_sizes
-    return sum(size * n for size, n in zip(sizes, wishes.counts(tokens).held, strict=True))
+    return sum(size * n for size, n in zip(sizes, wishes.counts(tokens).decode, strict=True))
 
 
 def token_rule(target: int, frames: int, geometry: Geometry) -> Solved:

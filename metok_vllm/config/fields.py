@@ -7,6 +7,7 @@ Field names are a promise to users; the rule they parameterise is the paper's (a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,13 @@ class METokConfig:
             check_presets(own, REQUEST_FIELDS - {"enabled", "preset"})
             merged = {**preset_values(preset, own), **merged}
         return _replace(self, merged)
+
+    def restored(self, values: Mapping[str, Any]) -> METokConfig:
+        """A copy with values of a configuration that was checked where it was parsed."""
+        copied = copy(self)
+        for name, value in values.items():
+            object.__setattr__(copied, name, tuple(value) if isinstance(value, list) else value)
+        return copied
 
     def for_request(self, values: Mapping[str, Any]) -> METokConfig:
         """The configuration of one request. Raises ConfigError for what a request may not change.

@@ -68,7 +68,7 @@ class StagedRunner:
         for groups in self.attn_groups:  # type: ignore[attr-defined]
             for group in groups:
                 StagedAttentionGroup.adopt(group, self.metok_views)
-        StagedBlockTables.adopt(self.input_batch.block_table, self.metok_look)
+        StagedBlockTables.adopt(self.input_batch.block_table, self.metok_build_stage_views)
         names = [group.layer_names for group in self.kv_cache_config.kv_cache_groups]
         staged = self.get_model().staged  # type: ignore[attr-defined]
         of_name = {name: gid for gid, group in enumerate(names) for name in group}
@@ -135,7 +135,7 @@ class StagedRunner:
                 by_layer.update(dict.fromkeys(group.layer_names, by_gid[gid]))
         return by_gid, by_layer
 
-    def metok_look(self) -> list[StageView | None]:
+    def metok_build_stage_views(self) -> list[StageView | None]:
         """How each cache group sees the batch that was just prepared; None: as vLLM does."""
         self.metok_views.clear()
         if self.metok_live and self.metok_plans:

@@ -1,16 +1,15 @@
-"""The METok half of a multimodal processor, shared by the model files.
+"""METok in a model's multimodal processor, shared by the model files.
 
-It decides, before any pixel is looked at, how many tokens a video gets; it reads the question from
-the prompt; and it makes both part of the video's identity, so that no cache of vLLM (processor,
-encoder, prefix) can serve what another question or setting selected. A request says what it wants
-under `mm_processor_kwargs["metok"]`; images never see any of it.
+It fixes a video's token count before any pixel is processed and reads the question from the prompt.
+Both become part of the video's key, so that no cache of vLLM (processor, encoder, prefix) serves
+tokens that another question or setting selected. Settings of a request come in
+`mm_processor_kwargs["metok"]`; images are not affected.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -36,17 +35,37 @@ from metok_vllm.plan.tokens import dense_tokens
 
 logger = init_logger("vllm.metok")
 
-OPTION = "metok"  # key of a request's wishes in mm_processor_kwargs
-# Put among them by our server, which has the messages: the question and where it stands.
-LAST_USER_TEXT, QUERY_SOURCE = "last_user_text", "query_source"
-SCOPE = "videos_kwargs"  # vLLM hashes what stands in here with videos only
-PAYLOAD, IDENTITIES = "metok_payload", "metok_identities"
-Identity = tuple[str, str]  # a video's key in vLLM's caches, and its content without METok's part
+OPTION = "metok"  # key in mm_processor_kwargs, and of the plan in the result
+VIDEOS = "metok_videos"  # key in the processor's own options
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """Settings of a request that our server has parsed already, and its question.
+
+    `query` empty: the question is read from the prompt. `source` is reported as `query_source`.
+    """
+
+    config: METokConfig
+    query: str = ""
+    source: str = USER_TURN
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """Settings of a request's videos inside the processor. `payload` None: the dense input.
+
+    `keys` are each video's key in vLLM's caches and its content's key.
+    """
+
+    config: METokConfig
+    payload: str | None
+    keys: tuple[tuple[str, str], ...]
 
 
 @dataclass
-class KeyedInputs(ProcessorInputs):  # type: ignore[misc]
-    """Processor inputs whose hashes are computed once; METok's part is added to the videos'."""
+class KeyedInputs(ProcessorInputs):
+    """Processor inputs whose hashes are computed once; the videos' include METok's settings."""
 
     hashes: Any = None
 
@@ -84,9 +103,10 @@ class MetokProcessorMixin:
         return inputs
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """As the base class, with stage 1 decided and the plan left under `metok`."""
+        """As the base class; the request's plan is added to the result as `metok`."""
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        config, question = _wanted(self.info.metok, kwargs.pop(OPTION, None))
+        options = _options(self.info.metok, kwargs.pop(OPTION, None))
+        config = options.config
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         if isinstance(inputs.cache, SentMediaCache):
             inputs.cache.commit()
@@ -100,21 +120,22 @@ class MetokProcessorMixin:
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
-            query, source = question if question[0] else self.query_finder.find(inputs.prompt)
+            query, source = options.query, options.source
+            if not query:
+                query, source = self.query_finder.find(inputs.prompt)
             query_ids = self._query_ids(query)
         payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
         contents = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
         keys = [wire.video_key(content, payload) for content in contents]
         keyed.hashes = {**keyed.hashes, "video": keys}
-        identities = list(zip(keys, contents, strict=True))
-        kwargs[SCOPE] = {**kwargs.get(SCOPE, {}), PAYLOAD: payload, IDENTITIES: identities}
+        kwargs[VIDEOS] = VideoOptions(config, payload, tuple(zip(keys, contents, strict=True)))
         keyed.hf_processor_mm_kwargs = kwargs
         result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
-        # A video that the client named by its id alone has no frames to plan with.
+        # A video that is given by its id alone has no frames to plan with.
         if all(video is not None for video in videos.data):
             places = result["mm_placeholders"]["video"]
-            result["metok"] = self._plan(config, source, videos, keys, places)
+            result[OPTION] = self._plan(config, source, videos, keys, places)
         return result
 
     def _query_ids(self, query: str) -> Any:
@@ -156,34 +177,32 @@ class MetokProcessorMixin:
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        scope = dict(kwargs.get(SCOPE, {}))
-        if IDENTITIES in scope:
-            known = zip(scope[IDENTITIES], mm_is_cached["video"], strict=True)
-            scope[IDENTITIES] = [identity for identity, hit in known if not hit]
-            kwargs[SCOPE] = scope
+        if VIDEOS in kwargs:
+            options, cached = kwargs[VIDEOS], mm_is_cached["video"]
+            missing = [key for key, hit in zip(options.keys, cached, strict=True) if not hit]
+            kwargs[VIDEOS] = replace(options, keys=tuple(missing))
         return kwargs
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        rest, payload, identities = _take(hf_kwargs)
+        rest, options = _without_videos(hf_kwargs)
         data = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
         if "pixel_values_videos" in data:
-            shares = self._key_shares(mm_items, payload)
+            assert options is not None, "videos without their options"
+            videos = mm_items.get_items("video", VideoProcessorItems)
+            assert len(options.keys) == videos.get_count()
             data[wire.FIELD] = [
-                wire.pack(key, payload, share, content)
-                for (key, content), share in zip(identities, shares, strict=True)
+                wire.pack(
+                    key,
+                    options.payload,
+                    key_share(videos.get_num_frames(index), self.info.metok_grid, options.config),
+                    content,
+                )
+                for index, (key, content) in enumerate(options.keys)
             ]
         return data
 
-    def _key_shares(self, mm_items: Any, payload: str | None) -> list[Fraction]:
-        videos = mm_items.get_items("video", VideoProcessorItems)
-        frames = [videos.get_num_frames(index) for index in range(videos.get_count())]
-        if payload is None:
-            return [Fraction(1)] * len(frames)
-        config = self.info.metok.updated(wire.settings_of(payload))
-        return [key_share(count, self.info.metok_grid, config) for count in frames]
-
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
-        rest, _, _ = _take(hf_processor_mm_kwargs)
+        rest, _ = _without_videos(hf_processor_mm_kwargs)
         fields = dict(super()._get_mm_fields_config(hf_inputs, rest))  # type: ignore[misc]
         fields[wire.FIELD] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
         return fields
@@ -191,52 +210,48 @@ class MetokProcessorMixin:
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptUpdate]:
-        rest, payload, _ = _take(hf_processor_mm_kwargs)
+        rest, options = _without_videos(hf_processor_mm_kwargs)
+        updates: Sequence[PromptUpdate]
         updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
-        if payload is None:
-            return updates  # type: ignore[no-any-return]
-        config = self.info.metok.updated({**wire.settings_of(payload), "enabled": True})
+        if options is None or options.payload is None:
+            return updates
         token = self.info.get_hf_config().video_token_index
 
         def replacement(index: int) -> list[int]:
             frames = mm_items.get_items("video", VideoProcessorItems).get_num_frames(index)
-            return [token] * video_tokens(frames, self.info.metok_grid, config)
+            return [token] * video_tokens(frames, self.info.metok_grid, options.config)
 
         video = PromptReplacement(modality="video", target=[token], replacement=replacement)
         return [*(u for u in updates if u.modality != "video"), video]
 
 
-def _wanted(base: METokConfig, option: object) -> tuple[METokConfig, tuple[str, str]]:
-    """The request's configuration, and its question with its source where our server knows them."""
+def _options(base: METokConfig, option: object) -> RequestOptions:
+    """The options of a request; our server's are parsed, those of other callers are a mapping."""
     if option is None:
-        return base, ("", "")
+        return RequestOptions(base)
+    if isinstance(option, RequestOptions):
+        return option
     if not isinstance(option, Mapping):
         raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
-    settings = dict(option)
-    question = settings.pop(LAST_USER_TEXT, ""), settings.pop(QUERY_SOURCE, USER_TURN)
     try:
-        return base.for_request(settings), question
+        return RequestOptions(base.for_request(option))
     except ConfigError as error:
         raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
 
 
-def _take(kwargs: Mapping[str, object]) -> tuple[dict[str, object], str | None, list[Identity]]:
-    """Processor options without ours, then the payload and the identities of the videos."""
+def _without_videos(
+    kwargs: Mapping[str, object],
+) -> tuple[dict[str, object], VideoOptions | None]:
+    """The processor's options without METok's, and METok's."""
     rest = dict(kwargs)
-    scope: Any = rest.pop(SCOPE, None)
-    if scope is None:
-        return rest, None, []
-    scope = dict(scope)
-    payload, identities = scope.pop(PAYLOAD, None), scope.pop(IDENTITIES, [])
-    if scope:
-        rest[SCOPE] = scope
-    return rest, payload, identities
+    options: Any = rest.pop(VIDEOS, None)
+    return rest, options
 
 
 def _frame_times(
     videos: VideoProcessorItems, index: int, frames: int
 ) -> tuple[tuple[float, ...], float]:
-    """Seconds of each sampled frame and of the whole video; frame numbers where nobody knows."""
+    """Seconds of each sampled frame and of the whole video; frame numbers without metadata."""
     metadata: Any = videos.metadata[index] if isinstance(videos.metadata, list) else None
     if metadata is None:
         metadata = {}

@@ -1,6 +1,7 @@
-"""What the processor tells the engine about one video: one small JSON field beside the pixels.
+"""One video's settings on their way from the processor to the engine: JSON beside the pixels.
 
-The encoder reads how to encode the video, scheduler and worker read how to prune and evict it.
+The worker reads how to encode the video, the scheduler how to prune and evict it. Values were
+checked when the API server parsed the request and are not checked again.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from metok_vllm.config.methods import METOK
 from metok_vllm.plan.prompt import EVICT, PRUNE, Pruning
 
 FIELD = "metok_request"
-# Whether and by which preset is decided; what remains of a request's settings is what was decided.
+# Once a request is parsed, `enabled` and `preset` have been applied to the other fields.
 SELECTION_FIELDS = REQUEST_FIELDS - {"enabled", "preset"}
+DEFAULTS = METokConfig()
 
 
 @dataclass(frozen=True)
 class EncodeRequest:
-    """One video to encode. `key` is its identity in vLLM's caches, question included.
+    """One video to encode. `key` identifies it in vLLM's caches, question included.
 
-    `content` is its identity without question and settings: bytes (or the client's id) and
-    sampling. None keeps its features out of the feature cache.
+    `content` identifies it without question and settings: by its bytes (or the client's id) and
+    its sampling. None keeps its features out of the feature cache.
     """
 
     key: str
@@ -39,8 +41,8 @@ class EncodeRequest:
 
 
 def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
-    """All that decides what is selected of a video, canonical: it is part of every cache key."""
-    if config.rule != METOK:  # nothing else is read, and the question does not matter
+    """Every setting that affects which tokens are selected, as canonical JSON for cache keys."""
+    if config.rule != METOK:  # other methods read nothing else, the question included
         settings = {"rule": config.rule, "rule_keep": config.rule_keep, "query_ids": []}
         return json.dumps(settings, sort_keys=True)
     settings = {name: getattr(config, name) for name in SELECTION_FIELDS - {"rule_keep"}}
@@ -52,7 +54,7 @@ def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
 
 
 def video_key(content: str, payload: str | None) -> str:
-    """A video's identity in vLLM's caches: its content alone where it is dense."""
+    """Key of a video in vLLM's caches: its content's alone where it is dense."""
     if payload is None:
         return content
     return hashlib.sha256(json.dumps([content, payload]).encode()).hexdigest()
@@ -64,7 +66,7 @@ def pack(
     key_share: Fraction = Fraction(1),
     content: str | None = None,
 ) -> Tensor:
-    """One video's field, uint8 [bytes]; `payload` None means the model's own dense input."""
+    """The field of one video, uint8 [bytes]; `payload` None means the model's own dense input."""
     fields = {
         "key": key,
         "payload": payload,
@@ -80,16 +82,16 @@ def unpack(field: Tensor | Sequence[Tensor], base: METokConfig) -> list[EncodeRe
 
 
 def read_pruning(field: Tensor) -> tuple[str, Pruning] | None:
-    """Key of a video and what stages 2 and 3 shall do with it; None for the dense input."""
+    """Key of a video and its settings for stages 2 and 3; None for the dense input."""
     fields = _fields(field)
     if fields["payload"] is None:
         return None
-    config = METokConfig().updated(settings_of(fields["payload"]))
+    config = DEFAULTS.restored(_settings_of(fields["payload"]))
     return fields["key"], Pruning.of(config, Fraction(*fields["key_share"]))
 
 
-def settings_of(payload: str) -> dict[str, Any]:
-    """The METokConfig fields in a payload."""
+def _settings_of(payload: str) -> dict[str, Any]:
+    """Fields of a METokConfig in a payload; the API server has checked them."""
     settings: dict[str, Any] = json.loads(payload)
     return {name: value for name, value in settings.items() if name in SELECTION_FIELDS}
 
@@ -99,7 +101,7 @@ def _unpack_one(item: Tensor, base: METokConfig) -> EncodeRequest | None:
     if fields["payload"] is None:
         return None
     query_ids = tuple(tuple(row) for row in json.loads(fields["payload"])["query_ids"])
-    config = base.updated(settings_of(fields["payload"]))
+    config = base.restored(_settings_of(fields["payload"]))
     return EncodeRequest(fields["key"], config, query_ids, fields["content"])
 
 

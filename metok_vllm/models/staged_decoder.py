@@ -160,7 +160,7 @@ class _Evictor:
         # Slots of text that earlier chunks computed come first.
         self.behind = [self._text_before(prompt) for prompt in self.prompts]
         self.rows = _indices([part for p in self.prompts for part in p.text_rows(stage)], device)
-        held = selection.held(stage) if self.prompts else None
+        held = selection.kept_for_decode(stage) if self.prompts else None
         if held is not None:
             both = held if self.rows is None else torch.cat([self.rows, held])
             self.rows = both.sort().values

@@ -67,7 +67,7 @@ def request_blocks(
 
 
 def visual_tokens_by_stage(
-    encoded: int, plan: PromptPlan | None, *, held: bool = False
+    encoded: int, plan: PromptPlan | None, *, decode: bool = False
 ) -> tuple[int, ...]:
     """Visual tokens that each stage's layers run on in the prefill, or hold for decoding.
 
@@ -77,6 +77,6 @@ def visual_tokens_by_stage(
     if plan is None:
         return (encoded,)
     last_row = encoded - sum(video.tokens for video in plan.videos)
-    counts = plan.visual_tokens(held=held)
+    counts = plan.visual_tokens(decode=decode)
     assert len(counts) == NUM_STAGES
     return tuple(count + last_row for count in counts)

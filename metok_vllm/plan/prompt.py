@@ -1,7 +1,7 @@
 """What stages 2 and 3 will do to one prompt: visual tokens per stage, fixed before it runs.
 
-Scheduler and worker each compute this plan from the same request and never exchange it: block
-tables, sequence lengths and slots follow from it. Pure Python, exact arithmetic.
+The scheduler computes this plan and sends it to the workers with the request: block tables,
+sequence lengths and slots follow from it. Pure Python, exact arithmetic.
 Source: METok, arXiv 2506.02850, sections 3.2 and 3.3, with totals fixed in advance as docs/metok.md
 defines.
 """
@@ -26,11 +26,11 @@ MOST_SET_ASIDE = 2048
 
 @dataclass(frozen=True)
 class Pruning:
-    """What a request wants of stages 2 and 3. `key_share` is the part of a video's tokens that
-    belongs to key events if its events were equally long.
+    """Settings of stages 2 and 3 for one video.
 
-    `fastv_keep` is set where FastV's rule works instead: that share stays from the first boundary
-    on, in decoding too.
+    `key_share` is the share of its tokens that belongs to key events if all events were equally
+    long. `fastv_keep` is set for the FastV method: that share stays from the first boundary on,
+    for decoding too.
     """
 
     stages: tuple[int, ...]
@@ -41,7 +41,7 @@ class Pruning:
 
     @classmethod
     def of(cls, config: METokConfig, share: Fraction) -> Pruning:
-        """The wishes in a configuration, shares read as the decimals that users write."""
+        """From a configuration; shares are read as the decimals that users write."""
         keep, decode = Fraction(repr(config.keep_ratio)), Fraction(repr(config.decode_keep))
         if config.rule == FASTV:
             return cls((PRUNE,), keep, decode, share, Fraction(repr(config.rule_keep)))
@@ -51,29 +51,28 @@ class Pruning:
 
     def counts(self, tokens: int) -> VideoCounts:
         """Visual tokens of a video that enters the decoder with `tokens`, stage by stage."""
-        ran = (tokens,) * NUM_STAGES
+        prefill = (tokens,) * NUM_STAGES
         if PRUNE in self.stages and self.fastv_keep is not None:
             kept = math.ceil(self.fastv_keep * tokens)
-            ran = (tokens, kept, kept, kept)
+            prefill = (tokens, kept, kept, kept)
         elif PRUNE in self.stages:
             key, other = self.key_share * tokens, (1 - self.key_share) * tokens
             first = math.ceil(self.keep_ratio * (key + other / 2))
             second = math.ceil(self.keep_ratio * self.keep_ratio * key)
-            ran = (tokens, first, second, 0)
-        held = ran
+            prefill = (tokens, first, second, 0)
+        decode = prefill
         if EVICT in self.stages:
-            stay = [math.ceil(self.decode_keep * n) for n in ran[1:3]]
-            held = (tokens, stay[0], stay[1], 0)
-        return VideoCounts(ran, held)
+            first, second = (math.ceil(self.decode_keep * n) for n in prefill[1:3])
+            decode = (tokens, first, second, 0)
+        return VideoCounts(prefill, decode)
 
 
 @dataclass(frozen=True)
 class VideoCounts:
-    """Visual tokens of one video: those a stage's layers run on in the prefill, and those they
-    hold for decoding."""
+    """Visual tokens of one video by stage: run on in the prefill, and cached for decoding."""
 
-    ran: tuple[int, ...]
-    held: tuple[int, ...]
+    prefill: tuple[int, ...]
+    decode: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class PromptPlan:
         videos: Sequence[tuple[str, int, int, Pruning]],
         step_tokens: int,
     ) -> PromptPlan | None:
-        """The plan of a prompt with `videos` (key, first token, tokens, wishes), or None.
+        """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
         `step_tokens` is what one step can take. The prompt's last row gives the first new token,
         so a video that ends the prompt leaves its last token to the text. A chunked prefill that
@@ -122,11 +121,11 @@ class PromptPlan:
         if not stages:
             return None
         spans = []
-        for key, start, tokens, wishes in sorted(videos, key=lambda video: video[1]):
+        for key, start, tokens, pruning in sorted(videos, key=lambda video: video[1]):
             prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
-            keep = wishes.decode_keep if one_step else Fraction(0)
-            wishes = replace(wishes, stages=stages, decode_keep=keep)
-            spans.append(VideoSpan(key, start, prunable, wishes.counts(prunable)))
+            keep = pruning.decode_keep if one_step else Fraction(0)
+            pruning = replace(pruning, stages=stages, decode_keep=keep)
+            spans.append(VideoSpan(key, start, prunable, pruning.counts(prunable)))
         if not one_step and _set_aside(spans, prompt_tokens, step_tokens) > MOST_SET_ASIDE:
             return None
         fastv = videos[0][3].fastv_keep is not None
@@ -136,22 +135,22 @@ class PromptPlan:
     def prefill_dropped(self) -> tuple[int, ...]:
         """Tokens of the prompt that each stage's layers do not run on."""
         return tuple(
-            sum(video.tokens - video.counts.ran[stage] for video in self.videos)
+            sum(video.tokens - video.counts.prefill[stage] for video in self.videos)
             for stage in range(NUM_STAGES)
         )
 
     @cached_property
     def decode_dropped(self) -> tuple[int, ...]:
-        """Tokens of the prompt that each stage does not hold once the prefill is done."""
+        """Tokens of the prompt that each stage does not cache once the prefill is done."""
         return tuple(
-            sum(video.tokens - video.counts.held[stage] for video in self.videos)
+            sum(video.tokens - video.counts.decode[stage] for video in self.videos)
             for stage in range(NUM_STAGES)
         )
 
     @property
     def needs_scores(self) -> bool:
         """Whether visual tokens are ranked at the first two boundaries."""
-        return self.prunes or any(video.counts.held[1] for video in self.videos)
+        return self.prunes or any(video.counts.decode[1] for video in self.videos)
 
     @property
     def last_visual(self) -> int:
@@ -177,10 +176,10 @@ class PromptPlan:
             return num_tokens - self.prefill_dropped[stage]
         return num_tokens
 
-    def visual_tokens(self, *, held: bool = False) -> tuple[int, ...]:
-        """Visual tokens of all videos by stage: run on in the prefill, or held for decoding."""
+    def visual_tokens(self, *, decode: bool = False) -> tuple[int, ...]:
+        """Visual tokens of all videos by stage: run on in the prefill, or cached for decoding."""
         return tuple(
-            sum((v.counts.held if held else v.counts.ran)[stage] for v in self.videos)
+            sum((v.counts.decode if decode else v.counts.prefill)[stage] for v in self.videos)
             for stage in range(NUM_STAGES)
         )
 

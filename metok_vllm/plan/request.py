@@ -66,12 +66,12 @@ class RequestPlan:
 
     def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
         """What stages 2 and 3 do to the prompt, where a step takes `step_tokens`; None: nothing."""
-        wishes = [
+        videos = [
             (video.key, video.start, video.encoded_tokens, video.pruning)
             for video in self.videos
             if video.pruning is not None
         ]
-        return PromptPlan.of(prompt_tokens, wishes, step_tokens)
+        return PromptPlan.of(prompt_tokens, videos, step_tokens)
 
 
 def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:

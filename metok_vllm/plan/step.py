@@ -38,7 +38,7 @@ class StagedPrompt:
         dropped = 0
         for video in self.plan.videos:
             yield video, self.first_row[stage] + video.start - dropped
-            dropped += video.tokens - video.counts.ran[stage]
+            dropped += video.tokens - video.counts.prefill[stage]
 
     def text_rows(self, stage: int) -> list[range]:
         """Rows at a stage of the text from the first video on: what moves when tokens go."""
@@ -50,7 +50,7 @@ class StagedPrompt:
         ends = [video.start for video in plan.videos[1:]] + [plan.prompt_tokens]
         for video, end in zip(plan.videos, ends, strict=True):
             if plan.one_step:
-                dropped += video.tokens - video.counts.ran[stage]
+                dropped += video.tokens - video.counts.prefill[stage]
             begin = video.start + video.tokens
             first = max(begin - dropped + shift, here.start)
             last = min(end - dropped + shift, here.stop)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 
-from metok_vllm.config import STAGE_OF_FIELD, METokConfig
+from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import FASTV
 from metok_vllm.errors import ConfigError
 from metok_vllm.plan.prompt import EVICT, PRUNE
@@ -19,39 +20,41 @@ OPTION = "metok"
 OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})
 
 
-def overrides_of(request: ChatCompletionRequest, config: METokConfig | None) -> dict[str, Any]:
-    """The request's METok settings; `config` is the server's. Raises ConfigError."""
+def request_config(
+    request: ChatCompletionRequest, config: METokConfig | None
+) -> METokConfig | None:
+    """Settings of the request on top of the server's `config`, None without METok.
+
+    Raises ConfigError.
+    """
     overrides = getattr(request, OPTION, None)
-    if overrides is None:
-        return {}
-    if not isinstance(overrides, dict):
+    if overrides is not None and not isinstance(overrides, dict):
         raise ConfigError("metok must be an object of settings", OPTION)
     if config is None:
+        if overrides is None:
+            return None
         raise ConfigError(
             "This model is served without METok; start the server with 'metok serve' and a "
             "model METok supports to use the metok field",
             OPTION,
         )
     try:
-        config.for_request(overrides)
+        return config.for_request(overrides or {})
     except ConfigError as error:
         raise ConfigError(str(error), f"{OPTION}.{error.field}") from error
-    return overrides
 
 
-def without_pruning(overrides: dict[str, Any], config: METokConfig) -> tuple[dict[str, Any], bool]:
-    """Settings with stages 2 and 3 off, and whether that changes anything.
+def without_pruning(config: METokConfig) -> METokConfig:
+    """The configuration with stages 2 and 3 off; `config` itself where neither runs.
 
     Beam search sends every beam's tokens as a new prompt, which must not be ranked as a question.
-    Raises ConfigError where another rule prunes.
+    Raises ConfigError where another method prunes.
     """
-    wanted = config.for_request(overrides)
-    if wanted.enabled and wanted.rule == FASTV:
+    if config.enabled and config.rule == FASTV:
         raise ConfigError(f"rule {FASTV} cannot be combined with beam search", f"{OPTION}.rule")
-    if not {PRUNE, EVICT} & set(wanted.running_stages):
-        return overrides, False
-    rest = {name: value for name, value in overrides.items() if name not in STAGE_OF_FIELD}
-    return {**rest, "stages": [s for s in wanted.stages if s not in (PRUNE, EVICT)]}, True
+    if not {PRUNE, EVICT} & set(config.running_stages):
+        return config
+    return replace(config, stages=tuple(s for s in config.stages if s not in (PRUNE, EVICT)))
 
 
 def check_client_options(request: ChatCompletionRequest, trust: bool) -> None:

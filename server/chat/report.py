@@ -65,7 +65,7 @@ def metok_report(
     layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
     dense_prompt = prompt_tokens - encoded + plan.dense_tokens
     on = plan.name != "off"
-    held = visual_tokens_by_stage(encoded, prompt_plan, held=True)
+    held = visual_tokens_by_stage(encoded, prompt_plan, decode=True)
     kind = prefill_kind(plan, prompt_tokens, engine.step_tokens)
     events = [
         event

@@ -24,7 +24,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbidden
-from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
+from metok_vllm.models.processing import RequestOptions
 from metok_vllm.plan.request import RequestPlan
 from metok_vllm.server.chat.content_parts import checked_messages
 from metok_vllm.server.chat.fallbacks import (
@@ -40,7 +40,7 @@ from metok_vllm.server.chat.messages import count_videos, question_of
 from metok_vllm.server.chat.options import (
     OPTION,
     check_client_options,
-    overrides_of,
+    request_config,
     without_pruning,
 )
 from metok_vllm.server.chat.report import EngineFacts, metok_report, worker_entry
@@ -94,7 +94,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         """As vLLM's, with METok's settings for the processor and its plan kept for the answer."""
         _pending.set(None)
         RENDER_AGAIN.set(None)
-        overrides = overrides_of(request, self.metok)
+        config = request_config(request, self.metok)
         videos = count_videos(request.messages)
         if videos > self.limits.max_videos:
             metrics.count_rejected("too_many")
@@ -110,17 +110,13 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         requester.videos = videos
         request.messages = checked_messages(request.messages, requester.tenant)
         whole = "prompt_logprobs" if asks_prompt_logprobs(request) else None
-        if videos and self.metok is not None:
+        if videos and config is not None:
             if request.use_beam_search:
-                overrides, changed = without_pruning(overrides, self.metok)
-                whole = "beam_search" if changed else None
-            # A chat template may change what is said, so the question goes along as it was sent.
-            text, source = question_of(request.messages)
-            question = {LAST_USER_TEXT: text, QUERY_SOURCE: source} if text else {}
-            request.mm_processor_kwargs = {
-                **(request.mm_processor_kwargs or {}),
-                OPTION: {**overrides, **question},
-            }
+                asked, config = config, without_pruning(config)
+                whole = "beam_search" if config is not asked else None
+            # A chat template may change the text, so the question is passed on as it was sent.
+            options = RequestOptions(config, *question_of(request.messages))
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), OPTION: options}
         result = await super().render_chat_request(request)
         if isinstance(result, tuple):
             for engine_input in result[1]:

@@ -153,7 +153,7 @@ def test_a_prompt_longer_than_a_step_is_evicted_at_its_end(engine: StagedEngine)
         assert not plan.one_step
         assert not plan.prunes
         assert plan.evicts
-        assert plan.visual_tokens(held=True)[1:] == (0, 0, 0)
+        assert plan.visual_tokens(decode=True)[1:] == (0, 0, 0)
     for one in asked:
         engine.forget_caches()
         agree(engine.answer([one[0]]), [one], ALONE)

@@ -94,14 +94,14 @@ def test_flops_of_the_rows_that_each_stage_runs_on() -> None:
 
 def test_visual_tokens_of_each_stage() -> None:
     assert visual_tokens_by_stage(40, plan()) == (40, 20, 10, 0)
-    assert visual_tokens_by_stage(40, plan(), held=True) == (40, 5, 3, 0)
+    assert visual_tokens_by_stage(40, plan(), decode=True) == (40, 5, 3, 0)
     assert visual_tokens_by_stage(40, plan(step=59)) == (40, 40, 40, 40)
-    assert visual_tokens_by_stage(40, plan(step=59), held=True) == (40, 0, 0, 0)
-    assert visual_tokens_by_stage(40, None) == visual_tokens_by_stage(40, None, held=True) == (40,)
+    assert visual_tokens_by_stage(40, plan(step=59), decode=True) == (40, 0, 0, 0)
+    assert visual_tokens_by_stage(40, None) == visual_tokens_by_stage(40, None, decode=True) == (40,)
 
 
 def test_a_video_that_ends_the_prompt_has_its_last_token_everywhere() -> None:
     ending = plan(prompt=50)
     # The 39 others are halved: 20, 10, none.
     assert visual_tokens_by_stage(40, ending) == (40, 21, 11, 1)
-    assert visual_tokens_by_stage(40, ending, held=True) == (40, 6, 4, 1)
+    assert visual_tokens_by_stage(40, ending, decode=True) == (40, 6, 4, 1)

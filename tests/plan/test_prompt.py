@@ -99,8 +99,8 @@ class TestCounts:
     def test_by_hand(self) -> None:
         # 60 of 100 in key events: 0.76 * (60 + 40 / 2) = 60.8 and 0.76 ** 2 * 60 = 34.7.
         counts = wishes(decode=Fraction(1, 4)).counts(100)
-        assert counts.ran == (100, 61, 35, 0)
-        assert counts.held == (100, 16, 9, 0)
+        assert counts.prefill == (100, 61, 35, 0)
+        assert counts.decode == (100, 16, 9, 0)
 
     def test_stages_that_are_off_leave_the_tokens(self) -> None:
         assert wishes((2,)).counts(100).held == (100, 61, 35, 0)
@@ -123,14 +123,14 @@ class TestCounts:
         assert key_share(32, 14, config) == 1
         encoded = encoded_tokens(32, 14, config)
         counts = Pruning.of(config, Fraction(1)).counts(encoded)
-        assert counts.ran[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
+        assert counts.prefill[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
 
     @given(tokens=st.integers(1, 500), share=hundredths)
     def test_fastv_drops_once_and_holds_what_it_ran_on(self, tokens: int, share: float) -> None:
         config = METokConfig(rule="fastv", rule_keep=share, decode_keep=0.5)
         counts = Pruning.of(config, Fraction(1, 2)).counts(tokens)
         kept = -(-Fraction(repr(share)) * tokens // 1)
-        assert counts.ran == counts.held == (tokens, kept, kept, kept)
+        assert counts.prefill == counts.decode == (tokens, kept, kept, kept)
 
     @pytest.mark.parametrize("rule", ENCODER_RULES)
     def test_a_rule_in_the_encoder_leaves_the_decoder_alone(self, rule: str) -> None:
@@ -162,7 +162,7 @@ class TestSlots:
     def test_decoding_never_holds_what_the_prefill_did_not_run_on(self, made: PromptPlan) -> None:
         assert all(
             held <= ran
-            for held, ran in zip(made.visual_tokens(held=True), made.visual_tokens(), strict=True)
+            for held, ran in zip(made.visual_tokens(decode=True), made.visual_tokens(), strict=True)
         )
         for stage in range(NUM_STAGES):
             assert made.decode_dropped[stage] >= made.prefill_dropped[stage]
@@ -173,7 +173,7 @@ class TestSlots:
         last = NUM_STAGES - 1
         assert (
             made.slots(last, made.prompt_tokens + 1)
-            == text + 1 + made.visual_tokens(held=True)[last]
+            == text + 1 + made.visual_tokens(decode=True)[last]
         )
         assert text >= 1
 
@@ -225,7 +225,7 @@ class TestOnePrompt:
         assert made is not None
         assert made.query_rows == 1
         assert (made.prunes, made.evicts, made.needs_scores) == (True, False, True)
-        assert made.visual_tokens() == made.visual_tokens(held=True) == (201, 51, 51, 51)
+        assert made.visual_tokens() == made.visual_tokens(decode=True) == (201, 51, 51, 51)
         assert made.prefill_dropped == made.decode_dropped == (0, 150, 150, 150)
         last = PromptPlan.of(111, [("a", 10, 101, pruning)], 111)
         assert last is not None
@@ -247,7 +247,7 @@ class TestNoPlan:
         assert (whole.one_step, made.one_step) == (True, False)
         assert (made.prunes, made.evicts, made.needs_scores) == (False, True, False)
         assert made.visual_tokens() == (100,) * NUM_STAGES
-        assert made.visual_tokens(held=True) == (100, 0, 0, 0)
+        assert made.visual_tokens(decode=True) == (100, 0, 0, 0)
 
     def test_chunks_leave_nothing_to_stage_2_alone(self) -> None:
         assert plan(120, (10, 100), step=119, stages=(2,)) is None

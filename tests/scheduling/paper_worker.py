@@ -164,7 +164,7 @@ class PaperWorker(StagedRunner, PaperRunner):
         assert output.num_scheduled_tokens.keys() == set(self.input_batch.req_ids)
         if not output.total_num_scheduled_tokens:
             return {}
-        self.metok_look()
+        self.metok_build_stage_views()
         written: dict[str, list[set[int]]] = {name: [] for name in self.input_batch.req_ids}
         for gid, table in enumerate(self.input_batch.block_table):
             rows = [self._rows(gid, row) for row in range(self.input_batch.num_reqs)]

@@ -13,20 +13,20 @@ from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 
 from metok_vllm.engine.kv_cache.evictor import StageManager
-from metok_vllm.engine.kv_cache.evictor_state import EvictorBooks
+from metok_vllm.engine.kv_cache.evictor_state import EvictorState
 
 
 class StagedCacheManager(KVCacheManager):  # type: ignore[misc]
     """All stages of all requests, over one pool."""
 
-    books: EvictorBooks
+    books: EvictorState
     stages: tuple[StageManager, ...]
 
     @classmethod
     def adopt(cls, manager: Any) -> StagedCacheManager:
         """Make vLLM's manager, built by its scheduler, one of ours."""
         manager.__class__ = cls
-        manager.books = EvictorBooks()
+        manager.books = EvictorState()
         manager.stages = manager.coordinator.single_type_managers
         for stage in manager.stages:
             assert isinstance(stage, StageManager), "a layer without a stage"

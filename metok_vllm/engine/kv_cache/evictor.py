@@ -15,7 +15,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from metok_vllm.engine.kv_cache.evictor_state import EvictorBooks
+from metok_vllm.engine.kv_cache.evictor_state import EvictorState
 from metok_vllm.engine.kv_cache.spec import StageSpec
 
 
@@ -25,7 +25,7 @@ class StageManager(FullAttentionManager):  # type: ignore[misc]
     def __init__(self, kv_cache_spec: StageSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
         self.stage = kv_cache_spec.stage
-        self.books = EvictorBooks()  # replaced by the scheduler's, one for all stages
+        self.books = EvictorState()  # replaced by the scheduler's, one for all stages
 
     def get_num_blocks_to_allocate(
         self,

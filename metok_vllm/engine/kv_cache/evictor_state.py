@@ -8,7 +8,7 @@ from metok_vllm.plan.prompt import PromptPlan
 
 
 @dataclass
-class EvictorBooks:
+class EvictorState:
     """Shared by the block managers of all stages.
 
     `reach` is the largest number of tokens that a request was given slots for since its prefill

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,16 +13,14 @@ from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.processing import LAST_USER_TEXT, QUERY_SOURCE
+from metok_vllm.models.processing import RequestOptions
 from metok_vllm.server.chat.options import (
     check_client_options,
-    overrides_of,
+    request_config,
     without_pruning,
 )
 from metok_vllm.server.chat.serving import MetokChatRequest
 from tests.server.chat.serving_chat import TEXT, VIDEO, request, serving
-
-QUESTION = {LAST_USER_TEXT: TEXT["text"], QUERY_SOURCE: "user_turn"}
 
 
 class TestOverrides:
@@ -36,15 +35,17 @@ class TestOverrides:
         ],
     )
     def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
-        assert overrides_of(request(metok=values), METokConfig()) == values
+        config = request_config(request(metok=values), METokConfig())
+        assert config == METokConfig().for_request(values)
+        assert config != METokConfig()
 
     def test_layers_are_laid_out_once(self) -> None:
         with pytest.raises(ConfigError, match="fixed when the server starts"):
-            overrides_of(request(metok={"pruning_layers": [2, 4, 6]}), METokConfig())
+            request_config(request(metok={"pruning_layers": [2, 4, 6]}), METokConfig())
 
     @pytest.mark.parametrize("values", [None, {}])
     def test_nothing_said(self, values: dict[str, Any] | None) -> None:
-        assert overrides_of(request(metok=values), METokConfig()) == {}
+        assert request_config(request(metok=values), METokConfig()) == METokConfig()
 
     @pytest.mark.parametrize(
         ("values", "param"),
@@ -59,13 +60,13 @@ class TestOverrides:
     )
     def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
         with pytest.raises(ConfigError) as caught:
-            overrides_of(request(metok=values), METokConfig())
+            request_config(request(metok=values), METokConfig())
         assert caught.value.field == param
 
     def test_a_server_without_metok_says_so(self) -> None:
         with pytest.raises(ConfigError, match="without METok"):
-            overrides_of(request(metok={"enabled": True}), None)
-        assert overrides_of(request(), None) == {}
+            request_config(request(metok={"enabled": True}), None)
+        assert request_config(request(), None) is None
 
     def test_the_schema_wants_an_object(self) -> None:
         with pytest.raises(ValidationError):
@@ -84,20 +85,19 @@ class TestBeamSearch:
     def test_stages_2_and_3_are_left_out(
         self, overrides: dict[str, Any], stages: list[int]
     ) -> None:
-        changed, is_changed = without_pruning(overrides, METokConfig())
-        assert is_changed
         wanted = METokConfig().for_request(overrides)
-        config = METokConfig().for_request(changed)
+        config = without_pruning(wanted)
         assert list(config.stages) == stages
-        assert (config.preset, config.num_events) == (wanted.preset, wanted.num_events)
+        assert config == replace(wanted, stages=config.stages)
 
     @pytest.mark.parametrize("overrides", [{"stages": [1]}, {"enabled": False}, {"rule": "evs"}])
     def test_nothing_changes_where_nothing_is_pruned(self, overrides: dict[str, Any]) -> None:
-        assert without_pruning(overrides, METokConfig()) == (overrides, False)
+        config = METokConfig().for_request(overrides)
+        assert without_pruning(config) is config
 
     def test_fastv_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="beam search"):
-            without_pruning({"rule": "fastv"}, METokConfig())
+            without_pruning(METokConfig(rule="fastv"))
 
 
 class TestClientOptions:
@@ -145,19 +145,21 @@ class TestRendering:
         asyncio.run(serving(trust=True, metok=config).render_chat_request(body))
         return body
 
-    def test_the_processor_is_told_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_processor_gets_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
         body = self.rendered(monkeypatch, METokConfig(), mm_processor_kwargs={"a": 1})
-        assert body.mm_processor_kwargs == {"a": 1, "metok": QUESTION}
+        options = RequestOptions(METokConfig(), TEXT["text"], "user_turn")
+        assert body.mm_processor_kwargs == {"a": 1, "metok": options}
 
     def test_beside_what_the_request_sets(self, monkeypatch: pytest.MonkeyPatch) -> None:
         body = self.rendered(monkeypatch, METokConfig(), metok={"num_events": 3})
-        assert body.mm_processor_kwargs == {"metok": {"num_events": 3, **QUESTION}}
+        options = RequestOptions(METokConfig(num_events=3), TEXT["text"], "user_turn")
+        assert body.mm_processor_kwargs == {"metok": options}
         assert body.metok == {"num_events": 3}
 
     def test_without_words_there_is_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
         messages = [{"role": "user", "content": [VIDEO]}]
         body = self.rendered(monkeypatch, METokConfig(), messages=messages)
-        assert body.mm_processor_kwargs == {"metok": {}}
+        assert body.mm_processor_kwargs == {"metok": RequestOptions(METokConfig(), "", "")}
 
     def test_nothing_where_there_is_no_video_or_no_metok(
         self, monkeypatch: pytest.MonkeyPatch
