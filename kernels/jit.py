@@ -1,7 +1,7 @@
-"""`triton.jit` with a type, so that kernels can be checked as strictly as everything else.
+"""`triton.jit` with a type, so that kernels pass the strict type check.
 
-Parameters are annotated `tl.tensor` whatever they are: Triton takes their types from the call, and
-resolves annotations as names that a kernel may use.
+Every parameter is annotated `tl.tensor`: Triton takes types from the call and evaluates annotations
+as names that a kernel may use. Separate from `backend.py` because Triton may be missing.
 """
 
 from __future__ import annotations

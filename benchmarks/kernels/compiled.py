@@ -35,7 +35,6 @@ from metok_vllm.kernels.adaptive_pool import triton as pooling
 from metok_vllm.kernels.attention_mass import triton as mass
 from metok_vllm.kernels.event_topk import triton as topk
 from metok_vllm.kernels.gather_rows import triton as gather
-from metok_vllm.kernels.move_kv import triton as move
 
 CAPABILITIES = (80, 90, 100)
 # What serves models, and the widest tile of each kind.
@@ -73,12 +72,10 @@ def launches() -> dict[str, Launch]:
             calls += [(model.mode, partial(_pooling, dtype, model)) for model in MODELS]
         calls += [("", partial(_rows, dtype))]
         for variant, call in calls:
-            with recording(pooling, mass, topk, gather, move) as recorded:
+            with recording(pooling, mass, topk, gather) as recorded:
                 call()
             for launch in recorded:
                 words = [launch.kernel.__name__, str(dtype).removeprefix("torch."), variant]
-                if launch.constants.get("WRITE"):
-                    words.append("write")
                 # Two-byte types are moved by one and the same kernel.
                 if launch not in found.values():
                     found[" ".join(filter(None, words))] = launch
@@ -141,8 +138,6 @@ def _rows(dtype: torch.dtype) -> None:
     gather.gather_rows(index, hidden, hidden, positions)
     score_N = _empty(tokens, dtype=dtype)
     topk.event_topk(score_N, positions, _empty(EVENTS, dtype=torch.int64), kept)
-    cache_BGSC = _empty(1024, model.kv_heads, 16, 2 * model.head_size, dtype=dtype)
-    move.move_kv(cache_BGSC, index, index)
 
 
 def main() -> None:

@@ -17,11 +17,9 @@ from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_fra
 from metok_vllm.kernels.attention_mass import attention_mass
 from metok_vllm.kernels.event_topk import event_topk
 from metok_vllm.kernels.gather_rows import gather_rows
-from metok_vllm.kernels.move_kv import move_kv
 
 QUESTION = 60  # text tokens that score
 TEXT = 120  # text tokens in all
-BLOCK = 16
 ROTARY = 8  # bytes of a position
 
 
@@ -44,28 +42,24 @@ def works(
     model: ModelSizes, frames: int, device: str, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[Work]:
     """All operations for one video; memory of one is free before the next is made."""
-    yield from _scoring(model, frames, device, dtype)
+    yield _scoring(model, frames, device, dtype)
     yield _selection(model, frames, device)
     yield _gathering(model, frames, device, dtype)
-    yield _moving(model, frames, device, dtype)
     yield from _frames(model, frames, device, dtype)
 
 
-def _scoring(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> Iterator[Work]:
+def _scoring(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> Work:
     keys = model.tokens(frames) + TEXT
     q_QHD = torch.randn(QUESTION, model.heads, model.head_size, device=device, dtype=dtype)
     k_NGD = torch.randn(keys, model.kv_heads, model.head_size, device=device, dtype=dtype)
-    # The time does not depend on the numbers in it.
-    lse_QH = torch.full((QUESTION, model.heads), 10.0, device=device)
     size = (k_NGD.numel() + q_QHD.numel()) * dtype.itemsize + 4 * keys
-    flops = 2 * QUESTION * model.heads * keys * model.head_size
+    flops = 4 * QUESTION * model.heads * keys * model.head_size
     scale = model.head_size**-0.5
 
-    def score(lse: Tensor | None) -> Tensor:
-        return attention_mass(q_QHD, k_NGD, [QUESTION], [keys], scale, lse)
+    def score() -> Tensor:
+        return attention_mass(q_QHD, k_NGD, [QUESTION], [keys], scale)
 
-    yield Work("attention_mass, lse given", lambda: score(lse_QH), size, flops)
-    yield Work("attention_mass", lambda: score(None), size, 2 * flops)
+    return Work("attention_mass", score, size, flops)
 
 
 def _selection(model: ModelSizes, frames: int, device: str) -> Work:
@@ -87,19 +81,6 @@ def _gathering(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) 
     row = 2 * model.hidden * dtype.itemsize + ROTARY
     moved = kept * (2 * row + index_M.element_size())
     return Work("gather_rows", lambda: gather_rows(index_M, hidden, residual, positions), moved)
-
-
-def _moving(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> Work:
-    tokens = model.tokens(frames) + TEXT
-    content = 2 * model.head_size
-    shape = (tokens // BLOCK + 1, BLOCK, model.kv_heads, content)
-    cache_BGSC = torch.zeros(shape, device=device, dtype=dtype).transpose(1, 2)
-    # A tenth of the visual tokens and the question, from the end to the front.
-    rows = tokens // 10 + QUESTION
-    from_M = torch.arange(tokens - rows, tokens, device=device)
-    to_M = torch.arange(rows, device=device)
-    moved = rows * (2 * model.kv_heads * content * dtype.itemsize + 16)
-    return Work("move_kv", lambda: move_kv(cache_BGSC, from_M, to_M), moved)
 
 
 def _frames(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> Iterator[Work]:

@@ -18,8 +18,7 @@ from metok_vllm.kernels.adaptive_pool.packed import (
     pool_frames,
     pooled_side,
 )
-from metok_vllm.kernels.backend import implementation_for
-from metok_vllm.kernels.contract import require
+from metok_vllm.kernels.backend import implementation_for, require
 
 __all__ = ["adaptive_pool", "pack_index", "pool_frames"]
 

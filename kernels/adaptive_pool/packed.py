@@ -36,7 +36,7 @@ def pool_frames(x_TPD: Tensor, grid: int, stride: int, mode: str = "bilinear") -
         side = pooled_side(grid, stride, mode)
         x = F.interpolate(x, size=(side, side), mode="bilinear")
     elif stride > grid:
-        return x_TPD.new_empty(T, 0, D)  # floor(grid/stride) is 0; torch refuses to pool to that
+        return x_TPD.new_empty(T, 0, D)  # floor(grid/stride) is 0, which torch rejects
     else:
         x = F.avg_pool2d(x, stride)
     return x.permute(0, 2, 3, 1).reshape(T, -1, D)

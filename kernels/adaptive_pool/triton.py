@@ -1,8 +1,7 @@
 """Adaptive pooling in Triton: each packed token straight from the patches it is made of.
 
-One program makes 16 tokens of one frame, so only what is kept is pooled and nothing is pooled at a
-stride that is not used. Where the sequence of a frame starts follows from the classes before it,
-which every program adds up for itself: no other launch is needed.
+One program makes 16 tokens of one frame, pooled at the frame's own stride alone. Each program sums
+the lengths of the frames before its own to find where its tokens start: one launch is enough.
 
 Floor, N tokens of D features in b bytes: N*D*b + 8*N written; read are the patches that kept tokens
 touch, at most 4 a token (bilinear) or stride^2 (average), each patch of a frame once from memory.
@@ -40,9 +39,20 @@ def adaptive_pool(
     event_N = event_T.new_empty(total)
     sides = [pooled_side(grid, stride, mode) for stride in strides]
     adaptive_pool_kernel[(T, triton.cdiv(max(sides) ** 2 + 1, TOKENS))](
-        *(x_TPD, class_T.contiguous(), event_T.contiguous(), newline_D.contiguous()),
-        *(tokens_ND, event_N, T, D, total, x_TPD.stride(0), x_TPD.stride(1), grid),
-        *(*strides, *sides),
+        x_TPD,
+        class_T.contiguous(),
+        event_T.contiguous(),
+        newline_D.contiguous(),
+        tokens_ND,
+        event_N,
+        T,
+        D,
+        total,
+        x_TPD.stride(0),
+        x_TPD.stride(1),
+        grid,
+        *strides,
+        *sides,
         BILINEAR=mode == "bilinear",
         TOKENS=TOKENS,
         FEATURES=min(FEATURES, triton.next_power_of_2(D)),

@@ -2,8 +2,8 @@
 
 mass[n] = mean over heads h and query rows i of softmax(scale * q[i, h] . k[:, g(h)])[n]
 
-The rows of a request are the last ones of its sequence and see what a causal mask lets them see.
-Only these rows are ever scored: an n x n matrix is never built.
+The query rows of a request are the last rows of its sequence, under a causal mask. Only these rows
+are scored: no n x n matrix is built.
 
 Shape suffixes: Q query rows and N keys of all requests, H query heads, G KV heads, D head size.
 """
@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from metok_vllm.kernels.attention_mass import eager
-from metok_vllm.kernels.backend import implementation_for
-from metok_vllm.kernels.contract import FLOATS, require
+from metok_vllm.kernels.backend import FLOATS, implementation_for, require
 
 __all__ = ["attention_mass"]
 
@@ -27,22 +26,20 @@ def attention_mass(
     query_lens: Sequence[int],
     key_lens: Sequence[int],
     scale: float,
-    lse_QH: Tensor | None = None,
 ) -> Tensor:
     """Mean probability of each key over heads and query rows of its request, float32 [N].
 
     Request r has the next `key_lens[r]` keys; its queries are the last `query_lens[r]` of those
     rows, so query i of n_q sees keys 0 .. n_k - n_q + i. Query head h reads KV head h // (H // G).
-    `lse_QH` is the log-sum-exp of each row's scaled logits where the attention backend kept it.
     Over a request's keys the result sums to 1; without queries it is 0. Raises ValueError for
     shapes, dtypes or lengths that do not fit together.
     """
-    _check(q_QHD, k_NGD, query_lens, key_lens, lse_QH)
+    _check(q_QHD, k_NGD, query_lens, key_lens)
     if implementation_for(q_QHD) == "triton":
         from metok_vllm.kernels.attention_mass import triton
 
-        return triton.attention_mass(q_QHD, k_NGD, query_lens, key_lens, scale, lse_QH)
-    return eager.attention_mass(q_QHD, k_NGD, query_lens, key_lens, scale, lse_QH)
+        return triton.attention_mass(q_QHD, k_NGD, query_lens, key_lens, scale)
+    return eager.attention_mass(q_QHD, k_NGD, query_lens, key_lens, scale)
 
 
 def _check(
@@ -50,7 +47,6 @@ def _check(
     k_NGD: Tensor,
     query_lens: Sequence[int],
     key_lens: Sequence[int],
-    lse_QH: Tensor | None,
 ) -> None:
     require(
         q_QHD.ndim == 3
@@ -78,10 +74,3 @@ def _check(
         queries=q_QHD,
         keys=k_NGD,
     )
-    if lse_QH is not None:
-        require(
-            lse_QH.shape == q_QHD.shape[:2] and lse_QH.device == q_QHD.device,
-            "a log-sum-exp [Q, H] beside the queries",
-            lse=lse_QH,
-            queries=q_QHD,
-        )

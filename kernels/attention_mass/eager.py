@@ -19,7 +19,6 @@ def attention_mass(
     query_lens: Sequence[int],
     key_lens: Sequence[int],
     scale: float,
-    lse_QH: Tensor | None = None,
 ) -> Tensor:
     """See the package. Holds K in float32 and `MAX_LOGITS` logits (at least one row's)."""
     mass_N = torch.zeros(k_NGD.shape[0], dtype=torch.float32, device=k_NGD.device)
@@ -27,17 +26,14 @@ def attention_mass(
     for queries, keys in zip(query_lens, key_lens, strict=True):
         rows = slice(first_query, first_query + queries)
         columns = slice(first_key, first_key + keys)
-        lse = None if lse_QH is None else lse_QH[rows]
         if queries:
-            _add_request(mass_N[columns], q_QHD[rows], k_NGD[columns], scale, lse)
+            _add_request(mass_N[columns], q_QHD[rows], k_NGD[columns], scale)
         first_query += queries
         first_key += keys
     return mass_N
 
 
-def _add_request(
-    mass_N: Tensor, q_QHD: Tensor, k_NGD: Tensor, scale: float, lse_QH: Tensor | None
-) -> None:
+def _add_request(mass_N: Tensor, q_QHD: Tensor, k_NGD: Tensor, scale: float) -> None:
     queries, heads = q_QHD.shape[:2]
     keys, kv_heads = k_NGD.shape[:2]
     group = heads // kv_heads
@@ -53,9 +49,4 @@ def _add_request(
             ahead = torch.ones(len(q_BHD), queries, dtype=torch.bool, device=mass_N.device)
             ahead = ahead.triu_(start + 1).repeat_interleave(group, 0)
             logits_RN[:, keys - queries :].masked_fill_(ahead, -torch.inf)
-            if lse_QH is None:
-                p_RN = torch.softmax(logits_RN, dim=1)
-            else:
-                lse_R1 = lse_QH[start : start + block, own].float().reshape(-1, 1)
-                p_RN = logits_RN.sub_(lse_R1).exp_()
-            mass_N.add_(p_RN.sum(0), alpha=share)
+            mass_N.add_(torch.softmax(logits_RN, dim=1).sum(0), alpha=share)

@@ -13,7 +13,7 @@ from metok_vllm.kernels.jit import jit
 
 
 def tile_sizes(dtype: torch.dtype, head_size: int) -> dict[str, int]:
-    """Rows, keys and columns of a tile: what fits the registers without spilling (tested).
+    """Rows, keys and columns of a tile, chosen to fit the registers without spilling.
 
     Float32 has no tensor cores of its own precision, so its tiles take few columns at a time.
     """
@@ -23,6 +23,22 @@ def tile_sizes(dtype: torch.dtype, head_size: int) -> dict[str, int]:
     if columns > 128:
         return {"ROWS": 32, "KEYS": 32, "CHUNK": columns, "num_warps": 4}
     return {"ROWS": 64, "KEYS": 64, "CHUNK": columns, "num_warps": 8}
+
+
+@jit
+def load_request(requests: tl.tensor, number: tl.tensor) -> tl.tensor:
+    """First query, queries, first key and keys of one request; the two counts as int32."""
+    row = requests + 4 * number
+    queries, keys = tl.load(row + 1).to(tl.int32), tl.load(row + 3).to(tl.int32)
+    return tl.load(row), queries, tl.load(row + 2), keys
+
+
+@jit
+def lse_offset(
+    row: tl.tensor, g: tl.tensor, KV_HEADS: tl.constexpr, GROUP: tl.constexpr
+) -> tl.tensor:
+    """Offsets of the rows of KV head g in a log-sum-exp [Q, H]."""
+    return row // GROUP * (KV_HEADS * GROUP) + g * GROUP + row % GROUP
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Attention mass in Triton: two passes over the keys, the first one only without a log-sum-exp.
+"""Attention mass in Triton: two passes over the keys.
 
 Pass 1 gives each row's log-sum-exp over a slice of the keys, pass 2 sums the probabilities of a
 block of keys over all rows. Rows are (query, head of one group) pairs, so a tile of K is read once
@@ -6,7 +6,7 @@ for all query heads that share it. Sums run in a fixed order: equal inputs give 
 
 Floor of one call with N keys, Q text rows a request, H heads, G KV heads, D wide, b bytes a number:
     bytes  N*G*D*b of keys + Q*H*D*b of queries + 4*N of results
-    FLOPs  2*Q*H*N*D with the log-sum-exp, 4*Q*H*N*D without
+    FLOPs  4*Q*H*N*D
 Pass 1 reads K once per block of `ROWS` rows, from the second one on out of the L2 cache.
 
 The log-sum-exp over running maxima is that of FlashAttention (arXiv 2205.14135).
@@ -22,9 +22,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metok_vllm.kernels.attention_mass.tiles import dot, load_keys, load_rows, tile_sizes
-from metok_vllm.kernels.backend import interpreted
-from metok_vllm.kernels.contract import describe
+from metok_vllm.kernels.attention_mass.tiles import (
+    dot,
+    load_keys,
+    load_request,
+    load_rows,
+    lse_offset,
+    tile_sizes,
+)
+from metok_vllm.kernels.backend import describe, interpreted
 from metok_vllm.kernels.jit import jit
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -38,7 +44,6 @@ def attention_mass(
     query_lens: Sequence[int],
     key_lens: Sequence[int],
     scale: float,
-    lse_QH: Tensor | None = None,
 ) -> Tensor:
     """See the package. Head sizes up to 256 (ValueError beyond); does not wait for the device."""
     queries, heads, size = q_QHD.shape
@@ -61,23 +66,35 @@ def attention_mass(
         "WIDEN": q_QHD.dtype == torch.bfloat16 and interpreted(),
         **tiles,
     }
-    if lse_QH is None:
-        lse_QH = q_QHD.new_empty(queries, heads, dtype=torch.float32)
-        slices = triton.cdiv(max(key_lens), SLICE)
-        lse_SQH = lse_QH.new_empty(slices, queries, heads)
-        row_blocks = triton.cdiv(max(query_lens) * group, tiles["ROWS"])
-        if queries:
-            slice_lse_kernel[(slices * kv_heads, row_blocks, len(key_lens))](
-                *(q_QHD, k_NGD, lse_SQH, requests, scale, queries),
-                *(q_QHD.stride(0), q_QHD.stride(1), k_NGD.stride(0), k_NGD.stride(1)),
-                SLICE=SLICE,
-                **common,
-            )
-            lse_QH = torch.logsumexp(lse_SQH, 0)
-    lse_QH = lse_QH.float().contiguous()
+    slices = triton.cdiv(max(key_lens), SLICE)
+    lse_SQH = q_QHD.new_empty(slices, queries, heads, dtype=torch.float32)
+    row_blocks = triton.cdiv(max(query_lens) * group, tiles["ROWS"])
+    if queries:
+        slice_lse_kernel[(slices * kv_heads, row_blocks, len(key_lens))](
+            q_QHD,
+            k_NGD,
+            lse_SQH,
+            requests,
+            scale,
+            queries,
+            q_QHD.stride(0),
+            q_QHD.stride(1),
+            k_NGD.stride(0),
+            k_NGD.stride(1),
+            SLICE=SLICE,
+            **common,
+        )
     mass_kernel[(triton.cdiv(max(key_lens), tiles["KEYS"]), len(key_lens))](
-        *(q_QHD, k_NGD, lse_QH, mass_N, requests, scale),
-        *(q_QHD.stride(0), q_QHD.stride(1), k_NGD.stride(0), k_NGD.stride(1)),
+        q_QHD,
+        k_NGD,
+        torch.logsumexp(lse_SQH, 0),
+        mass_N,
+        requests,
+        scale,
+        q_QHD.stride(0),
+        q_QHD.stride(1),
+        k_NGD.stride(0),
+        k_NGD.stride(1),
         **common,
     )
     return mass_N
@@ -128,9 +145,7 @@ def slice_lse_kernel(
     """Natural log-sum-exp of a block of rows over one slice of the keys, into [S, Q, H]."""
     s = tl.program_id(0) // KV_HEADS
     g = tl.program_id(0) % KV_HEADS
-    table = requests + 4 * tl.program_id(2)
-    first_query, first_key = tl.load(table), tl.load(table + 2)
-    queries, keys = tl.load(table + 1).to(tl.int32), tl.load(table + 3).to(tl.int32)
+    first_query, queries, first_key, keys = load_request(requests, tl.program_id(2))
     q += first_query * q_row
     k += first_key * k_row
     rows = queries * GROUP
@@ -162,7 +177,7 @@ def slice_lse_kernel(
         sum_R = sum_R * tl.exp2(top_R - base_R) + tl.sum(tl.exp2(logit_RN - base_R[:, None]), 1)
         top_R = new_top_R
     lse += (s.to(tl.int64) * all_queries + first_query) * (KV_HEADS * GROUP)
-    place_R = row // GROUP * (KV_HEADS * GROUP) + g * GROUP + row % GROUP
+    place_R = lse_offset(row, g, KV_HEADS, GROUP)
     # A slice wholly ahead of a row adds nothing: its top is -inf, whatever the sum counts as.
     result_R = (top_R + tl.log2(tl.where(sum_R > 0.0, sum_R, 1.0))) / LOG2_E
     tl.store(lse + place_R, result_R, mask=row < rows)
@@ -189,9 +204,7 @@ def mass_kernel(
     KEYS: tl.constexpr,
 ) -> None:
     """Mean probability of a block of keys over all heads and rows of its request."""
-    table = requests + 4 * tl.program_id(1)
-    first_query, first_key = tl.load(table), tl.load(table + 2)
-    queries, keys = tl.load(table + 1).to(tl.int32), tl.load(table + 3).to(tl.int32)
+    first_query, queries, first_key, keys = load_request(requests, tl.program_id(1))
     q += first_query * q_row
     k += first_key * k_row
     first = tl.program_id(0) * KEYS
@@ -206,9 +219,9 @@ def mass_kernel(
             k_ND = load_keys(k, first, keys, 0, g, k_row, k_head, KEYS, D, CHUNK)
         for first_row in range(0, rows, ROWS):
             row = first_row + tl.arange(0, ROWS)
-            place_R = row // GROUP * (KV_HEADS * GROUP) + g * GROUP + row % GROUP
+            place_R = lse_offset(row, g, KV_HEADS, GROUP)
             lse_R = tl.load(lse + place_R, mask=row < rows, other=float("inf")) * LOG2_E
-            # Keys first: the operand that stays is then shared out to the warps, not repeated.
+            # Keys first: the operand that stays in registers is then split over the warps.
             if CHUNK >= D:
                 q_RD = load_rows(q, row, rows, 0, g, q_row, q_head, GROUP, D, CHUNK)
                 logit_NR = dot(k_ND, q_RD, WIDEN)

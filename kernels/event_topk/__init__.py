@@ -1,7 +1,7 @@
 """Event top-k: the best-scored tokens inside every event, as sorted indices.
 
-Each event keeps the number of tokens it is told to; events of any number of videos and requests
-stand one after another. Highest score first, ties to the earlier token.
+Each event keeps a given number of tokens: the highest scores first, ties to the earlier token.
+Events of several videos and requests follow one another.
 
 Shape suffixes: N tokens, E events.
 """
@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metok_vllm.kernels.backend import implementation_for
-from metok_vllm.kernels.contract import FLOATS, require
+from metok_vllm.kernels.backend import FLOATS, implementation_for, require
 from metok_vllm.kernels.event_topk import eager
 
 __all__ = ["event_topk"]
@@ -22,9 +21,9 @@ def event_topk(score_N: Tensor, event_N: Tensor, count_E: Tensor, total: int) ->
     """Kept tokens in rising order, int64 [total].
 
     `event_N` (int64) is non-decreasing in [0, E); `count_E` (int64) says how many tokens of each
-    event to keep: at most its size, `total` in all. Both stay on the device and are not read back,
-    so counts that do not add up give rows without meaning, yet always in [0, N). Scores are
-    finite; -0.0 equals 0.0. Raises ValueError for shapes or dtypes that do not fit together.
+    event to keep: at most its size, `total` in all. Both stay on the device and are not checked:
+    counts that do not add up to `total` give meaningless rows, still in [0, N). Scores are finite;
+    -0.0 equals 0.0. Raises ValueError for shapes or dtypes that do not fit together.
     """
     require(
         score_N.ndim == event_N.ndim == count_E.ndim == 1

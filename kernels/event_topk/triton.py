@@ -1,11 +1,11 @@
 """Event top-k in Triton: one program an event, one launch for all events of all requests.
 
-A program finds the score that separates kept from dropped bit by bit (32 counts over the event,
-which its SM holds in L1), then walks the event once more and writes the kept tokens in order.
-No sort, no atomics, nothing is read back.
+A program finds the score threshold of its event bit by bit: 32 counts over scores that stay in L1.
+It then scans the event once more and writes the kept tokens in order. There is no sort, no atomic,
+and nothing is read back.
 
-Floor: every score read once, 8 bytes written for a kept token; in practice the latency of the 34
-walks, because an event is small. Where an event begins is found by probing, not by reading all.
+Floor: every score read once, 8 bytes written for each kept token. In practice the latency of the 34
+scans dominates, because events are small. A probing search finds where an event begins.
 Shape suffixes: N tokens of a tile, B probes, E events.
 """
 

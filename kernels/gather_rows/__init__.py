@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metok_vllm.kernels.backend import implementation_for
-from metok_vllm.kernels.contract import INTEGERS, require
+from metok_vllm.kernels.backend import INTEGERS, implementation_for, require
 from metok_vllm.kernels.gather_rows import eager
 
 __all__ = ["gather_rows"]

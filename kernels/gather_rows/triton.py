@@ -45,7 +45,7 @@ def _launch(index_M: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def _as_integers(x: Tensor) -> Tensor:
-    """[N, numbers of a row], each row in one piece. Bits are copied, so NaN stays what it was."""
+    """[N, numbers of a row], each row in one piece. Copies bits, NaN payloads included."""
     rows = x.reshape(len(x), -1)
     return (rows if rows.stride(1) == 1 else rows.contiguous()).view(_SAME_WIDTH[x.element_size()])
 
@@ -67,7 +67,7 @@ def gather_rows_kernel(
     width2: tl.tensor,
     TILE: tl.constexpr,
 ) -> None:
-    """One tile of one row of each tensor. A tensor that is not there is None."""
+    """One tile of one row of each tensor; absent tensors are None."""
     m = tl.program_id(0).to(tl.int64)
     row = tl.load(index + m).to(tl.int64)
     column = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -88,6 +88,6 @@ def copy_tile(
     m: tl.tensor,
     column: tl.tensor,
 ) -> None:
-    """Columns of one row of x to row m of y, as far as they exist."""
+    """Copy columns of one row of x, up to its width, to row m of y."""
     value = tl.load(x + row * stride + column, mask=column < width)
     tl.store(y + m * width + column, value, mask=column < width)

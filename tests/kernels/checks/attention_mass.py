@@ -27,7 +27,6 @@ class Shape:
     kv_heads: int = 1
     head_size: int = 64
     dtype: torch.dtype = torch.float32
-    given_lse: bool = False
     fused: bool = False  # queries and keys as slices of one tensor, as a projection leaves them
     gain: float = 1.0
 
@@ -46,7 +45,6 @@ def _shapes() -> Iterator[tuple[str, Shape]]:
             yield f"{size} keys {short(dtype)}", narrow
         mixed = ((2, 0, 33, 1, 5), (130, 4, 33, 1, 70))
         yield f"mixed lengths {short(dtype)}", Shape(*mixed, 4, 2, dtype=dtype)
-        yield f"given lse {short(dtype)}", Shape(*mixed, 4, 2, dtype=dtype, given_lse=True)
         for head_size in (64, 80, 96, 128, 256):
             yield (
                 f"head size {head_size} {short(dtype)}",
@@ -60,7 +58,6 @@ def _shapes() -> Iterator[tuple[str, Shape]]:
     yield "seven heads a group", Shape((20,), (70,), 14, 2)
     yield "tiny heads", Shape((3, 2), (20, 9), 4, 2, 8)
     yield "sharp logits", Shape((5,), (100,), gain=30.0)
-    yield "sharp logits, given lse", Shape((5,), (100,), gain=30.0, given_lse=True)
     yield "only queries", Shape((37,), (37,))
     yield "no queries anywhere", Shape((0, 0), (5, 9))
     yield "an empty request", Shape((2, 0, 1), (7, 0, 3))
@@ -84,14 +81,10 @@ def _run(name: str, shape: Shape, device: str) -> None:
     q_QHD, k_NGD = _inputs(name, shape)
     scale = shape.head_size**-0.5
     expected_N = naive.attention_mass(q_QHD, k_NGD, shape.query_lens, shape.key_lens, scale)
-    lse_QH = None
-    if shape.given_lse:
-        lse_QH = naive.log_sum_exp(q_QHD, k_NGD, shape.query_lens, shape.key_lens, scale)
-        lse_QH = lse_QH.float().to(device)
     # A copy to a device would lose the strides: what the slices are cut from has to move.
     q, k = (x if device == "cpu" else _moved(x, device) for x in (q_QHD, k_NGD))
     with poisoned():
-        mass_N = attention_mass(q, k, shape.query_lens, shape.key_lens, scale, lse_QH)
+        mass_N = attention_mass(q, k, shape.query_lens, shape.key_lens, scale)
     assert mass_N.dtype == torch.float32
     gain = max(1.0, shape.gain)
     assert_close(mass_N, expected_N, BOUNDS[shape.dtype] * gain)

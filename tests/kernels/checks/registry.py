@@ -11,13 +11,12 @@ from tests.kernels.checks import (
     attention_mass,
     event_topk,
     gather_rows,
-    move_kv,
 )
 
 
 def all_checks() -> list[Check]:
     """Every check once; names are unique."""
-    modules = (adaptive_pool, attention_mass, event_topk, gather_rows, move_kv)
+    modules = (adaptive_pool, attention_mass, event_topk, gather_rows)
     found = [check for module in modules for check in module.checks()]
     names = {check.name for check in found}
     assert len(names) == len(found)
