@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks import engines
 from metok_vllm.benchmarks.environment import environment
+from tools import engines
 
 HALF_BILLION = engines.Decoder(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864)
 

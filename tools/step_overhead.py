@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks import engines
 from metok_vllm.benchmarks.environment import environment
+from tools import engines
 
 TINY = engines.Decoder(layers=8, hidden=128, heads=4, kv_heads=2, intermediate=512)
 LAYOUTS = {4: [2, 4, 6], 8: [1, 3, 5]}  # cache groups -> boundaries

@@ -27,9 +27,8 @@ from training.decoder import (
 )
 from training.lessons import Lesson, Teacher
 from training.material import Material
-from training.run import Run
+from training.run import LossOf, Phase, Run
 from training.seeing import BANK_MOMENTS
-from training.stepping import LossOf, Phase
 
 ORACLE_SIDE = 32  # pixels: only what patches show is wanted of these frames
 FITTED_FRAMES = 256

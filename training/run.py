@@ -1,18 +1,23 @@
 """What all phases of one training run share, and where they leave off."""
+# MERGED DOC
+# """Optimisation by steps that can stop and go on: one file holds all that the next step needs."""
 
 from __future__ import annotations
 
+import json
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.lessons import BEFORE
 from training.sizes import Sizes
-from training.stepping import LossOf, Phase, train
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,95 @@ class Run:
             first = ends[0][name]
             mean = {key: torch.stack([end[name][key] for end in ends]).mean(0) for key in first}
             module.load_state_dict(mean)
+
+
+LOG_EVERY = 25
+SAVE_EVERY = 100
+
+# The loss of a step, drawn with a generator of its own, and figures for the log.
+LossOf = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: `steps` steps, learning rate rising for `warmup`, then a cosine down
+    to `floor` of it. `stream` numbers its random draws."""
+
+    name: str
+    steps: int
+    rate: float
+    stream: int = 0
+    warmup: int = 50
+    floor: float = 0.1
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        if step < self.warmup:
+            return self.rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(self.steps - self.warmup, 1)
+        return self.rate * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2)
+
+
+def train(
+    phase: Phase,
+    modules: Mapping[str, nn.Module],
+    loss_of: LossOf,
+    folder: Path,
+    seed: int,
+) -> None:
+    """Run a phase to its end, from where its file in `folder` left off.
+
+    `loss_of(step, generator)` gives the loss and figures for the log; each step has a generator of
+    its own, so a resumed run sees what an uninterrupted one would have seen. Source of the
+    optimiser's settings: none better known for this size; AdamW (0.9, 0.95), decay 0.02, clip 1.
+    """
+    path = folder / f"{phase.name}.pt"
+    parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(parameters, phase.rate, betas=(0.9, 0.95), weight_decay=0.02)
+    first = 0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        for name, module in modules.items():
+            module.load_state_dict(state["modules"][name])
+        first = state["step"]
+        if first < phase.steps:
+            optimiser.load_state_dict(state["optimiser"])
+    for module in modules.values():
+        module.train()
+    started, figures = time.monotonic(), []
+    for step in range(first, phase.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = phase.rate_at(step)
+        loss, seen = loss_of(step, np.random.default_rng([seed, phase.stream, step]))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        figures.append({"loss": float(loss.detach()), **seen})
+        last = step + 1 == phase.steps
+        if (step + 1) % LOG_EVERY == 0 or last:
+            # Not every batch has a figure for everything: short videos have no needle.
+            names = {name: None for told in figures for name in told}
+            mean = {
+                name: float(np.mean([told[name] for told in figures if name in told]))
+                for name in names
+            }
+            line: dict[str, float | str | int] = {"phase": phase.name, "step": step + 1, **mean}
+            line["seconds"] = time.monotonic() - started
+            _log(folder, line)
+            figures = []
+        if (step + 1) % SAVE_EVERY == 0 or last:
+            states = {name: module.state_dict() for name, module in modules.items()}
+            state = {"modules": states, "optimiser": optimiser.state_dict(), "step": step + 1}
+            torch.save(state, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+    for module in modules.values():
+        module.eval()
+
+
+def _log(folder: Path, line: dict[str, float | str | int]) -> None:
+    rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
+    text = json.dumps(rounded)
+    print(text, flush=True)
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(text + "\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metok_vllm.benchmarks.client.mp4 import encode_mp4
+from metok_vllm.benchmarks.client.videos import encode_mp4
 from metok_vllm.benchmarks.eventqa.clips import FPS as MOMENTS_PER_S
 from metok_vllm.benchmarks.eventqa.drawing import Pictures, backdrop, draw, finish, stage
 from metok_vllm.benchmarks.eventqa.world import COUNTS, Scene

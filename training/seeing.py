@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from metok_vllm.benchmarks.eventqa.world import Split
 from training.bank import Truth, draw_bank, to_pixels
-from training.run import Run
-from training.stepping import LossOf, Phase
+from training.run import LossOf, Phase, Run
 from training.towers import (
     PatchReader,
     new_towers,

@@ -1,4 +1,6 @@
 """The demo's two tokenizers: byte-level BPE on plain English and on all that event-QA says."""
+# MERGED DOC
+# """What the tokenizers and the text tower read: every sentence that event-QA can say."""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
-from training.corpus import sentences
+from metok_vllm.benchmarks.eventqa.world import COLOURS, COUNTS, SHAPES
 
 CORPUS = Path(__file__).resolve().parent / "corpus.txt"
 
@@ -114,3 +116,28 @@ def write_alignment_tokenizer(folder: Path, vocab_size: int) -> None:
 
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+REPEATS = 20  # so that byte-pair merging makes one token of each word before it looks elsewhere
+
+
+def sentences() -> list[str]:
+    """Questions and answers; all words of event-QA in every place where they can stand."""
+    lines = ["List the scenes in order.", "Which scene is first?", "Which scene is last?"]
+    lines += ["yes", "no", *COUNTS, *(f"the {count}" for count in COUNTS)]
+    for colour in COLOURS:
+        lines += [
+            colour,
+            f"What is in the {colour} scene?",
+            f"What colour is the dot in the {colour} scene?",
+            f"How many shapes are in the {colour} scene?",
+            f"Which scene comes after the {colour} scene?",
+            f"Which scene comes before the {colour} scene?",
+        ]
+        for shape in SHAPES:
+            lines += [
+                f"{colour} {shape}",
+                f"Which scene shows a {colour} {shape}?",
+                f"Is there a {colour} {shape}?",
+            ]
+    return lines * REPEATS

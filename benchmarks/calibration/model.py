@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, text_window
 from metok_vllm.benchmarks.calibration.decoder import Decoder
-from metok_vllm.benchmarks.calibration.whole import Prompt
+from metok_vllm.benchmarks.calibration.passes import Prompt
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights

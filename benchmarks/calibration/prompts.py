@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks.client.folder import VideoFolder
+from metok_vllm.benchmarks.client.videos import VideoFolder
 from metok_vllm.errors import ConfigError
 
 QUESTIONS = (

@@ -8,9 +8,16 @@ from typing import Any
 
 from metok_vllm.benchmarks.calibration.costs import Costs
 from metok_vllm.benchmarks.calibration.curves import Curves, measure_curves
-from metok_vllm.benchmarks.calibration.held_out import HeldOut, measure_held_out
 from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
-from metok_vllm.benchmarks.calibration.measure import Measured, Meter, Sample, Say, take_samples
+from metok_vllm.benchmarks.calibration.measure import (
+    HeldOut,
+    Measured,
+    Meter,
+    Sample,
+    Say,
+    measure_held_out,
+    take_samples,
+)
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.prompts import Ask, hold_out
 from metok_vllm.benchmarks.calibration.search import Choice, Search, share_saved

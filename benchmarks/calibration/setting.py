@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from metok_vllm.benchmarks.calibration.whole import Prompt
+from metok_vllm.benchmarks.calibration.passes import Prompt
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan, key_share

@@ -1,4 +1,6 @@
 """A server under load: where it is, what it is called, what is added to every request to it."""
+# MERGED DOC
+# """A request of the benchmark: a chat completion and what is known about it beforehand."""
 
 from __future__ import annotations
 
@@ -6,12 +8,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import aiohttp
 import httpx
-
-from metok_vllm.benchmarks.client.request import BenchRequest
 
 CONNECT_S = 10.0
 ASK_S = 30.0
@@ -115,3 +115,24 @@ def _first_model(url: str, headers: Mapping[str, str]) -> str:
         raise EndpointError(f"no server answers at {url}: {error}") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise EndpointError(f"{url} names no model; give one with --model") from error
+
+
+Kind = Literal["video", "image", "text"]
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """One chat completion to send; plain vLLM and METok get the same bytes.
+
+    `body` is the JSON of `/v1/chat/completions` without `stream`; it has `max_tokens`, `ignore_eos`
+    and `temperature` 0. `frames` are the frames the model looks at and `video_seconds` the length
+    of the video, both 0 for image and text requests. `key` names it: equal keys, equal bytes.
+    `question` counts the questions about the same video before this one.
+    """
+
+    key: str
+    kind: Kind
+    body: dict[str, Any]
+    frames: int
+    video_seconds: float
+    question: int = 0

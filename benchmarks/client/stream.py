@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from metok_vllm.benchmarks.client.request import BenchRequest, Kind
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Kind
 
 DONE = b"[DONE]"
 NO_TOKEN = "no token came"

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metok_vllm.benchmarks.client.clips import (
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Kind
+from metok_vllm.benchmarks.client.videos import (
     CLIP_KINDS,
     Clip,
     ClipKind,
+    VideoFolder,
     jpeg_bytes,
     video_bytes,
 )
-from metok_vllm.benchmarks.client.folder import VideoFolder
-from metok_vllm.benchmarks.client.request import BenchRequest, Kind
 from metok_vllm.errors import ConfigError
 
 QUESTIONS = (

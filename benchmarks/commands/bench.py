@@ -28,7 +28,7 @@ from metok_vllm.benchmarks.commands import (
 from metok_vllm.console import CommandError, complain, out, write
 
 if TYPE_CHECKING:
-    from metok_vllm.benchmarks.client.request import BenchRequest
+    from metok_vllm.benchmarks.client.endpoint import BenchRequest
     from metok_vllm.benchmarks.throughput.gate import Checked
     from metok_vllm.benchmarks.throughput.run import Cell
 

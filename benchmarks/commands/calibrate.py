@@ -94,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> int:
-    from metok_vllm.benchmarks.calibration.written import record
+    from metok_vllm.benchmarks.calibration.output import record
     from metok_vllm.benchmarks.environment import environment
 
     asked = ("frames", "tokens", "num_videos", "questions_per_video", "preset_name")
@@ -124,7 +124,7 @@ def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> 
 
 
 def _print(found: Calibration, result: dict[str, Any]) -> None:
-    from metok_vllm.benchmarks.calibration.tables import choices_table, parts_table
+    from metok_vllm.benchmarks.calibration.report import choices_table, parts_table
 
     console = out()
     console.print(choices_table(result))
@@ -137,8 +137,8 @@ def _print(found: Calibration, result: dict[str, Any]) -> None:
 
 def _write(found: Calibration, result: dict[str, Any], a: argparse.Namespace) -> bool:
     """Every file that is wanted and can be written. Returns whether one could not."""
-    from metok_vllm.benchmarks.calibration.chart import draw_chart
-    from metok_vllm.benchmarks.calibration.written import write_yaml
+    from metok_vllm.benchmarks.calibration.output import write_yaml
+    from metok_vllm.benchmarks.calibration.report import draw_chart
     from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
 
     def write(path: Path, how: Callable[[], object]) -> None:
@@ -197,7 +197,7 @@ def _nats(value: str, text: str) -> float:
 
 
 def _check(a: argparse.Namespace) -> None:
-    from metok_vllm.benchmarks.calibration.chart import SUFFIXES
+    from metok_vllm.benchmarks.calibration.report import SUFFIXES
     from metok_vllm.video import MediaLimits
 
     most = MediaLimits.from_env().max_frames

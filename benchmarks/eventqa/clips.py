@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metok_vllm.benchmarks.client.mp4 import encode_mp4
+from metok_vllm.benchmarks.client.videos import encode_mp4
 from metok_vllm.benchmarks.eventqa.drawing import pictures
 from metok_vllm.benchmarks.eventqa.questions import CHANCE, KINDS, Kind, Question, ask
 from metok_vllm.benchmarks.eventqa.story import Story, draw_story

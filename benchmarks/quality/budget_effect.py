@@ -23,9 +23,8 @@ import torch
 from numpy.typing import NDArray
 
 from metok_vllm.benchmarks.calibration.model import KEY, CalibratedModel
-from metok_vllm.benchmarks.calibration.pruned import run_pruned
+from metok_vllm.benchmarks.calibration.passes import Prompt, run_pruned, run_whole
 from metok_vllm.benchmarks.calibration.setting import VIDEO
-from metok_vllm.benchmarks.calibration.whole import Prompt, run_whole
 from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.questions.bootstrap import Draws
 from metok_vllm.benchmarks.questions.prompts import Asked, read_folder

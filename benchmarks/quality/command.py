@@ -11,7 +11,7 @@ from metok_vllm.benchmarks.environment import environment
 from metok_vllm.benchmarks.quality.charts import draw_chart
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY, Batch, Cell, Serve, measure
-from metok_vllm.benchmarks.quality.matched import (
+from metok_vllm.benchmarks.quality.kv_gaps import (
     LARGEST_GAP,
     check_layers,
     check_lengths,

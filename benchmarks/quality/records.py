@@ -16,7 +16,7 @@ from typing import Any
 from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Batch, Cell
-from metok_vllm.benchmarks.quality.matched import Gap
+from metok_vllm.benchmarks.quality.kv_gaps import Gap
 from metok_vllm.benchmarks.quality.rows import Row
 from metok_vllm.benchmarks.questions.bootstrap import LEVEL, RESAMPLES, Estimate
 from metok_vllm.benchmarks.questions.prompts import ALL

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks.client.folder import LIMITS, VideoFolder
+from metok_vllm.benchmarks.client.videos import LIMITS, VideoFolder
 from metok_vllm.benchmarks.client.workloads import QUESTIONS
 from metok_vllm.errors import ConfigError, MediaError
 from metok_vllm.video import probe

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpx
 
+from metok_vllm.benchmarks.client.processes import Look, listening_process, look
 from metok_vllm.benchmarks.soak.mutations import mutated_request
-from metok_vllm.benchmarks.soak.processes import Look, listening_process, look
 from metok_vllm.benchmarks.soak.requests import CHAT, Request, good_request, video_part
 from metok_vllm.benchmarks.soak.run import Outcome, ask, send_all
 

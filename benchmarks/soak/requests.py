@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from metok_vllm.benchmarks.client.clips import Clip, encode
+from metok_vllm.benchmarks.client.videos import Clip, encode
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"

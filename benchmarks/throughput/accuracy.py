@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.stream import NO_TOKEN, Outcome
 from metok_vllm.benchmarks.eventqa.clips import NEEDLE_LEAST, write_folder
 from metok_vllm.benchmarks.eventqa.questions import KINDS

@@ -25,8 +25,7 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice, permutations
 from typing import Any
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint, find_endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint, find_endpoint
 from metok_vllm.benchmarks.client.workloads import WorkloadSettings, workload
 from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.throughput import launch
@@ -34,13 +33,14 @@ from metok_vllm.benchmarks.throughput.checkpoints import SIZES, checkpoint
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     NAMES,
     OURS,
+    OVER_SERVERS,
     Client,
     Figures,
+    beside_the_server,
     guidellm_client,
     our_client,
     vllm_client,
 )
-from metok_vllm.benchmarks.throughput.foreign_clock import OVER_SERVERS, beside_the_server
 from metok_vllm.benchmarks.throughput.load import Load, warm_up
 from metok_vllm.benchmarks.throughput.run import REST_S
 

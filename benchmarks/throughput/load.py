@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.stream import Clock, Outcome, ask
 
 LAG_EVERY_S = 0.02

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from metok_vllm.benchmarks.client.processes import HostUse
 from metok_vllm.benchmarks.client.scrape import (
     HELD,
     PREEMPTIONS,
@@ -18,7 +19,6 @@ from metok_vllm.benchmarks.client.scrape import (
     Scrapes,
 )
 from metok_vllm.benchmarks.client.stream import Outcome
-from metok_vllm.benchmarks.throughput.host import HostUse
 from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.split import TimeSplit, time_split
 

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Protocol
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
+from metok_vllm.benchmarks.client.processes import HostMeter
 from metok_vllm.benchmarks.client.scrape import Scraper
 from metok_vllm.benchmarks.client.stream import Outcome
-from metok_vllm.benchmarks.throughput.host import HostMeter
 from metok_vllm.benchmarks.throughput.load import Load, LoadRun, send, warm_up
 from metok_vllm.benchmarks.throughput.measures import Measures, measure
 

@@ -12,11 +12,10 @@ from random import Random
 
 import pytest
 
+from metok_vllm.benchmarks.client.processes import ROOT_ROLE, look
 from metok_vllm.benchmarks.soak.mutations import mutated_request
-from metok_vllm.benchmarks.soak.processes import look
 from metok_vllm.benchmarks.soak.requests import Request, good_request
 from metok_vllm.benchmarks.soak.run import Outcome, send_all
-from metok_vllm.benchmarks.throughput.host import ROOT_ROLE
 from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.conftest import MODEL
 from tests.faults.servers import KEY, running

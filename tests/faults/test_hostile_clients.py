@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from metok_vllm.benchmarks.client.clips import Clip, video_bytes
+from metok_vllm.benchmarks.client.videos import Clip, video_bytes
 from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.test_bad_input import as_url
 from tests.faults.servers import chat, client, decoders, requests_running, running

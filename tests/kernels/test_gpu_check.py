@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ import pytest
 import torch
 
 from metok_vllm.benchmarks.commands import bench_options, bench_settings
-from metok_vllm.benchmarks.throughput import gpu_loads
 
 ROOT = Path(__file__).resolve().parents[2]
+GPU_CHECK = runpy.run_path(str(ROOT / "tools" / "gpu_check.py"))
 
 
 def _gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +42,7 @@ def test_every_timed_call_can_be_made() -> None:
 def test_the_engine_s_loads_are_commands_that_metok_bench_takes() -> None:
     parser = argparse.ArgumentParser()
     bench_options.add_arguments(parser)
-    for command in gpu_loads.commands():
+    for command in GPU_CHECK["engine_commands"]():
         assert command[1:4] == ["-m", "metok_vllm.cli", "bench"]
         arguments = parser.parse_args(command[4:])
         bench_options.check(arguments)
@@ -58,11 +59,11 @@ def test_the_engine_is_left_out_where_it_is_not_and_its_failure_is_ours(
         called.append(command)
         return 3
 
-    assert gpu_loads.run(False, lambda name: None, call) == 0
+    assert GPU_CHECK["measure_engine"](False, lambda name: None, call) == 0
     assert "no vllm and no metok_vllm.server here" in capsys.readouterr().out
     assert called == []
-    assert gpu_loads.run(False, lambda name: name, call) == 3
-    assert called == gpu_loads.commands()[:1]
+    assert GPU_CHECK["measure_engine"](False, lambda name: name, call) == 3
+    assert called == GPU_CHECK["engine_commands"]()[:1]
 
 
 def test_only_torch_triton_and_the_repository_are_imported() -> None:

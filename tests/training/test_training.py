@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
         learn_as_ever = answering._learn
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(answering, "_learn", learn)
-            patch.setattr("training.stepping.SAVE_EVERY", 1)
+            patch.setattr("training.run.SAVE_EVERY", 1)
             with pytest.raises(RuntimeError, match="stopped"):
                 answering.train_on_attributes(parts)
 

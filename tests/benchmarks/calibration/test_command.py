@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metok_vllm import cli
-from metok_vllm.benchmarks.calibration import chart
+from metok_vllm.benchmarks.calibration import report as chart
 from metok_vllm.benchmarks.calibration.run import Calibration
 from metok_vllm.benchmarks.commands import calibrate
 from tests.benchmarks.calibration.conftest import FRAMES, TOKENS

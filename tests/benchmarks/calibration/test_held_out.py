@@ -10,12 +10,12 @@ from metok_vllm.benchmarks.calibration.curves import Curves
 from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
 from metok_vllm.benchmarks.calibration.measure import DENSE, STAGE1, Measured, Meter, Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
+from metok_vllm.benchmarks.calibration.output import write_yaml
 from metok_vllm.benchmarks.calibration.prompts import find_asks
+from metok_vllm.benchmarks.calibration.report import choices_table
 from metok_vllm.benchmarks.calibration.run import Calibration, calibrate
 from metok_vllm.benchmarks.calibration.search import Search
 from metok_vllm.benchmarks.calibration.setting import Setting
-from metok_vllm.benchmarks.calibration.tables import choices_table
-from metok_vllm.benchmarks.calibration.written import write_yaml
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import StageLayout
 from tests.benchmarks.calibration.checkpoints import LAYERS

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from metok_vllm.benchmarks.calibration.measure import Meter, Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
+from metok_vllm.benchmarks.calibration.passes import Prompt, logprobs, run_pruned, run_whole
 from metok_vllm.benchmarks.calibration.prompts import find_asks
-from metok_vllm.benchmarks.calibration.pruned import run_pruned
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
-from metok_vllm.benchmarks.calibration.whole import Prompt, logprobs, run_whole
 from metok_vllm.config import METokConfig
 from metok_vllm.video import read_video
 from tests.benchmarks.calibration.checkpoints import LAYERS

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metok_vllm.benchmarks.client import clips
-from metok_vllm.benchmarks.client.clips import CLIP_KINDS, Clip, ClipKind
+from metok_vllm.benchmarks.client import videos as clips
+from metok_vllm.benchmarks.client.videos import CLIP_KINDS, Clip, ClipKind
 from metok_vllm.video import MediaLimits, probe
 
 CUTS = Clip("cuts", (3, 1), frames=60, fps=4, width=64, height=48)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.benchmarks.client.clips import Clip, encode
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest
+from metok_vllm.benchmarks.client.videos import Clip, encode
 from metok_vllm.benchmarks.client.workloads import WorkloadSettings, workload
 from metok_vllm.errors import ConfigError, MediaError
 from metok_vllm.video import MediaLimits, probe

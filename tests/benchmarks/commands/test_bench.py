@@ -274,7 +274,7 @@ def test_the_record_holds_no_secret_and_no_place(tmp_path: Path) -> None:
 
 
 def test_the_choices_are_those_of_the_workloads() -> None:
-    from metok_vllm.benchmarks.client import clips
+    from metok_vllm.benchmarks.client import videos as clips
     from metok_vllm.benchmarks.throughput import checkpoints
 
     assert clips.CLIP_KINDS == bench_options.CLIPS

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metok_vllm.benchmarks.eventqa.story import FADE_FRAMES, draw_story
 from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, combinations, split_of
-from training.films import stretch
+from training.material import stretch
 
 SEEDS = st.integers(0, 2**20)
 

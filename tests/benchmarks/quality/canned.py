@@ -12,8 +12,8 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.benchmarks.client.clips import Clip, encode
 from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.videos import Clip, encode
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from tests.benchmarks.throughput.openai_server import MODEL, body_of, reply, respond
 from tests.server.http_servers import served

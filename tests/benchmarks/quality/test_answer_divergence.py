@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality.answer_divergence import first_token_kl
+from metok_vllm.benchmarks.quality.harness import first_token_kl
 
 Shares = list[float]
 VOCABULARY = 8

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality import equal_kv
+from metok_vllm.benchmarks.quality import frontier as equal_kv
 from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier, rivals
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.questions.settings import Setting, request_config

@@ -11,7 +11,7 @@ from metok_vllm.benchmarks.quality.command import read_cells
 from metok_vllm.benchmarks.quality.frontier import frontier, rivals
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Answered, Cell
-from metok_vllm.benchmarks.quality.matched import Gap, check_layers, gaps, largest
+from metok_vllm.benchmarks.quality.kv_gaps import Gap, check_layers, gaps, largest
 from metok_vllm.benchmarks.quality.rows import Row
 from metok_vllm.benchmarks.questions.prompts import ALL, read_folder
 from metok_vllm.benchmarks.questions.settings import (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.benchmarks.quality import equal_kv
+from metok_vllm.benchmarks.quality import frontier as equal_kv
 from metok_vllm.benchmarks.quality.frontier import rivals
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Cell, measure

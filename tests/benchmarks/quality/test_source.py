@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.benchmarks.quality.server_flags import flag_value, served_config
-from metok_vllm.benchmarks.quality.source import Source
+from metok_vllm.benchmarks.quality.source import Source, flag_value, served_config
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE, MODEL_DIR
 from metok_vllm.errors import ConfigError

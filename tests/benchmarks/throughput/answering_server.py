@@ -11,8 +11,8 @@ from typing import Any
 
 from starlette.types import Send
 
-from metok_vllm.benchmarks.client.clips import Clip, encode
 from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.videos import Clip, encode
 from tests.benchmarks.throughput.openai_server import KnownServer, chunk, known_server, reply
 
 ANSWERS = {"Which colour?": "Red.", "How many?": "three", "Is there a star?": "yes"}

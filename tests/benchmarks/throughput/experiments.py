@@ -11,8 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.measures import Measures
 from metok_vllm.benchmarks.throughput.run import Cell, Sweep, experiment

@@ -12,8 +12,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from tests.server.http_servers import served
 
 MODEL = "known"

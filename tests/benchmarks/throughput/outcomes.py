@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metok_vllm.benchmarks.client.request import Kind
+from metok_vllm.benchmarks.client.endpoint import Kind
 from metok_vllm.benchmarks.client.stream import Outcome
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
-from metok_vllm.benchmarks.throughput import foreign, foreign_guidellm
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
+from metok_vllm.benchmarks.throughput import foreign, foreign_clients
 from metok_vllm.benchmarks.throughput.foreign import Beside, beside, compare, main, table
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     OURS,
@@ -143,7 +142,7 @@ def test_one_server_is_named() -> None:
 def test_what_guidellm_is_given(tmp_path: Path) -> None:
     endpoint = Endpoint("x", "http://h:1", "model", extra_body={"metok": {"preset": "max"}})
     asked = requests(3)
-    spec = json.loads(foreign_guidellm.write_scenario(tmp_path, endpoint, asked, 2).read_text())
+    spec = json.loads(foreign_clients.write_scenario(tmp_path, endpoint, asked, 2).read_text())
     assert spec["spec"]["backend"]["extras"]["body"] == {
         "max_tokens": 4,
         "metok": {"preset": "max"},
@@ -157,7 +156,7 @@ def test_guidellm_cannot_tell_requests_apart(tmp_path: Path) -> None:
     first, second = requests(2)
     second.body["max_tokens"] = 9
     with pytest.raises(ValueError, match="messages alone"):
-        foreign_guidellm.write_scenario(tmp_path, Endpoint("x", "u", "m"), [first, second], 1)
+        foreign_clients.write_scenario(tmp_path, Endpoint("x", "u", "m"), [first, second], 1)
 
 
 def test_guidellms_report() -> None:
@@ -172,7 +171,7 @@ def test_guidellms_report() -> None:
         "inter_token_latency_ms": spread(9.0, 50.0),
         "request_latency": spread(0.75, 0.55),
     }
-    assert foreign_guidellm.figures({"benchmarks": [{"metrics": metrics}]}) == {
+    assert foreign_clients.figures({"benchmarks": [{"metrics": metrics}]}) == {
         "answered": 8.0,
         "requests_per_s": 2.0,
         "output_tokens_per_s": 16.0,

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.throughput.foreign import compare, table
-from metok_vllm.benchmarks.throughput.foreign_clients import Figures, our_client
-from metok_vllm.benchmarks.throughput.foreign_clock import beside_the_server
+from metok_vllm.benchmarks.throughput.foreign_clients import Figures, beside_the_server, our_client
 from tests.benchmarks.throughput.openai_server import KnownServer, known_server, requests
 
 # The server says 0.05 s to the first token, and 0.11 s in all.

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from metok_vllm.benchmarks.throughput.host import HostMeter, HostUse
+from metok_vllm.benchmarks.client.processes import HostMeter, HostUse
 
 # A root that starts a child that works, and tells how much CPU time the child used.
 BURN = """

@@ -8,8 +8,12 @@ import statistics
 import numpy as np
 import pytest
 
-from metok_vllm.benchmarks.client.endpoint import Endpoint, EndpointError, find_endpoint
-from metok_vllm.benchmarks.client.request import BenchRequest
+from metok_vllm.benchmarks.client.endpoint import (
+    BenchRequest,
+    Endpoint,
+    EndpointError,
+    find_endpoint,
+)
 from metok_vllm.benchmarks.client.scrape import Scrapes
 from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.load import Load, LoadRun, WarmUpError, send, warm_up

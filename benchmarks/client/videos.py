@@ -5,21 +5,30 @@ cut at, noise gives frames that have nothing in common.
 
 Shape suffixes: T frames, H height, W width, C colours.
 """
+# MERGED DOC
+# """Pictures into H.264 in an mp4, the same bytes each time."""
+# MERGED DOC
+# """A folder of the user's own videos, again and again in ever new orders."""
 
 from __future__ import annotations
 
 import io
+import mimetypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
 
+import av
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
-from metok_vllm.benchmarks.client.mp4 import Picture, encode_mp4
+from metok_vllm.errors import ConfigError, MediaError
+from metok_vllm.video import MediaLimits, VideoProbe, probe
 
 ClipKind = Literal["cuts", "static", "noise"]
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
@@ -119,3 +128,80 @@ def _folder() -> Path:
 def _temporary() -> tempfile.TemporaryDirectory[str]:
     """A folder of this process; it goes with it."""
     return tempfile.TemporaryDirectory(prefix="metok-bench-")
+
+
+Picture = npt.NDArray[np.uint8]
+# One thread and no B-frames: the same bytes on any number of cores, and quick to write. With
+# AVX-512, x264's macroblock tree now and then gives other bytes for the same pictures, on a busy
+# machine one time in ten. With SSE4.2 they are those it mostly gave; on other processors, others.
+STEADY = {"bf": "0", "threads": "1", "x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2"}
+
+
+def encode_mp4(
+    pictures: Iterable[Picture], fps: int, width: int, height: int, options: Mapping[str, str]
+) -> bytes:
+    """Pictures uint8 [H, W, C] of even sides, one a frame, with libx264's `options`."""
+    with tempfile.TemporaryDirectory(prefix="metok-mp4-") as folder:
+        path = Path(folder) / "video.mp4"
+        _write(path, pictures, fps, (width, height), {**STEADY, **options})
+        return path.read_bytes()
+
+
+def _write(
+    path: Path,
+    pictures: Iterable[Picture],
+    fps: int,
+    size: tuple[int, int],
+    options: Mapping[str, str],
+) -> None:
+    # The index first, so that a browser can start before it has the whole file.
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
+        stream = output.add_stream("libx264", rate=fps, options=dict(options))
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, fps)
+        for number, picture_HWC in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")
+            frame = frame.reformat(format=stream.pix_fmt)
+            frame.pts, frame.time_base = number, Fraction(1, fps)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
+# What a server accepts is for the server to say.
+LIMITS = MediaLimits(max_bytes=1 << 40, max_duration_s=1e9, max_frame_pixels=1 << 40)
+
+
+@dataclass(frozen=True)
+class FoundVideo:
+    """A file of the folder and what is known about it."""
+
+    data: bytes
+    media_type: str
+    probe: VideoProbe
+
+
+class VideoFolder:
+    """The videos directly in `path`, each once a round, in an order drawn for each round."""
+
+    def __init__(self, path: Path, seed: int) -> None:
+        self.seed = seed
+        found = path.iterdir() if path.is_dir() else []
+        self.files = sorted(file for file in found if file.suffix.lower() in SUFFIXES)
+        if not self.files:
+            known = ", ".join(sorted(SUFFIXES))
+            raise ConfigError(f"no videos in {path} (looked for {known})", "folder")
+
+    def video(self, number: int) -> FoundVideo:
+        """Video `number` of an endless row. Raises MediaError naming a file that is no video."""
+        turn, place = divmod(number, len(self.files))
+        order = np.random.default_rng((self.seed, turn)).permutation(len(self.files))
+        file = self.files[order[place]]
+        data = file.read_bytes()
+        try:
+            facts = probe(data, LIMITS)
+        except MediaError as error:
+            raise MediaError(f"{file.name}: {error}", error.reason) from error
+        media_type = mimetypes.guess_type(file.name)[0] or "video/mp4"
+        return FoundVideo(data, media_type, facts)

@@ -1,0 +1,1 @@
+"""`metok bench`: throughput and latency of servers under load, with the agreement of answers."""
