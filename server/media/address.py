@@ -1,7 +1,7 @@
-"""Which hosts a media URL may reach: names are resolved here, and every address is checked.
+"""Which hosts a media URL may reach: a name is resolved here, and every address is checked.
 
-The caller connects to the addresses returned and to nothing else, so a name that resolves
-differently a moment later (DNS rebinding) changes nothing.
+The caller connects to the returned addresses only. A name that later resolves to another address
+(DNS rebinding) has no effect.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from metok_vllm.config.private_hosts import PrivateHosts
-from metok_vllm.errors import MediaError, MediaForbidden
+from metok_vllm.errors import MediaError, MediaForbiddenError
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 NONE_PRIVATE = PrivateHosts()
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Python's own tables differ from patch release to patch release, so what must never be reached is
-# written down here (IANA's special-purpose registries). Of IPv6 only the global unicast space is
-# public at all, without its special blocks (2001::/23 holds Teredo and ORCHID).
+# IANA's special-purpose registries, because Python's own tables change between patch releases.
+# In IPv6 only global unicast is public, without its special blocks (2001::/23: Teredo, ORCHID).
 NOT_PUBLIC_V4 = tuple(
     ipaddress.IPv4Network(block)
     for block in (
@@ -60,19 +59,19 @@ async def checked_addresses(
     private: PrivateHosts = NONE_PRIVATE,
     resolver: Resolver = system_resolver,
 ) -> list[str]:
-    """Addresses of `host` that may be connected to: public, or opened by `private`.
+    """Addresses of `host`, each public or allowed by `private`.
 
-    Raises MediaForbidden if any of them is neither, MediaError if there are none.
+    Raises MediaForbiddenError if any address is neither, MediaError if there are none.
     """
     try:
         addresses = await resolver(host, port)
-    except (OSError, ValueError):  # UnicodeError is one, of names that are too long or empty
+    except (OSError, ValueError):  # UnicodeError: an empty or too long name
         addresses = []
     if not addresses:
         raise MediaError("the host of the media URL cannot be found", "unreachable")
-    closed = [address for address in addresses if not is_public(address)]
-    if not all(private.open(host, port, address) for address in closed):
-        raise MediaForbidden(
+    not_public = [address for address in addresses if not is_public(address)]
+    if not all(private.open(host, port, address) for address in not_public):
+        raise MediaForbiddenError(
             "the media URL points to a private, loopback or link-local address, "
             "which this server does not fetch from",
             "private_address",
@@ -81,7 +80,7 @@ async def checked_addresses(
 
 
 def is_public(address: str) -> bool:
-    """Whether `address` is on the public internet. IPv4 inside IPv6 counts as that IPv4."""
+    """Whether `address` is on the public internet. IPv4 embedded in IPv6 is checked as IPv4."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -1,7 +1,7 @@
-"""Media that clients give a name (`uuid`), kept as sent for requests that name them alone.
+"""A cache of media by the name (`uuid`) that a client gives them, for later requests.
 
-A name belongs to one tenant and one modality. The chat endpoint turns names into URLs that only it
-can make; the media connector keeps what such a URL loads, or finds it again.
+A name belongs to one tenant and one modality. The chat endpoint turns a name into an internal URL
+that clients cannot guess. The media connector stores what such a URL loads, or looks it up.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-# A URL with this in it was made here: clients cannot know it.
+# Clients do not have this, so only this process can make such a URL.
 _SECRET = secrets.token_hex(16)
 KEEP, FIND = f"metok-keep:{_SECRET}:", f"metok-find:{_SECRET}:"
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Encoded media: a file's bytes, or a list of frames as it stands in its data URL."""
+class EncodedMedia:
+    """A file's bytes, or a frame list as in its data URL (base64, comma-separated)."""
 
     data: bytes
     is_frame_list: bool = False
 
 
 def keep_url(tenant: str, modality: str, name: str, url: str) -> str:
-    """A URL that loads `url` and keeps its media under a name."""
+    """An internal URL that loads `url` and stores its media under a name."""
     return f"{KEEP}{key_of(tenant, modality, name)},{url}"
 
 
 def named_url(tenant: str, modality: str, name: str) -> str:
-    """A URL that loads what was kept under a name."""
+    """An internal URL that loads what is stored under a name."""
     return FIND + key_of(tenant, modality, name)
 
 
 def split_keep(url: str) -> tuple[str | None, str]:
-    """Key to keep under, None where nothing is to be kept, and the URL to load."""
+    """The key to store under, None for nothing to store, and the URL to load."""
     if not url.startswith(KEEP):
         return None, url
     key, _, inner = url.removeprefix(KEEP).partition(",")
@@ -45,34 +45,34 @@ def split_keep(url: str) -> tuple[str | None, str]:
 
 
 def key_of(tenant: str, modality: str, name: str) -> str:
-    """One key for a name; no part of it can be read back."""
+    """A hash of a name, its tenant and its modality."""
     return hashlib.sha256(json.dumps([tenant, modality, name]).encode()).hexdigest()
 
 
 class NamedMedia:
-    """Media by key, at most `most_bytes` of them as each call says; thread-safe."""
+    """An LRU cache of encoded media; thread-safe. `held_bytes` is its size."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: OrderedDict[str, Kept] = OrderedDict()
+        self._entries: OrderedDict[str, EncodedMedia] = OrderedDict()
         self.held_bytes = 0
 
-    def keep(self, key: str, media: Kept, most_bytes: int) -> None:
-        """Keep media in place of what had the key, dropping the least recently used first.
+    def put(self, key: str, media: EncodedMedia, max_bytes: int) -> None:
+        """Store media, evicting the least recently used down to `max_bytes`.
 
-        Media over `most_bytes` are not kept, and nothing has the key then.
+        Media over `max_bytes` are not stored, and an older entry of the key is removed.
         """
         with self._lock:
             self._pop(key)
-            if len(media.data) > most_bytes:
+            if len(media.data) > max_bytes:
                 return
             self._entries[key] = media
             self.held_bytes += len(media.data)
-            while self.held_bytes > most_bytes:
+            while self.held_bytes > max_bytes:
                 self._pop(next(iter(self._entries)))
 
-    def find(self, key: str) -> Kept | None:
-        """What is kept under a key."""
+    def get(self, key: str) -> EncodedMedia | None:
+        """The media of a key, None if there are none."""
         with self._lock:
             media = self._entries.get(key)
             if media is not None:

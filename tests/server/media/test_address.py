@@ -6,7 +6,7 @@ import ipaddress
 import pytest
 
 from metok_vllm.config.private_hosts import PrivateHosts
-from metok_vllm.errors import MediaError, MediaForbidden
+from metok_vllm.errors import MediaError, MediaForbiddenError
 from metok_vllm.server.media.address import checked_addresses, is_public, system_resolver
 
 PRIVATE = [
@@ -111,7 +111,7 @@ def resolve(*addresses: str, allow_private: bool = False) -> list[str]:
 
 def test_one_private_address_among_public_ones_is_refused() -> None:
     assert resolve("1.1.1.1", "8.8.8.8") == ["1.1.1.1", "8.8.8.8"]
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         resolve("1.1.1.1", "192.168.0.7")
     assert caught.value.status == 400
     assert "192.168" not in str(caught.value)

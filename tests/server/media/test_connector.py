@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 
 from metok_vllm.demo import SAMPLE_VIDEO
-from metok_vllm.errors import ConfigError, MediaError, MediaForbidden, MediaTooLarge
+from metok_vllm.errors import ConfigError, MediaError, MediaForbiddenError, MediaTooLargeError
 from metok_vllm.server.media import connector as media_connector
 from metok_vllm.server.media.connector import MetokMediaConnector, video_options
 from metok_vllm.video.limits import MediaLimits
@@ -111,7 +111,7 @@ def test_a_truncated_picture_with_a_good_header_is_422() -> None:
 def test_too_many_pixels_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METOK_MEDIA_MAX_FRAME_PIXELS", "100")
     assert image(data_url(picture(10, 10))).media.size == (10, 10)
-    with pytest.raises(MediaTooLarge) as caught:
+    with pytest.raises(MediaTooLargeError) as caught:
         image(data_url(picture(10, 11)))
     assert "100 pixels" in str(caught.value)
 
@@ -121,7 +121,7 @@ def test_a_data_url_over_the_size_limit_is_413(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("METOK_MEDIA_MAX_BYTES", str(len(data)))
     image(data_url(data))
     monkeypatch.setenv("METOK_MEDIA_MAX_BYTES", str(len(data) - 3))
-    with pytest.raises(MediaTooLarge):
+    with pytest.raises(MediaTooLargeError):
         image(data_url(data))
 
 
@@ -139,7 +139,7 @@ def test_files_only_below_the_root(tmp_path: Path) -> None:
         f"file://{root}/../outside.png",
         f"file://{root}/%2e%2e/outside.png",
     ):
-        with pytest.raises(MediaForbidden):
+        with pytest.raises(MediaForbiddenError):
             image(url, **options)
     with pytest.raises(MediaError) as caught:
         image((root / "missing.png").as_uri(), **options)
@@ -177,7 +177,7 @@ def test_a_file_that_may_not_be_read_is_422(
 
 
 def test_only_the_allowed_hosts() -> None:
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         image("https://other.example/x.png", allowed_media_domains=["videos.example"])
     assert caught.value.reason == "host_not_allowed"
 
@@ -209,7 +209,7 @@ class TestFrameLists:
         assert caught.value.status == status
 
     def test_wrong_base64(self) -> None:
-        with pytest.raises(MediaForbidden):
+        with pytest.raises(MediaForbiddenError):
             video(frame_list(picture()) + ",@@")
 
     def test_a_list_over_the_decoded_size_is_scaled_down(

@@ -9,7 +9,12 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
+from metok_vllm.errors import (
+    MediaDeadlineError,
+    MediaError,
+    MediaForbiddenError,
+    MediaTooLargeError,
+)
 from metok_vllm.server.media import address
 from metok_vllm.server.media.fetch import Fetcher, parse_url
 from metok_vllm.video.limits import MediaLimits
@@ -87,7 +92,7 @@ def test_the_body_is_returned(port: int, path: str) -> None:
 
 def test_a_private_address_is_refused_by_default(port: int) -> None:
     hosts_seen.clear()
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://127.0.0.1:{port}/video", replace(LIMITS, allow_private_hosts=False))
     assert caught.value.reason == "private_address"
     assert hosts_seen == []
@@ -116,7 +121,7 @@ def test_a_name_that_changes_its_mind_between_hops_is_refused(
         return answers.pop(0)
 
     limits = replace(LIMITS, allow_private_hosts=False)
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://video.example:{port}/once", limits, resolver=rebinding)
     assert caught.value.reason == "private_address"
     assert answers == []
@@ -140,20 +145,20 @@ def test_redirects_are_checked_again(
         return {"127.0.0.1": ["127.0.0.1"], "10.0.0.1": ["10.0.0.1"]}.get(host, ["172.16.0.9"])
 
     limits = replace(LIMITS, allow_private_hosts=False)
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://127.0.0.1:{port}{path}", limits, resolver=resolver)
     assert caught.value.reason == reason
 
 
 def test_redirects_can_be_switched_off(port: int) -> None:
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://127.0.0.1:{port}/once", replace(LIMITS, max_redirects=0))
     assert caught.value.reason == "redirects"
 
 
 @pytest.mark.parametrize("path", ["/declared", "/undeclared"])
 def test_size_is_limited_while_it_arrives(port: int, path: str) -> None:
-    with pytest.raises(MediaTooLarge) as caught:
+    with pytest.raises(MediaTooLargeError) as caught:
         fetch(f"http://127.0.0.1:{port}{path}")
     assert caught.value.status == 413
     assert "20000 bytes" in str(caught.value)
@@ -161,7 +166,7 @@ def test_size_is_limited_while_it_arrives(port: int, path: str) -> None:
 
 def test_a_slow_origin_is_given_up_at_the_deadline(port: int) -> None:
     started = time.monotonic()
-    with pytest.raises(MediaDeadline) as caught:
+    with pytest.raises(MediaDeadlineError) as caught:
         fetch(f"http://127.0.0.1:{port}/slow", replace(LIMITS, fetch_timeout_s=0.3))
     assert caught.value.status == 504
     assert time.monotonic() - started < 3
@@ -183,7 +188,7 @@ def test_what_cannot_be_read_is_422(port: int, suffix: str) -> None:
 def test_only_allowed_hosts(port: int) -> None:
     url = f"http://127.0.0.1:{port}/video"
     assert fetch(url, allowed_hosts={"127.0.0.1"}) == BODY
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(url, allowed_hosts={"videos.example"})
     assert caught.value.reason == "host_not_allowed"
 
@@ -193,7 +198,7 @@ def test_only_allowed_hosts(port: int) -> None:
     ["ftp://a.example/x", "gopher://a", "http://", "//a/b", "x", "", "http://[::1", "http://a\n/"],
 )
 def test_urls_that_are_not_http(url: str) -> None:
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         parse_url(url)
     assert caught.value.reason == "bad_url"
 

@@ -11,9 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from metok_vllm.errors import MediaBusy, MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
-from metok_vllm.server.media.fetch import Fetcher, parse_url
-from metok_vllm.server.media.fetch_budget import BUDGET
+from metok_vllm.errors import (
+    MediaBusyError,
+    MediaDeadlineError,
+    MediaError,
+    MediaForbiddenError,
+    MediaTooLargeError,
+)
+from metok_vllm.server.media.fetch import BUDGET, Fetcher, parse_url
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.requester import REQUESTER, Requester
 from tests.server.media.raw_hosts import Script, raw_host, sending, sending_for_ever
@@ -164,12 +169,12 @@ def test_a_body_that_drips_is_given_up_at_the_deadline() -> None:
             time.sleep(0.1)
 
     started = time.monotonic()
-    assert isinstance(refusal(drip), MediaDeadline)
+    assert isinstance(refusal(drip), MediaDeadlineError)
     assert time.monotonic() - started < 8
 
 
 def test_a_host_that_never_answers() -> None:
-    assert isinstance(refusal(lambda _: time.sleep(3)), MediaDeadline)
+    assert isinstance(refusal(lambda _: time.sleep(3)), MediaDeadlineError)
 
 
 def test_tls_that_is_none() -> None:
@@ -211,7 +216,7 @@ def test_a_client_that_leaves_ends_its_fetch() -> None:
     with raw_host(slowly) as host:
         asyncio.run(leave(f"http://127.0.0.1:{host.port}/"))
         wait_until(host.closed.is_set, 2)
-    wait_until(lambda: not BUDGET._holdings, 2)
+    wait_until(lambda: not BUDGET._fetches, 2)
 
 
 def test_who_fetches_most_gives_way() -> None:
@@ -227,7 +232,7 @@ def test_who_fetches_most_gives_way() -> None:
     async def both(greedy: str, small: str) -> tuple[list[object], bytes]:
         REQUESTER.set(Requester("greedy"))
         tasks = [asyncio.create_task(Fetcher(limits).fetch(greedy)) for _ in range(2)]
-        while sum(held.num_bytes for held in BUDGET._holdings) < 480_000:
+        while sum(held.num_bytes for held in BUDGET._fetches) < 480_000:
             await asyncio.sleep(0.01)
         REQUESTER.set(Requester("modest"))
         body = await Fetcher(limits).fetch(small)
@@ -242,21 +247,21 @@ def test_who_fetches_most_gives_way() -> None:
         failures, body = asyncio.run(both(*urls))
     assert body == b"y" * 100_000
     (failure,) = failures
-    assert isinstance(failure, MediaBusy)
+    assert isinstance(failure, MediaBusyError)
     assert failure.status == 429
 
 
 def test_alone_over_the_bound() -> None:
     limits = replace(LIMITS, max_fetched_bytes=1000)
     error = refusal(sending(OK + b"content-length: 2000\r\n\r\n", b"x" * 2000), limits)
-    assert isinstance(error, MediaBusy)
+    assert isinstance(error, MediaBusyError)
 
 
 @pytest.mark.parametrize("size", [300_000, 300_001])
 def test_the_limit_is_exact(size: int) -> None:
     script = sending(OK + b"\r\n", b"x" * size)
     if size > LIMITS.max_bytes:
-        assert isinstance(refusal(script), MediaTooLarge)
+        assert isinstance(refusal(script), MediaTooLargeError)
         return
     with raw_host(script) as host:
         assert len(fetch(f"http://127.0.0.1:{host.port}/")) == size
@@ -267,5 +272,5 @@ def test_ports_and_names_that_do_not_exist(url: str) -> None:
     if url == "http://h:/x":
         assert parse_url(url).port is None
         return
-    with pytest.raises(MediaForbidden):
+    with pytest.raises(MediaForbiddenError):
         parse_url(url)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metok_vllm.errors import MediaError, MediaForbidden
+from metok_vllm.errors import MediaError, MediaForbiddenError
 from metok_vllm.server.media.fetch import Fetcher
 from metok_vllm.video.limits import MediaLimits
 from tests.server.media.raw_hosts import RawHost, raw_host, sending
@@ -58,7 +58,7 @@ def test_an_address_is_open_on_its_port_however_it_is_written(
 @pytest.mark.parametrize("host", [*V4, *V6, "0177.0.0.1"])
 def test_it_is_closed_on_all_others(hosts: tuple[RawHost, RawHost], host: str) -> None:
     opened, closed = hosts
-    with pytest.raises(MediaForbidden) as caught:
+    with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://{host}:{closed.port}/", f"127.0.0.1:{opened.port}")
     assert caught.value.reason in ("private_address", "bad_url")
     assert not closed.requests
@@ -79,7 +79,7 @@ def test_a_name_is_open_on_its_port(
         f"http://media.internal@127.0.0.1:{opened.port}/",
         f"http://nat64.internal:{opened.port}/",
     ):
-        with pytest.raises(MediaForbidden) as caught:
+        with pytest.raises(MediaForbiddenError) as caught:
             fetch(url, allowed)
         assert caught.value.reason == "private_address"
     assert not closed.requests
@@ -94,7 +94,7 @@ def test_an_international_name(hosts: tuple[RawHost, RawHost]) -> None:
 def test_all_addresses_of_a_name_must_be_open(hosts: tuple[RawHost, RawHost]) -> None:
     opened, _ = hosts
     for allowed in (f"127.0.0.2:{opened.port}", f"127.0.0.1:{opened.port + 1}"):
-        with pytest.raises(MediaForbidden):
+        with pytest.raises(MediaForbiddenError):
             fetch(f"http://both.internal:{opened.port}/", allowed)
 
 
@@ -105,7 +105,7 @@ def test_an_open_host_cannot_lead_to_a_closed_one(
     _, closed = hosts
     place = "http://" + target.format(closed=closed.port) + "/latest"
     head = f"HTTP/1.1 302 Found\r\nlocation: {place}\r\ncontent-length: 0\r\n\r\n"
-    with raw_host(sending(head.encode())) as leads, pytest.raises(MediaForbidden) as caught:
+    with raw_host(sending(head.encode())) as leads, pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://127.0.0.1:{leads.port}/", f"127.0.0.1:{leads.port}")
     assert caught.value.reason == "private_address"
     assert not closed.requests
@@ -115,7 +115,7 @@ def test_a_closed_host_cannot_be_reached_to_be_led_back(hosts: tuple[RawHost, Ra
     opened, _ = hosts
     head = f"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{opened.port}/\r\n\r\n"
     with raw_host(sending(head.encode())) as leads:
-        with pytest.raises(MediaForbidden):
+        with pytest.raises(MediaForbiddenError):
             fetch(f"http://127.0.0.1:{leads.port}/", f"127.0.0.1:{opened.port}")
         assert not leads.requests
         both = f"127.0.0.1:{opened.port},127.0.0.1:{leads.port}"
@@ -126,7 +126,7 @@ def test_a_network_without_a_port_opens_the_web_s_ports_only(
     hosts: tuple[RawHost, RawHost],
 ) -> None:
     opened, _ = hosts
-    with pytest.raises(MediaForbidden):
+    with pytest.raises(MediaForbiddenError):
         fetch(f"http://127.0.0.1:{opened.port}/", "127.0.0.0/8")
     with pytest.raises(MediaError) as caught:  # checked, and nobody listens there
         fetch("http://127.77.77.77/", "127.0.0.0/8")
