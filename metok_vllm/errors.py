@@ -1,13 +1,13 @@
-"""Errors a user can act on. Each is a ValueError, so vLLM answers 400 where nobody maps it.
+"""Errors that users can act on. Each is a ValueError, which vLLM answers with 400 by default.
 
 MetokError
-├── ConfigError        a setting or a request field that cannot be used      400
-└── MediaError         a video or image that was refused or cannot be read   422
-    ├── MediaTooLarge      over a limit of size, length, frames or pixels    413
-    ├── MediaForbidden     an address or path that policy does not allow     400
-    ├── MediaBusy          others are served first, for too long             429
-    ├── MediaAbandoned     the request or the server ends before it is read  503
-    └── MediaDeadline      fetching or decoding took too long                504
+├── ConfigError               a setting or request field that cannot be used           400
+└── MediaError                a video or image that is refused or cannot be read       422
+    ├── MediaTooLargeError    over a limit of size, length, frames or pixels           413
+    ├── MediaForbiddenError   an address or path that the media policy refuses         400
+    ├── MediaBusyError        no decoder or memory was free in time                    429
+    ├── MediaAbandonedError   the request or the server ended before the media is read 503
+    └── MediaDeadlineError    fetching or decoding took too long                       504
 
 Messages name the offending value and the limit, never a path, an address or the payload.
 """
@@ -33,52 +33,43 @@ class MediaError(MetokError):
     """Media that cannot be used. `reason` is the label of `metok_media_rejected_total`."""
 
     status = 422
+    default_reason = "unreadable"
 
-    def __init__(self, message: str, reason: str = "unreadable") -> None:
+    def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)
-        self.reason = reason
+        self.reason = reason or self.default_reason
 
 
-class MediaTooLarge(MediaError):  # noqa: N818 - reads as a sentence in `except MediaTooLarge`
+class MediaTooLargeError(MediaError):
     """Media over one of the limits of `metok_vllm.video.limits.MediaLimits`."""
 
     status = 413
-
-    def __init__(self, message: str, reason: str = "too_large") -> None:
-        super().__init__(message, reason)
+    default_reason = "too_large"
 
 
-class MediaForbidden(MediaError):  # noqa: N818
+class MediaForbiddenError(MediaError):
     """A host, scheme or path that the media policy refuses."""
 
     status = 400
-
-    def __init__(self, message: str, reason: str = "forbidden") -> None:
-        super().__init__(message, reason)
+    default_reason = "forbidden"
 
 
-class MediaBusy(MediaError):  # noqa: N818
-    """The server has other media to read first; the client may try again later."""
+class MediaBusyError(MediaError):
+    """Other media were served first for too long; the client may try again later."""
 
     status = 429
-
-    def __init__(self, message: str, reason: str = "busy") -> None:
-        super().__init__(message, reason)
+    default_reason = "busy"
 
 
-class MediaAbandoned(MediaError):  # noqa: N818
-    """Nobody waits for the media any more, or the server ends: the work was stopped."""
+class MediaAbandonedError(MediaError):
+    """The request or the server ended before the media was read."""
 
     status = 503
-
-    def __init__(self, message: str, reason: str = "abandoned") -> None:
-        super().__init__(message, reason)
+    default_reason = "abandoned"
 
 
-class MediaDeadline(MediaError):  # noqa: N818
-    """Fetching or decoding did not end in time; the work was killed."""
+class MediaDeadlineError(MediaError):
+    """Fetching or decoding exceeded its deadline and was stopped."""
 
     status = 504
-
-    def __init__(self, message: str, reason: str = "deadline") -> None:
-        super().__init__(message, reason)
+    default_reason = "deadline"

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.backends import reader_of
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.frame_index import Trust, WrongIndexError
@@ -30,7 +30,7 @@ def decode(
 ) -> Decoded:
     """Probe `video`, sample and decode it, and write uint8 [T, H, W, 3] to `output`.
 
-    Raises MediaError and MediaTooLarge as `probe` does, and MediaError(decode_failed).
+    Raises MediaError and MediaTooLargeError as `probe` does, and MediaError(decode_failed).
     """
     started = time.monotonic()
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // limits.decode_workers))
@@ -85,7 +85,7 @@ def _write_frames(
             factor = downscale_factor(len(indices), height, width, limits.max_decoded_bytes)
             height, width = height // factor, width // factor
             if len(indices) * height * width * 3 > limits.max_decoded_bytes:
-                raise MediaTooLarge(
+                raise MediaTooLargeError(
                     f"{len(indices)} frames of {frame_HWC.shape[1]} x {frame_HWC.shape[0]} pixels "
                     f"cannot be scaled down to {limits.max_decoded_bytes} bytes",
                     "too_many_pixels",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, BinaryIO
 
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import anonymous_file, write_all
 from metok_vllm.video.frames import VideoFrames
 from metok_vllm.video.limits import MediaLimits
@@ -46,9 +46,9 @@ def read_image(data: bytes, limits: MediaLimits, background: Sequence[int] = WHI
     return _read([data], limits, IMAGE_FORMATS, background, "image")
 
 
-def too_many_frames(count: int, limits: MediaLimits) -> MediaTooLarge:
+def too_many_frames(count: int, limits: MediaLimits) -> MediaTooLargeError:
     """The refusal of a frame list that is too long."""
-    return MediaTooLarge(
+    return MediaTooLargeError(
         f"the video has {count} frames; this server takes {limits.max_frames} at most",
         "too_many_frames",
     )

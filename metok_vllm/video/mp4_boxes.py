@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from metok_vllm.errors import MediaTooLarge
+from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.packets import check_packets
 
 NESTED = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
@@ -30,7 +30,7 @@ class Box:
 def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
     """Boxes of the file's `size` bytes in the order in which they start; none if it is no mp4.
 
-    Raises MediaTooLarge for more of them than a video can need.
+    Raises MediaTooLargeError for more of them than a video can need.
     """
     ends = [size]
     place = count = 0
@@ -49,7 +49,7 @@ def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
             return
         count += 1
         if count > MAX_BOXES:
-            raise MediaTooLarge(
+            raise MediaTooLargeError(
                 f"the mp4 file has over {MAX_BOXES} boxes, the most that this server reads",
                 "too_many_packets",
             )
@@ -63,7 +63,7 @@ def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
 
 
 def check_tables(file: BinaryIO, size: int) -> None:
-    """Raises MediaTooLarge where a few bytes name more samples than a video can need.
+    """Raises MediaTooLargeError where a few bytes name more samples than a video can need.
 
     FFmpeg would build an entry for each when it opens the file. Sound of one tick a sample (PCM) is
     left out: it gets an entry for each piece.

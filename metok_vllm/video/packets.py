@@ -11,7 +11,7 @@ from typing import Any
 
 import av
 
-from metok_vllm.errors import MediaTooLarge
+from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.limits import MediaLimits
 
 # The longest video at the highest rate of a camera has 144,000 frames (600 s at 240 a second).
@@ -102,8 +102,9 @@ class Packets:
 def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
     """Packets of one video stream of an open PyAV container; reads it to the end.
 
-    A file that breaks off yields those up to there, possibly none. Raises MediaTooLarge for more
-    than a video can need: containers can name millions, and one piece of the file many times.
+    A file that breaks off yields the packets before that point, possibly none. Raises
+    MediaTooLargeError for more packets or bytes than a video needs: a container can list millions
+    of packets, and list the same bytes many times.
     """
     pts, dts, runs = array("q"), array("q"), array("l")
     keys: list[int] = []
@@ -116,7 +117,7 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
         check_packets(number + 1)
         total_bytes += packet.size
         if total_bytes > 2 * limits.max_bytes:
-            raise MediaTooLarge(
+            raise MediaTooLargeError(
                 f"the packets of the video are larger than the file: over {total_bytes} bytes; "
                 f"this server reads at most {2 * limits.max_bytes}",
                 "too_large",
@@ -146,9 +147,9 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
 
 
 def check_packets(number: int) -> None:
-    """Raises MediaTooLarge for more packets than a video can need."""
+    """Raises MediaTooLargeError for more packets than a video can need."""
     if number > MAX_PACKETS:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"the video has over {MAX_PACKETS} packets, the most that this server reads",
             "too_many_packets",
         )

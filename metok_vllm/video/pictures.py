@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.decoding import downscale_factor, shrink
 from metok_vllm.video.frames import Decoded
@@ -34,7 +34,7 @@ def decode_pictures(
     """Write the pictures that `file` holds one after the other to `output`, as uint8 [T, H, W, 3].
 
     `request` has their `sizes` in bytes, the PIL `formats` allowed, the `background` colour and
-    `what` one is called. Raises MediaError, and MediaTooLarge before anything is decoded.
+    `what` one is called. Raises MediaError, and MediaTooLargeError before anything is decoded.
     """
     started = time.monotonic()
     sizes, what = request["sizes"], request["what"]
@@ -74,7 +74,7 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
         with _opened(picture, request) as image:
             sizes.add(image.size)
         if image.size[0] * image.size[1] > limits.max_frame_pixels:
-            raise MediaTooLarge(
+            raise MediaTooLargeError(
                 f"a picture is over the limit of {limits.max_frame_pixels} pixels",
                 "too_many_pixels",
             )
@@ -82,7 +82,7 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
         raise _sizes_differ()
     pixels = sum(width * height for width, height in sizes) * len(pictures)
     if pixels * COST > limits.max_walked_pixels:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"the pictures have {pixels} pixels together; this server decodes at most "
             f"{limits.max_walked_pixels // COST}",
             "too_many_frames_walked",
@@ -129,7 +129,7 @@ def _opened(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
             with Image.open(io.BytesIO(picture), formats=formats) as image:
                 yield image
     except Image.DecompressionBombError:
-        raise MediaTooLarge("a picture has too many pixels", "too_many_pixels") from None
+        raise MediaTooLargeError("a picture has too many pixels", "too_many_pixels") from None
     except (MediaError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -144,7 +144,7 @@ def _opened(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
 def _factor(count: int, width: int, height: int, limits: MediaLimits) -> int:
     factor = downscale_factor(count, height, width, limits.max_decoded_bytes)
     if count * (height // factor) * (width // factor) * 3 > limits.max_decoded_bytes:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"{count} frames of {width} x {height} pixels cannot be scaled down to "
             f"{limits.max_decoded_bytes} bytes",
             "too_many_pixels",

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from metok_vllm.errors import MediaDeadline, MediaError
+from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video.channel import ChannelClosedError
 from metok_vllm.video.frame_cache import FRAMES
 from metok_vllm.video.limits import MediaLimits
@@ -66,8 +66,9 @@ class DecodePool:
     def run(self, job: Job[T]) -> T:
         """Have a worker do `job` when its turn comes, for the current requester.
 
-        Raises MediaBusy after waiting for `decode_deadline_s`, MediaDeadline after decoding for
-        that long, MediaError when the worker dies, MediaAbandoned when the requester leaves.
+        Raises MediaBusyError after waiting for `decode_deadline_s`, MediaDeadlineError after
+        decoding for that long, MediaError when the worker dies, MediaAbandonedError when the
+        requester leaves.
         """
         requester, limits = current(), job.limits
         deadline = time.monotonic() + limits.decode_deadline_s
@@ -155,7 +156,7 @@ class DecodePool:
             # A thread that is kept from running that long finds the worker ended by its alarm.
             late = time.monotonic() - started >= limits.decode_deadline_s
             if isinstance(error, TimeoutError) or (late and isinstance(error, ChannelClosedError)):
-                raise MediaDeadline(
+                raise MediaDeadlineError(
                     f"reading the {job.what} took longer than {limits.decode_deadline_s:g} s, "
                     f"the limit of this server"
                 ) from None

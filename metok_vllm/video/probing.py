@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import av
 
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.completeness import check_complete
 from metok_vllm.video.frame_index import FrameIndex
 from metok_vllm.video.limits import MediaLimits
@@ -52,7 +52,7 @@ def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
     """Container, codec, size and length of a video in memory.
 
     Runs FFmpeg's demuxer in this process, with no deadline: for bytes from strangers use
-    `read_video`. Raises MediaError or MediaTooLarge, with `reason`, for what is not a readable
+    `read_video`. Raises MediaError or MediaTooLargeError, with `reason`, for what is not a readable
     video or is over a limit.
     """
     check_size(len(data), limits)
@@ -60,11 +60,11 @@ def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
 
 
 def check_size(num_bytes: int, limits: MediaLimits) -> None:
-    """Raises MediaError for an empty file, MediaTooLarge for one over `limits.max_bytes`."""
+    """Raises MediaError for an empty file, MediaTooLargeError for one over `limits.max_bytes`."""
     if num_bytes == 0:
         raise MediaError("the video is empty (0 bytes)", "empty")
     if num_bytes > limits.max_bytes:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"the video has {num_bytes} bytes; this server accepts at most {limits.max_bytes}",
             "too_large",
         )
@@ -82,7 +82,7 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
         if width < 1 or height < 1:
             width, height = _declared_size(file)
         if width * height > limits.max_frame_pixels:
-            raise MediaTooLarge(
+            raise MediaTooLargeError(
                 f"the frames have {width} x {height} pixels; "
                 f"this server accepts at most {limits.max_frame_pixels} pixels a frame",
                 "too_many_pixels",
@@ -117,9 +117,9 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
 
 
 def check_duration(index: FrameIndex, limits: MediaLimits) -> None:
-    """Raises MediaTooLarge for a video over `limits.max_duration_s`."""
+    """Raises MediaTooLargeError for a video over `limits.max_duration_s`."""
     if index.duration_s > limits.max_duration_s:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"the video lasts {index.duration_s:.0f} s; "
             f"this server accepts at most {limits.max_duration_s:g} s",
             "too_long",

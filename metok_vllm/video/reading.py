@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from metok_vllm.errors import MediaTooLarge
+from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, contents, write_all
 from metok_vllm.video.frame_cache import FRAMES, FrameKey
 from metok_vllm.video.frames import VideoFrames
@@ -29,12 +29,13 @@ def read_video(
     the environment. The video is opened in another process only. Thread-safe. The frames count
     against `limits.max_pending_bytes` until they and all views of them are gone. With
     `limits.frame_cache_bytes` they are kept, and given out again as `cached`: write to none. Raises
-    MediaError (with `reason`) for what cannot be read, MediaTooLarge for what is over a limit,
-    MediaDeadline after `limits.decode_deadline_s` of decoding, MediaBusy after as long of waiting.
+    MediaError (with `reason`) for what cannot be read, MediaTooLargeError over a limit,
+    MediaDeadlineError after `limits.decode_deadline_s` of decoding, MediaBusyError after as long of
+    waiting.
     """
     limits = MediaLimits.from_env() if limits is None else limits
     if num_frames > limits.max_frames:
-        raise MediaTooLarge(
+        raise MediaTooLargeError(
             f"{num_frames} frames of a video were asked for; "
             f"this server samples at most {limits.max_frames}",
             "too_many_frames",

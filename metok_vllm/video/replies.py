@@ -12,12 +12,18 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Any, BinaryIO
 
-from metok_vllm.errors import MediaDeadline, MediaError, MediaForbidden, MediaTooLarge
+from metok_vllm.errors import (
+    MediaDeadlineError,
+    MediaError,
+    MediaForbiddenError,
+    MediaTooLargeError,
+)
 from metok_vllm.video.channel import ChannelClosedError
 from metok_vllm.video.frames import Decoded
 
 ERRORS = {
-    kind.__name__: kind for kind in (MediaError, MediaTooLarge, MediaForbidden, MediaDeadline)
+    kind.__name__: kind
+    for kind in (MediaError, MediaTooLargeError, MediaForbiddenError, MediaDeadlineError)
 }
 MAX_TEXT = 500
 # Reasons are label values of a metric, so there may be only so many of them.

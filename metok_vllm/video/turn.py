@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from metok_vllm.errors import MediaAbandoned, MediaBusy, MediaError
+from metok_vllm.errors import MediaAbandonedError, MediaBusyError, MediaError
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import Reservation
 from metok_vllm.video.requester import Requester
@@ -47,32 +47,32 @@ class Turn:
             self.kill()
 
 
-def abandoned() -> MediaAbandoned:
+def abandoned() -> MediaAbandonedError:
     """The request ended, so nobody sees this but the metrics."""
-    return MediaAbandoned("the request has ended; its video is not read")
+    return MediaAbandonedError("the request has ended; its video is not read")
 
 
-def closing() -> MediaAbandoned:
+def closing() -> MediaAbandonedError:
     """The server ends."""
-    return MediaAbandoned("the server is ending; its videos are not read")
+    return MediaAbandonedError("the server is ending; its videos are not read")
 
 
-def out_of_time(turn: Turn) -> MediaBusy:
+def out_of_time(turn: Turn) -> MediaBusyError:
     """The turn did not come in time."""
     limits = turn.limits
     if turn.blocked:
-        return MediaBusy(
+        return MediaBusyError(
             f"the server is decoding as much video as it may hold ({limits.max_pending_bytes} "
             f"bytes); try again later"
         )
-    return MediaBusy(
+    return MediaBusyError(
         f"no decoder was free for the video within {limits.decode_deadline_s:g} s; try again later"
     )
 
 
-def too_many(limits: MediaLimits) -> MediaBusy:
+def too_many(limits: MediaLimits) -> MediaBusyError:
     """The queue is full."""
-    return MediaBusy(
+    return MediaBusyError(
         f"{limits.max_waiting} videos wait to be decoded already, the most this server lets wait; "
         f"try again later"
     )

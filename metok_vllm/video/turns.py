@@ -45,8 +45,8 @@ class Turns:
     def wait(self, turn: Turn, seconds: float) -> None:
         """Return once it is this video's turn; give it back with `release`.
 
-        Raises MediaBusy after `seconds`, or at once where too many wait already, and
-        MediaAbandoned when the request ends meanwhile or the server does.
+        Raises MediaBusyError after `seconds`, or at once where too many wait already, and
+        MediaAbandonedError when the request ends meanwhile or the server does.
         """
         deadline = turn.since + seconds
         with self._lock:

@@ -9,7 +9,7 @@ from typing import Any
 
 import av
 
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.frame_index import FrameIndex
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.packets import packets_of
@@ -54,7 +54,7 @@ class Walk:
         self.damaged = 0
 
     def frames(self) -> Iterator[tuple[int, Any]]:
-        """(packet number, frame) as shown, to the readable end. Raises MediaTooLarge."""
+        """(packet number, frame) as shown, to the readable end. Raises MediaTooLargeError."""
         for number, packet in packets_of(self._container, self._stream):
             if number < self._start:
                 continue
@@ -91,7 +91,7 @@ def walking(source: VideoSource) -> Iterator[Walk]:
 def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
     """The source with the frames that the decoder shows of the packets before `until`.
 
-    Raises MediaTooLarge where that is too much to decode, MediaError where it shows none.
+    Raises MediaTooLargeError where that is too much to decode, MediaError where it shows none.
     """
     probe = source.probe
     check_walk(until, until * probe.width * probe.height, source.limits)
@@ -138,7 +138,7 @@ def _with_index(source: VideoSource, index: FrameIndex) -> VideoSource:
 
 
 def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
-    """Raises MediaTooLarge for more than may be decoded to reach the frames of one sample."""
+    """Raises MediaTooLargeError for more than may be decoded to reach the frames of one sample."""
     if frames > limits.max_walked_frames:
         reason = f"{frames} frames must be decoded; this server decodes at most "
         reason += f"{limits.max_walked_frames}"
@@ -147,7 +147,7 @@ def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
         reason += f"this server decodes at most {limits.max_walked_pixels} pixels"
     else:
         return
-    raise MediaTooLarge(
+    raise MediaTooLargeError(
         f"to reach the frames sampled from the video, {reason} "
         "(encode it with more keyframes or smaller frames)",
         "too_many_frames_walked",

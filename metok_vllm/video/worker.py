@@ -16,7 +16,7 @@ import socket
 from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
-from metok_vllm.errors import MediaError, MediaTooLarge, MetokError
+from metok_vllm.errors import MediaError, MediaTooLargeError, MetokError
 from metok_vllm.processes.parent_watch import watch_socket
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, receive, send
 from metok_vllm.video.decoding import decode
@@ -93,7 +93,7 @@ def _decode(
 
             return decode_pictures(file, request, limits, output)
         return decode(file, request["num_frames"], request["fps"], limits, output)
-    except MediaTooLarge as error:
+    except MediaTooLargeError as error:
         if light and error.reason == "too_many_frames_walked":
             raise _HeavyError from None
         raise

@@ -23,7 +23,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
-from metok_vllm.errors import ConfigError, MediaForbidden
+from metok_vllm.errors import ConfigError, MediaForbiddenError
 from metok_vllm.models.processing import RequestOptions
 from metok_vllm.plan.request import RequestPlan
 from metok_vllm.server.chat.content_parts import checked_messages
@@ -98,7 +98,7 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         videos = count_videos(request.messages)
         if videos > self.limits.max_videos:
             metrics.count_rejected("too_many")
-            raise MediaForbidden(
+            raise MediaForbiddenError(
                 f"{videos} videos in one request; this server takes {self.limits.max_videos} "
                 "at most (max_videos)",
                 "too_many",

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.errors import MediaBusy, MediaTooLarge
+from metok_vllm.errors import MediaBusyError, MediaTooLargeError
 from metok_vllm.video import MediaLimits, read_video
 from metok_vllm.video.frame_cache import FRAMES, FrameCache, FrameKey
 from metok_vllm.video.frames import VideoFrames
@@ -101,9 +101,9 @@ def test_other_bytes_are_another_video(mp4: bytes) -> None:
 
 def test_a_limit_holds_for_what_is_kept_too(mp4: bytes) -> None:
     read_video(mp4, 4, limits=LIMITS)
-    with pytest.raises(MediaTooLarge):
+    with pytest.raises(MediaTooLargeError):
         read_video(mp4, 4, limits=replace(LIMITS, max_bytes=10))
-    with pytest.raises(MediaTooLarge):
+    with pytest.raises(MediaTooLargeError):
         read_video(mp4, 4, limits=replace(LIMITS, max_frames=3))
 
 
@@ -150,7 +150,7 @@ def test_frames_in_use_are_not_given_away(mp4: bytes) -> None:
     limits = replace(LIMITS, max_pending_bytes=5 * FRAME, decode_deadline_s=1.0)
     mine = read_video(mp4, 4, limits=limits)
     seen_THWC = mine.frames_THWC.copy()
-    with pytest.raises(MediaBusy, match="as much video as it may hold"):
+    with pytest.raises(MediaBusyError, match="as much video as it may hold"):
         read_video(clips.encode(num_frames=20), 4, limits=limits)
     assert FRAMES.held_bytes == 0
     np.testing.assert_array_equal(mine.frames_THWC, seen_THWC)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metok_vllm.errors import MediaDeadline, MediaError
+from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video import MediaLimits
 from metok_vllm.video.decoding import shrink
 from metok_vllm.video.frame_list import IMAGE_FORMATS, read_frame_list, read_image
@@ -135,7 +135,7 @@ def test_a_list_is_killed_at_its_deadline() -> None:
     still = encoded(np.zeros((4000, 4000, 3), np.uint8), "JPEG")
     read_frame_list(frames(1), LIMITS)
     started = time.monotonic()
-    with pytest.raises(MediaDeadline, match=r"list of frames took longer than 0.3 s"):
+    with pytest.raises(MediaDeadlineError, match=r"list of frames took longer than 0.3 s"):
         read_frame_list([still] * 40, MediaLimits(decode_deadline_s=0.3))
     assert time.monotonic() - started < 2
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from metok_vllm.errors import MediaTooLarge
+from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video import MediaLimits, probe, read_video
 from tests.video import clips
 from tests.video.fields import clip as clip_of_fields
@@ -45,10 +45,10 @@ def with_samples(data: bytes, count: int, size: int) -> bytes:
     return with_table(data, b"stco", struct.pack(">III", 0, 1, offset))
 
 
-def refused(data: bytes, limits: MediaLimits = LIMITS, num_frames: int = 4) -> MediaTooLarge:
+def refused(data: bytes, limits: MediaLimits = LIMITS, num_frames: int = 4) -> MediaTooLargeError:
     """The refusal of the video, which must come soon."""
     started = time.monotonic()
-    with pytest.raises(MediaTooLarge) as caught:
+    with pytest.raises(MediaTooLargeError) as caught:
         read_video(data, num_frames, limits=limits)
     assert time.monotonic() - started < SOON_S
     return caught.value
@@ -59,7 +59,7 @@ def test_samples_named_in_a_few_bytes(mp4: bytes, count: int) -> None:
     data = with_samples(mp4, count, 1)
     assert len(data) < 5000
     assert refused(data).reason == "too_many_packets"
-    with pytest.raises(MediaTooLarge, match="over 500000 packets"):
+    with pytest.raises(MediaTooLargeError, match="over 500000 packets"):
         probe(data, LIMITS)
 
 

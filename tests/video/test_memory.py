@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.errors import MediaBusy, MediaDeadline, MediaError
+from metok_vllm.errors import MediaBusyError, MediaDeadlineError, MediaError
 from metok_vllm.video import MediaLimits, VideoFrames, read_video
 from metok_vllm.video.memory import MemoryBudget, Reservation
 from metok_vllm.video.pool import POOL
@@ -171,7 +171,7 @@ def test_frames_and_their_views_hold_memory(
     view = video.frames_THWC[1:, ::2].T.view(np.int8)
     indices = video.indices
     del video
-    with pytest.raises(MediaBusy, match="as much video as it may hold"):
+    with pytest.raises(MediaBusyError, match="as much video as it may hold"):
         read_video(mp4, 4, limits=quick)
     np.testing.assert_array_equal(view.view(np.uint8).T, every_THWC[indices][1:, ::2])
     del view
@@ -198,7 +198,7 @@ def test_no_failure_keeps_memory(mp4: bytes) -> None:
         (mp4[:2000], MediaLimits(), MediaError),
         (b"not a video", MediaLimits(), MediaError),
         (mp4, MediaLimits(max_duration_s=1), MediaError),
-        (heavy, MediaLimits(decode_deadline_s=0.2), (MediaDeadline, MediaBusy)),
+        (heavy, MediaLimits(decode_deadline_s=0.2), (MediaDeadlineError, MediaBusyError)),
         (mp4, MediaLimits(max_decoded_bytes=3), MediaError),
     ]
     read_video(mp4, 2)

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from metok_vllm.errors import MediaDeadline, MediaError
+from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video import MediaLimits, read_video
 from tests.video import clips
 from tests.video.odd_clips import GOP, MPEG2
@@ -58,7 +58,7 @@ def test_damaged_files_give_frames_or_a_media_error(container: str) -> None:
         started = time.monotonic()
         try:
             video = read_video(mutated(clip(container), seed), 8, limits=LIMITS)
-        except MediaDeadline:
+        except MediaDeadlineError:
             raise
         except MediaError as error:
             seen[error.reason] += 1

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from metok_vllm.demo import SAMPLE_VIDEO
-from metok_vllm.errors import MediaError, MediaTooLarge
+from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video import MediaLimits, VideoProbe, probe, read_video
 from tests.video import clips
 
@@ -83,7 +83,7 @@ def test_bad_video_then_a_good_one(name: str, mp4: bytes) -> None:
         with pytest.raises(MediaError, match=message) as caught:
             read()
         assert caught.value.reason == reason
-        assert isinstance(caught.value, MediaTooLarge) == too_large
+        assert isinstance(caught.value, MediaTooLargeError) == too_large
     assert read_video(mp4, 4, limits=LIMITS).frames_THWC.shape == (4, 96, 160, 3)
 
 
@@ -97,7 +97,7 @@ def test_bad_video_then_a_good_one(name: str, mp4: bytes) -> None:
 )
 def test_limits(mp4: bytes, limits: MediaLimits, reason: str, message: str) -> None:
     for read in (lambda: probe(mp4, limits), lambda: read_video(mp4, 4, limits=limits)):
-        with pytest.raises(MediaTooLarge, match=message) as caught:
+        with pytest.raises(MediaTooLargeError, match=message) as caught:
             read()
         assert caught.value.reason == reason
 

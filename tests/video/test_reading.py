@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metok_vllm.errors import MediaDeadline, MediaError, MediaTooLarge
+from metok_vllm.errors import MediaDeadlineError, MediaError, MediaTooLargeError
 from metok_vllm.video import MediaLimits, read_video
 from metok_vllm.video.pool import POOL
 from metok_vllm.video.worker_process import Worker
@@ -66,14 +66,14 @@ def test_counts(mp4: bytes) -> None:
     assert len(read_video(mp4, 0, limits=limits).indices) == 16
     assert len(read_video(mp4, 16, limits=limits).indices) == 16
     assert read_video(mp4, 16, fps=2, limits=limits).indices == [0, 19, 39, 59]
-    with pytest.raises(MediaTooLarge, match=r"17 frames .* at most 16") as caught:
+    with pytest.raises(MediaTooLargeError, match=r"17 frames .* at most 16") as caught:
         read_video(mp4, 17, limits=limits)
     assert caught.value.reason == "too_many_frames"
 
 
 def test_limits_come_from_the_environment(mp4: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METOK_MEDIA_MAX_DURATION_S", "1.5")
-    with pytest.raises(MediaTooLarge, match=r"at most 1.5 s"):
+    with pytest.raises(MediaTooLargeError, match=r"at most 1.5 s"):
         read_video(mp4, 4)
 
 
@@ -84,7 +84,7 @@ def test_heavy_video_is_killed_at_its_deadline(heavy: bytes, mp4: bytes, backend
     before = children()
     limits = MediaLimits(decode_deadline_s=0.3, backend=backend)
     started = time.monotonic()
-    with pytest.raises(MediaDeadline, match=r"longer than 0.3 s") as caught:
+    with pytest.raises(MediaDeadlineError, match=r"longer than 0.3 s") as caught:
         read_video(heavy, 128, limits=limits)
     # Far from the whole decode, with room for a process that is slow to come back to us.
     assert 0.3 <= time.monotonic() - started < 2
@@ -95,7 +95,7 @@ def test_heavy_video_is_killed_at_its_deadline(heavy: bytes, mp4: bytes, backend
 
 def test_tiny_deadline(mp4: bytes) -> None:
     for _ in range(2):
-        with pytest.raises(MediaDeadline):
+        with pytest.raises(MediaDeadlineError):
             read_video(mp4, 60, limits=MediaLimits(decode_deadline_s=1e-3))
     assert len(read_video(mp4, 4).indices) == 4
 
@@ -196,4 +196,4 @@ def test_one_deadline_does_not_touch_the_others(heavy: bytes, mp4: bytes) -> Non
         slow = threads.submit(read_video, heavy, 128, limits=MediaLimits(decode_deadline_s=0.5))
         while not slow.done():
             assert len(read_video(mp4, 4).indices) == 4
-        assert isinstance(slow.exception(), MediaDeadline)
+        assert isinstance(slow.exception(), MediaDeadlineError)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.errors import MediaDeadline, MediaError
+from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video import MediaLimits, read_video, replies, worker_process
 from metok_vllm.video.pool import POOL
 from metok_vllm.video.replies import MAX_TEXT, REASON, decoded_of
@@ -49,7 +49,7 @@ def test_lies_end_the_worker_and_say_little(lie: str) -> None:
     with pytest.raises(MediaError) as caught:
         read_video(lie.encode(), 2, limits=LIMITS)
     slow = lie == "slow"
-    assert type(caught.value) is (MediaDeadline if slow else MediaError)
+    assert type(caught.value) is (MediaDeadlineError if slow else MediaError)
     assert caught.value.reason == ("deadline" if slow else "decode_failed")
     assert slow or str(caught.value) == "the decoder crashed on the video"
     assert time.monotonic() - started < 5

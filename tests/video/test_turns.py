@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from metok_vllm.errors import MediaBusy, MediaError
+from metok_vllm.errors import MediaBusyError, MediaError
 from metok_vllm.video import turns as module
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import MemoryBudget
@@ -161,7 +161,7 @@ def test_so_many_may_wait_and_each_client_has_its_share() -> None:
     for number in range(6):
         queue.ask(f"a{number}", "a")
     wait_until(lambda: "a5" in queue.refused, 5)
-    assert isinstance(queue.refused["a5"], MediaBusy)
+    assert isinstance(queue.refused["a5"], MediaBusyError)
     # The one that fills the queue makes room, its last first, until all have the same.
     queue.ask("b1", "b")
     queue.ask("b2", "b")

@@ -15,10 +15,10 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import (
     ConfigError,
-    MediaDeadline,
+    MediaDeadlineError,
     MediaError,
-    MediaForbidden,
-    MediaTooLarge,
+    MediaForbiddenError,
+    MediaTooLargeError,
     MetokError,
 )
 from metok_vllm.server.api import endpoint
@@ -111,9 +111,9 @@ class TestErrors:
         [
             (ConfigError("bad", "metok.num_events"), 400),
             (MediaError("bad"), 422),
-            (MediaTooLarge("bad"), 413),
-            (MediaForbidden("bad"), 400),
-            (MediaDeadline("bad"), 504),
+            (MediaTooLargeError("bad"), 413),
+            (MediaForbiddenError("bad"), 400),
+            (MediaDeadlineError("bad"), 504),
         ],
     )
     def test_our_errors_have_their_status(

@@ -8,7 +8,7 @@ import pytest
 import vllm
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
-from metok_vllm.errors import ConfigError, MediaDeadline, MediaForbidden
+from metok_vllm.errors import ConfigError, MediaDeadlineError, MediaForbiddenError
 from metok_vllm.server.api.log_filter import LOGGERS, ClientMistakes, quiet_client_mistakes
 
 
@@ -18,7 +18,9 @@ def logged(error: Exception) -> logging.LogRecord | None:
     return record if ClientMistakes().filter(record) else None
 
 
-@pytest.mark.parametrize("error", [ConfigError("bad"), MediaForbidden("bad"), MediaDeadline("bad")])
+@pytest.mark.parametrize(
+    "error", [ConfigError("bad"), MediaForbiddenError("bad"), MediaDeadlineError("bad")]
+)
 def test_a_client_s_mistake_is_one_line(error: Exception) -> None:
     logging.getLogger("vllm.x").setLevel(logging.INFO)
     record = logged(error)
