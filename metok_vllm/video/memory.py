@@ -1,8 +1,8 @@
-"""How much memory decoded videos may take in this process, all of them together.
+"""The memory that decoded videos may take in this process, all together.
 
-A request may hold some of its videos while it waits for memory for the others. It is given some
-only if all requests that hold any can still get all that they may ask for, one after the other
-(the banker's algorithm), so that no two of them ever wait for each other.
+A request may hold frames of some videos while it waits for memory for the others. Memory is granted
+only where all holders can still get all that they may claim, one after the other (the banker's
+algorithm). So no two requests wait for each other.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from metok_vllm.video.requester import Requester
 
 @dataclass(eq=False)
 class Holder:
-    """A request that holds memory, and how much more its other videos may need at most."""
+    """A request that holds memory, and what its remaining videos may claim."""
 
     requester: Requester
     held: int = 0
-    begun: int = 0  # videos that were given memory
+    begun: int = 0  # videos that were granted memory
     bound: int = 0  # bytes that one more may take
 
     @property
     def claim(self) -> int:
         """Bytes that it may still ask for."""
-        if self.requester.gone:
+        if self.requester.finished:
             return 0
         return max(0, self.requester.videos - self.begun) * self.bound
 
@@ -41,15 +41,15 @@ class Reservation:
         self._returned = returned
 
     def hand_over(self, owner: object, num_bytes: int) -> None:
-        """Let `num_bytes` of it last until `owner`, which holds the memory, is collected."""
+        """Keep `num_bytes` reserved until `owner`, which holds the memory, is collected."""
         assert num_bytes <= self.num_bytes, f"{num_bytes} of {self.num_bytes} bytes"
         weakref.finalize(owner, self._returned.put, (self._holder, num_bytes))
         self.num_bytes -= num_bytes
 
     def give_back(self, *, again: bool = False) -> None:
-        """What was not handed over is free; `again`: the video asks anew, so it is still claimed.
+        """Free what was not handed over; `again`: the video will ask anew, so keep its claim.
 
-        Under the lock that guards the budget.
+        The caller holds the lock that guards the budget.
         """
         self._holder.begun -= again
         self._returned.put((self._holder, self.num_bytes))
@@ -60,18 +60,18 @@ Returned = tuple[Holder, int]
 
 
 class MemoryBudget:
-    """Bytes promised to videos, from before they are decoded until their frames are gone.
+    """Bytes reserved for videos, from before they are decoded until their frames are collected.
 
-    Not thread-safe but for what comes back: one lock of the caller's guards the rest. `relieve`
-    lets go of something that may give bytes back, or returns False.
+    The caller's lock guards all methods; only returned bytes arrive from other threads. `evict`
+    frees cached frames, or returns False where there are none.
     """
 
-    def __init__(self, relieve: Callable[[], bool] = lambda: False) -> None:
-        self._relieve = relieve
+    def __init__(self, evict: Callable[[], bool] = lambda: False) -> None:
+        self._evict = evict
         self.used = 0
         self._holders: dict[Requester, Holder] = {}
-        # Bytes come back from finalizers, which may run in the middle of anything, even in the
-        # thread that has the lock: `put` takes no lock that such code can hold.
+        # Finalizers return bytes and may run anywhere, even in the thread that holds the lock:
+        # `put` takes no lock that such code can hold.
         self._returned: SimpleQueue[Returned] = SimpleQueue()
 
     def holds(self, requester: Requester) -> bool:
@@ -79,11 +79,11 @@ class MemoryBudget:
         return requester in self._holders
 
     def take(self, requester: Requester, num_bytes: int, limit: int) -> Reservation | None:
-        """Give a request memory for one video; None while that could block somebody for good."""
+        """Reserve memory for one video; None where that could deadlock requests."""
         assert 0 < num_bytes <= limit, f"{num_bytes} of {limit} bytes can never be had"
         self.collect()
         while not self._safe(requester, num_bytes, limit):
-            if not self._relieve():
+            if not self._evict():
                 return None
             self.collect()
         holder = self._holders.setdefault(requester, Holder(requester))
@@ -94,27 +94,28 @@ class MemoryBudget:
         return Reservation(holder, num_bytes, self._returned)
 
     def collect(self) -> bool:
-        """Count what came back; whether there was any."""
-        any_came = False
+        """Count returned bytes as free; whether there were any."""
+        any_returned = False
         while True:
             try:
                 holder, num_bytes = self._returned.get_nowait()
             except Empty:
-                return any_came
-            any_came = True
+                return any_returned
+            any_returned = True
             self.used -= num_bytes
             holder.held -= num_bytes
             if not holder.held and self._holders.get(holder.requester) is holder:
                 del self._holders[holder.requester]
 
     def _safe(self, requester: Requester, num_bytes: int, limit: int) -> bool:
+        """Whether all holders can get their claims one after the other if this is granted."""
         free = limit - self.used - num_bytes
         if free < 0:
             return False
         asking = self._holders.get(requester, Holder(requester))
         more = max(0, requester.videos - asking.begun - 1) * num_bytes
-        asking_for = 0 if requester.gone else min(more, limit - asking.held - num_bytes)
-        needs = [(asking_for, asking.held + num_bytes)]
+        claim = 0 if requester.finished else min(more, limit - asking.held - num_bytes)
+        needs = [(claim, asking.held + num_bytes)]
         others = (holder for holder in self._holders.values() if holder is not asking)
         needs += [(min(holder.claim, limit - holder.held), holder.held) for holder in others]
         for claim, held in sorted(needs):

@@ -1,7 +1,4 @@
-"""Decode workers: started when first needed, kept, killed at a deadline, replaced when gone.
-
-A worker is used by whoever's turn it is, for one job at a time.
-"""
+"""Decode workers: started on demand, reused, killed at a deadline, replaced when they exit."""
 
 from __future__ import annotations
 
@@ -17,28 +14,28 @@ from typing import Any, BinaryIO, Generic, TypeVar
 
 from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video.channel import ChannelClosedError
+from metok_vllm.video.decode_queue import DecodeQueue
 from metok_vllm.video.frame_cache import FRAMES
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.memory import MemoryBudget, Reservation
+from metok_vllm.video.queue_entry import QueueEntry
 from metok_vllm.video.replies import max_reply_bytes
 from metok_vllm.video.requester import Requester, current
-from metok_vllm.video.turn import Turn
-from metok_vllm.video.turns import Turns
-from metok_vllm.video.worker_process import Worker, WorkerGoneError
+from metok_vllm.video.worker_process import Worker, WorkerExitedError
 
 T = TypeVar("T")
 
 
-class _AgainError(Exception):
-    """The video needs another turn: it is heavy, or was ended for others."""
+class _RequeueError(Exception):
+    """The video must queue again: it is heavy, or was preempted."""
 
 
 @dataclass(frozen=True)
 class Job(Generic[T]):
-    """What a worker shall do with `file`; `take` reads its checked reply into reserved memory.
+    """Work on `file` for a worker; `take` reads its checked reply into reserved memory.
 
-    `num_bytes` bounds the frames, `num_frames` their number. `what` names the media in messages.
-    Frames that are not `kept` by the request are gone when it goes on.
+    The sample has at most `num_frames` frames of `num_bytes` together. `what` names the media in
+    messages. `kept`: the request holds the frames until it ends, so they count as its memory.
     """
 
     request: dict[str, Any]
@@ -52,43 +49,43 @@ class Job(Generic[T]):
 
 
 class DecodePool:
-    """At most as many workers as asked for, each with one job at a time. Thread-safe."""
+    """At most `MediaLimits.decode_workers` workers, each with one job at a time. Thread-safe."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self.turns = Turns(MemoryBudget(FRAMES.drop_oldest))
+        self.queue = DecodeQueue(MemoryBudget(FRAMES.drop_oldest))
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._all: set[Worker] = set()
 
     def run(self, job: Job[T]) -> T:
-        """Have a worker do `job` when its turn comes, for the current requester.
+        """Queue `job` for the current requester, and run it in a worker.
 
         Raises MediaBusyError after waiting for `decode_deadline_s`, MediaDeadlineError after
         decoding for that long, MediaError when the worker dies, MediaAbandonedError when the
-        requester leaves.
+        request or the server ends.
         """
         requester, limits = current(), job.limits
         deadline = time.monotonic() + limits.decode_deadline_s
         account = requester if job.kept else Requester()
         heavy = False
         while True:
-            turn = Turn(requester, job.num_bytes, limits, heavy, account)
+            entry = QueueEntry(requester, job.num_bytes, limits, heavy, account)
             try:
-                with requester.on_leave(partial(self.turns.abandon, turn)):
-                    return self._in_turn(job, turn, deadline - time.monotonic())
-            except _AgainError:
+                with requester.on_finish(partial(self.queue.cancel, entry)):
+                    return self._run_queued(job, entry, deadline - time.monotonic())
+            except _RequeueError:
                 heavy = True
 
     def close(self) -> None:
-        """End all workers; wake and refuse everybody who waits, and whoever comes later."""
-        self.turns.close()
+        """End all workers; refuse all waiting and later jobs."""
+        self.queue.close()
         self.end_workers()
 
     def end_workers(self) -> None:
-        """End all workers; new ones are started when they are needed."""
+        """End all workers; later jobs start new ones."""
         with self._lock:
             workers = list(self._all)
             self._all.clear()
@@ -96,64 +93,64 @@ class DecodePool:
         for worker in workers:
             worker.kill()
 
-    def forget(self) -> None:
-        """In a forked child: let go of the parent's workers, which would outlive it otherwise."""
+    def drop_inherited(self) -> None:
+        """In a forked child: drop the parent's workers, which the child would keep alive."""
         workers = self._all
         self._reset()
         for worker in workers:
             worker.socket.close()
             worker.process.returncode = 0  # not this process's child: nothing to reap
 
-    def _in_turn(self, job: Job[T], turn: Turn, wait_s: float) -> T:
-        self.turns.wait(turn, wait_s)
+    def _run_queued(self, job: Job[T], entry: QueueEntry, wait_s: float) -> T:
+        self.queue.wait(entry, wait_s)
         again = False
         try:
             while True:
                 try:
                     worker, fresh = self._take()
                 except MediaError:
-                    if turn.ended:  # the server ends, and with it a worker that was starting
-                        raise _stopped(turn) from None
+                    if entry.stopped:  # the end of the server kills starting workers too
+                        raise _stop_reason(entry) from None
                     raise
                 try:
-                    return self._ask(worker, job, turn)
-                except WorkerGoneError:
-                    if turn.ended:
-                        raise _stopped(turn) from None
-                    # One that died idle is seen to be gone only once it is reaped.
+                    return self._call(worker, job, entry)
+                except WorkerExitedError:
+                    if entry.stopped:
+                        raise _stop_reason(entry) from None
+                    # An idle worker may have exited unnoticed: try the next one.
                     if fresh:
                         raise MediaError(
                             f"the {job.what} decoder cannot run", "decode_failed"
                         ) from None
-        except _AgainError:
+        except _RequeueError:
             again = True
             raise
         finally:
-            self.turns.release(turn, again=again)
+            self.queue.release(entry, again=again)
 
-    def _ask(self, worker: Worker, job: Job[T], turn: Turn) -> T:
+    def _call(self, worker: Worker, job: Job[T], entry: QueueEntry) -> T:
         limits, started = job.limits, time.monotonic()
-        request = {**job.request, "limits": asdict(limits), "light": not turn.heavy}
-        assert turn.memory is not None, "a turn without memory"
-        if not self.turns.begin(turn, worker.process.kill):
+        request = {**job.request, "limits": asdict(limits), "light": not entry.heavy}
+        assert entry.memory is not None, "a running video without memory"
+        if not self.queue.start(entry, worker.process.kill):
             self._put_back(worker)
-            raise _stopped(turn)
+            raise _stop_reason(entry)
         try:
             reply, file = worker.call(
                 request, job.file, limits.decode_deadline_s, max_reply_bytes(job.num_frames)
             )
             with file or nullcontext():
-                if reply.get("heavy") is True and not turn.heavy:
-                    raise _AgainError
-                answer = job.take(reply, file, turn.memory)
-        except (MediaError, _AgainError):
-            self._finish(worker, turn)
+                if reply.get("heavy") is True and not entry.heavy:
+                    raise _RequeueError
+                answer = job.take(reply, file, entry.memory)
+        except (MediaError, _RequeueError):
+            self._finish(worker, entry)
             raise
         except BaseException as error:
             self._discard(worker)
-            if isinstance(error, ChannelClosedError | TimeoutError) and turn.ended:
-                raise _stopped(turn) from None
-            # A thread that is kept from running that long finds the worker ended by its alarm.
+            if isinstance(error, ChannelClosedError | TimeoutError) and entry.stopped:
+                raise _stop_reason(entry) from None
+            # On a busy machine the worker's own alarm may end it before this thread times out.
             late = time.monotonic() - started >= limits.decode_deadline_s
             if isinstance(error, TimeoutError) or (late and isinstance(error, ChannelClosedError)):
                 raise MediaDeadlineError(
@@ -165,13 +162,13 @@ class DecodePool:
                     f"the decoder crashed on the {job.what}", "decode_failed"
                 ) from None
             raise
-        self._finish(worker, turn)
+        self._finish(worker, entry)
         return answer
 
-    def _finish(self, worker: Worker, turn: Turn) -> None:
-        """Keep the worker for the next turn, unless it was ended for others a moment ago."""
-        self.turns.finish(turn)
-        if turn.ended:
+    def _finish(self, worker: Worker, entry: QueueEntry) -> None:
+        """Keep the worker for the next job, unless it was killed a moment ago."""
+        self.queue.finish(entry)
+        if entry.stopped:
             self._discard(worker)
         else:
             self._put_back(worker)
@@ -182,7 +179,7 @@ class DecodePool:
                 self._idle.append(worker)
 
     def _take(self) -> tuple[Worker, bool]:
-        """A worker, and whether it was started for this."""
+        """A worker, and whether it was started for this job."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
@@ -213,11 +210,11 @@ class DecodePool:
         worker.kill()
 
 
-def _stopped(turn: Turn) -> Exception:
-    """Why a turn ended before its video was read."""
-    return turn.refusal or _AgainError()
+def _stop_reason(entry: QueueEntry) -> Exception:
+    """Why an entry was stopped before its video was read."""
+    return entry.refusal or _RequeueError()
 
 
 POOL = DecodePool()
 atexit.register(POOL.close)
-os.register_at_fork(after_in_child=POOL.forget)
+os.register_at_fork(after_in_child=POOL.drop_inherited)

@@ -1,7 +1,7 @@
-"""Who a video is read for: its turn, its part of the caches, and whether it is still wanted.
+"""The request that a video is read for: its client, its tenant, and whether it has ended.
 
 The HTTP layer sets `REQUESTER` for each request; a thread that reads media runs in a copy of that
-context. Outside of a server (`read_video` in a script) there is one anonymous requester a call.
+context. Outside of a server (`read_video` in a script) each call has an anonymous requester.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from contextvars import ContextVar
 class Requester:
     """One request for media; thread-safe.
 
-    `client` shares the decoders fairly with other clients, `tenant` keeps cached media apart,
-    `videos` is how many videos the request holds. Each is set before the first one is read.
+    Clients share the decoders fairly. Tenants do not share cached media. `videos` is how many
+    videos the request has. All three are set before the first video is read.
     """
 
     def __init__(self, client: str = "", tenant: str = "", videos: int = 1) -> None:
@@ -25,36 +25,36 @@ class Requester:
         self.tenant = tenant
         self.videos = videos
         self._lock = threading.Lock()
-        self._gone = False
+        self._finished = False
         self._callbacks: list[Callable[[], None]] = []
 
     def add_salt(self, salt: str | None) -> None:
-        """Keep the media of this request apart by a salt of the client's own, too."""
+        """Narrow the tenant by the request's own cache salt."""
         if salt:
             joined = f"{self.tenant}:{salt}".encode()
             self.tenant = hashlib.sha256(joined).hexdigest()
 
     @property
-    def gone(self) -> bool:
-        """Whether nobody waits for the answer any more."""
-        return self._gone
+    def finished(self) -> bool:
+        """Whether the request has ended: answered, failed or aborted."""
+        return self._finished
 
-    def leave(self) -> None:
-        """The request is over: runs the callbacks of `on_leave` once, in this thread."""
+    def finish(self) -> None:
+        """The request has ended: run the callbacks of `on_finish` once, in this thread."""
         with self._lock:
-            self._gone = True
+            self._finished = True
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
 
     @contextmanager
-    def on_leave(self, callback: Callable[[], None]) -> Iterator[None]:
+    def on_finish(self, callback: Callable[[], None]) -> Iterator[None]:
         """Run `callback`, which must not block, if the request ends inside this block."""
         with self._lock:
-            gone = self._gone
-            if not gone:
+            finished = self._finished
+            if not finished:
                 self._callbacks.append(callback)
-        if gone:
+        if finished:
             callback()
         try:
             yield
@@ -68,5 +68,5 @@ REQUESTER: ContextVar[Requester | None] = ContextVar("metok_requester", default=
 
 
 def current() -> Requester:
-    """The requester of this context; a new anonymous one where nobody set any."""
+    """The requester of this context, or a new anonymous one."""
     return REQUESTER.get() or Requester()

@@ -1,4 +1,4 @@
-"""One decode worker process, as the server sees it: started, asked, killed."""
+"""The server's side of one decode worker process: start, call, kill."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, BinaryIO
 from metok_vllm.video.channel import ChannelClosedError, receive, send
 
 MODULE = "metok_vllm.video.worker"
-# Imports of a worker on a machine under load; decoding has its own deadline after that.
+# Covers the worker's imports on a busy machine; decoding has its own deadline.
 START_TIMEOUT_S = 60.0
 ACK_BYTES = 64
-# A decoder that is taken over by a hostile file finds no keys or tokens in its environment.
+# Nothing else is passed, so that a compromised decoder finds no keys or tokens.
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "LANG", "LC_ALL")
 
 
-class WorkerGoneError(Exception):
-    """The worker ended before it took the request: no fault of the video."""
+class WorkerExitedError(Exception):
+    """The worker exited before it acknowledged the request: the video is not the cause."""
 
 
 class Worker:
@@ -39,7 +39,7 @@ class Worker:
             )
 
     def wait_until_ready(self) -> None:
-        """Raises TimeoutError or ChannelClosedError when it does not come up."""
+        """Raises TimeoutError or ChannelClosedError when it does not start."""
         receive(self.socket, time.monotonic() + START_TIMEOUT_S, ACK_BYTES)
 
     def alive(self) -> bool:
@@ -51,8 +51,8 @@ class Worker:
     ) -> tuple[dict[str, Any], BinaryIO | None]:
         """Reply, of at most `max_bytes`, and its file.
 
-        Raises TimeoutError after `deadline_s`, WorkerGoneError, or ChannelClosedError when it dies
-        over the request.
+        Raises TimeoutError after `deadline_s`, WorkerExitedError when the worker had exited before,
+        or ChannelClosedError when it dies over the request.
         """
         deadline = time.monotonic() + deadline_s
         self.socket.settimeout(deadline_s)
@@ -60,7 +60,7 @@ class Worker:
             send(self.socket, request, file)
             receive(self.socket, deadline, ACK_BYTES)
         except ChannelClosedError:
-            raise WorkerGoneError from None
+            raise WorkerExitedError from None
         return receive(self.socket, deadline, max_bytes)
 
     def kill(self) -> None:

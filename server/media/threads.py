@@ -84,7 +84,7 @@ async def _leave_if_cancelled(start: Callable[[Context], asyncio.Future[T]]) -> 
     try:
         return await start(context)
     except asyncio.CancelledError:
-        requester.leave()
+        requester.finish()
         raise
 
 

@@ -138,12 +138,12 @@ class _Exchange:
 
     def finish(self) -> None:
         """Nobody waits for the answer any more."""
-        self._requester.leave()
+        self._requester.finish()
         self.over.set()
 
     def close(self) -> None:
         """The app is done with it."""
-        self._requester.leave()
+        self._requester.finish()
         if self._listener is not None:
             self._listener.cancel()
 

@@ -22,7 +22,7 @@ from metok_vllm.video import MediaLimits
 from metok_vllm.video.decoding import shrink
 from metok_vllm.video.frame_list import IMAGE_FORMATS, read_frame_list, read_image
 from metok_vllm.video.pool import POOL
-from metok_vllm.video.turn import Turn
+from metok_vllm.video.queue_entry import QueueEntry
 from tests.video import clips
 
 LIMITS = MediaLimits()
@@ -113,19 +113,19 @@ def test_all_headers_are_read_before_any_frame_is_decoded() -> None:
 
 
 def test_a_long_list_waits_as_heavy_videos_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns: list[bool] = []
-    wait = POOL.turns.wait
+    queued: list[bool] = []
+    wait = POOL.queue.wait
 
-    def waiting(turn: Turn, seconds: float) -> None:
-        turns.append(turn.heavy)
-        wait(turn, seconds)
+    def waiting(entry: QueueEntry, seconds: float) -> None:
+        queued.append(entry.heavy)
+        wait(entry, seconds)
 
-    monkeypatch.setattr(POOL.turns, "wait", waiting)
+    monkeypatch.setattr(POOL.queue, "wait", waiting)
     still = encoded(np.zeros((4000, 4000, 3), np.uint8), "JPEG")
     limits = MediaLimits(max_walked_pixels=5_000_000_000)
     video = read_frame_list([still] * 16, limits)
     assert video.frames_THWC.shape == (16, 2000, 2000, 3)
-    assert turns == [False, True]
+    assert queued == [False, True]
     with pytest.raises(MediaError, match="pixels together") as caught:
         read_frame_list([still] * 20, limits)
     assert caught.value.status == 413

@@ -1,4 +1,4 @@
-"""The budget of decoded videos: who waits, who is refused, and that nothing of it gets lost."""
+"""The memory budget of decoded videos: what waits, what is refused, and that all is returned."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Owner:
 
 
 def fits(budget: MemoryBudget, num_bytes: int, limit: int) -> bool:
-    """Whether somebody new gets that much now."""
+    """Whether a new request gets that much now."""
     held = budget.take(Requester(), num_bytes, limit)
     if held is not None:
         held.give_back()
@@ -40,7 +40,7 @@ def fits(budget: MemoryBudget, num_bytes: int, limit: int) -> bool:
 
 
 def take(budget: MemoryBudget, num_bytes: int, limit: int) -> Reservation:
-    """What must be free."""
+    """Reserve memory that must be free."""
     held = budget.take(Requester(), num_bytes, limit)
     assert held is not None
     return held
@@ -54,12 +54,12 @@ def mp4() -> bytes:
 @pytest.fixture
 def _all_free() -> Iterator[None]:
     gc.collect()
-    POOL.turns.memory.collect()
-    assert POOL.turns.memory.used == 0
+    POOL.queue.memory.collect()
+    assert POOL.queue.memory.used == 0
     yield
     gc.collect()
-    POOL.turns.memory.collect()
-    assert POOL.turns.memory.used == 0, "some video kept its reservation"
+    POOL.queue.memory.collect()
+    assert POOL.queue.memory.used == 0, "some video kept its reservation"
 
 
 def test_what_is_handed_over_lasts_as_long_as_its_owner() -> None:
@@ -81,7 +81,7 @@ def test_a_request_that_holds_some_can_always_get_the_rest() -> None:
     first, second, small = Requester(videos=6), Requester(videos=6), Requester()
     held = [budget.take(first, 2, 12)]
     assert budget.take(second, 2, 12) is None, "the first could not end any more"
-    # Whoever needs no more than this comes back by itself.
+    # A request of one video that claims no more returns its memory without waiting.
     between = budget.take(small, 2, 12)
     assert between is not None
     held += [budget.take(first, 2, 12) for _ in range(4)]
@@ -95,14 +95,14 @@ def test_a_request_that_holds_some_can_always_get_the_rest() -> None:
     assert budget.take(second, 2, 12) is not None
 
 
-def test_a_request_that_has_left_claims_nothing() -> None:
+def test_a_finished_request_claims_nothing() -> None:
     budget, owner = MemoryBudget(), Owner()
-    gone = Requester(videos=6)
-    held = budget.take(gone, 2, 12)
+    finished = Requester(videos=6)
+    held = budget.take(finished, 2, 12)
     assert held is not None
     held.hand_over(owner, 2)
     assert budget.take(Requester(videos=6), 2, 12) is None
-    gone.leave()
+    finished.finish()
     assert budget.take(Requester(videos=6), 2, 12) is not None
     del owner
     assert budget.take(Requester(), 10, 12) is not None
@@ -125,7 +125,7 @@ def test_never_over_the_limit_never_stuck_and_all_comes_back(
         rng.shuffle(asked)
         steps = ((step, budget.take(step[0], step[2], limit)) for step in asked)
         step, held = next((pair for pair in steps if pair[1] is not None), (None, None))
-        assert held or reading, "everybody waits for memory that others hold"
+        assert held or reading, "all requests wait for memory that others hold"
         assert budget.used <= limit
         if step is not None and held is not None:
             requester, left, size = step
@@ -148,12 +148,12 @@ def test_never_over_the_limit_never_stuck_and_all_comes_back(
 
 @pytest.mark.usefixtures("_all_free")
 def test_a_forked_child_starts_with_all_of_it() -> None:
-    held = take(POOL.turns.memory, 10, 10)
+    held = take(POOL.queue.memory, 10, 10)
     pid = os.fork()
     if pid == 0:
-        os._exit(0 if POOL.turns.memory.used == 0 else 1)
+        os._exit(0 if POOL.queue.memory.used == 0 else 1)
     assert os.waitpid(pid, 0)[1] == 0
-    assert not fits(POOL.turns.memory, 10, 10)
+    assert not fits(POOL.queue.memory, 10, 10)
     held.give_back()
 
 
@@ -223,7 +223,7 @@ def test_a_killed_worker_keeps_no_memory(mp4: bytes, backend: str) -> None:
 
 
 @pytest.mark.usefixtures("_all_free")
-def test_two_requests_of_six_large_videos_end_soon(mp4: bytes) -> None:
+def test_two_requests_of_six_large_videos_do_not_deadlock(mp4: bytes) -> None:
     """Each needs half of the memory and more, and took it one video at a time."""
     limits = MediaLimits(max_pending_bytes=10 * 4 * FRAME, max_decoded_bytes=4 * FRAME)
     started = time.monotonic()
@@ -235,7 +235,7 @@ def test_two_requests_of_six_large_videos_end_soon(mp4: bytes) -> None:
 
         with ThreadPoolExecutor(6) as threads:
             videos = list(threads.map(read, range(6)))
-        requester.leave()
+        requester.finish()
         return sum(video.frames_THWC.nbytes for video in videos)
 
     with ThreadPoolExecutor(2) as threads:

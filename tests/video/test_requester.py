@@ -1,4 +1,4 @@
-"""A request's end reaches the work that is done for it, once and from any thread."""
+"""The end of a request stops its work, once and from any thread."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from contextvars import copy_context
 from metok_vllm.video.requester import REQUESTER, Requester, current
 
 
-def test_leaving_runs_what_waits_for_it_once() -> None:
+def test_callbacks_run_once() -> None:
     ended: list[str] = []
     requester = Requester()
-    was_gone = requester.gone
-    with requester.on_leave(lambda: ended.append("decode")):
-        requester.leave()
-        requester.leave()
-    assert (was_gone, requester.gone) == (False, True)
+    was_finished = requester.finished
+    with requester.on_finish(lambda: ended.append("decode")):
+        requester.finish()
+        requester.finish()
+    assert (was_finished, requester.finished) == (False, True)
     assert ended == ["decode"]
 
 
-def test_finished_work_is_not_ended() -> None:
+def test_callbacks_of_closed_blocks_do_not_run() -> None:
     ended: list[str] = []
     requester = Requester()
-    with requester.on_leave(lambda: ended.append("decode")):
+    with requester.on_finish(lambda: ended.append("decode")):
         pass
-    requester.leave()
+    requester.finish()
     assert ended == []
 
 
-def test_work_begun_after_the_end_is_ended_at_once() -> None:
+def test_callbacks_run_at_once_after_the_end() -> None:
     ended: list[str] = []
     requester = Requester()
-    requester.leave()
-    with requester.on_leave(lambda: ended.append("decode")):
+    requester.finish()
+    with requester.on_finish(lambda: ended.append("decode")):
         assert ended == ["decode"]
 
 
-def test_each_context_has_its_own() -> None:
+def test_each_context_has_its_own_requester() -> None:
     def inside() -> Requester:
         REQUESTER.set(Requester(client="a"))
         return current()

@@ -41,8 +41,8 @@ if how == "close":
     with stopped_decoders(2):
         for _ in range(4):
             threading.Thread(target=read).start()
-        turns = POOL.turns
-        while len(turns._waiting) < 2 or not all(turn.kill for turn in turns._running):
+        queue = POOL.queue
+        while len(queue._waiting) < 2 or not all(entry.kill for entry in queue._running):
             time.sleep(0.01)
         POOL.close()
 if how in ("idle", "busy"):

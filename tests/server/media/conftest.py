@@ -14,5 +14,5 @@ def metok_loader(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     video_loader.register()
     monkeypatch.setenv("VLLM_VIDEO_LOADER_BACKEND", "metok")
     yield
-    assert not POOL.turns._running
-    assert not POOL.turns._waiting
+    assert not POOL.queue._running
+    assert not POOL.queue._waiting

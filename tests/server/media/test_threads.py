@@ -27,7 +27,7 @@ def test_cancelling_a_request_frees_its_decoders() -> None:
         connector = MetokMediaConnector(media_io_kwargs={"video": {"num_frames": 128}})
         REQUESTER.set(Requester("gone"))
         tasks = [asyncio.ensure_future(connector.fetch_video_async(heavy)) for _ in range(10)]
-        await asyncio.to_thread(wait_until, lambda: len(POOL.turns._waiting) > 4, 20)
+        await asyncio.to_thread(wait_until, lambda: len(POOL.queue._waiting) > 4, 20)
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
@@ -49,8 +49,8 @@ def test_a_requester_that_leaves_ends_its_decoding() -> None:
         REQUESTER.set(requester)
         connector = MetokMediaConnector(media_io_kwargs={"video": {"num_frames": 128}})
         task = asyncio.ensure_future(connector.fetch_video_async(heavy))
-        await asyncio.to_thread(wait_until, lambda: len(POOL.turns._running) == 1, 20)
-        requester.leave()
+        await asyncio.to_thread(wait_until, lambda: len(POOL.queue._running) == 1, 20)
+        requester.finish()
         with pytest.raises(MediaError) as caught:
             await asyncio.wait_for(task, 2)
         assert (caught.value.status, caught.value.reason) == (503, "abandoned")
@@ -80,13 +80,13 @@ def test_waiting_videos_do_not_delay_an_image(monkeypatch: pytest.MonkeyPatch) -
         requester = Requester("many")
         REQUESTER.set(requester)
         tasks = [asyncio.ensure_future(connector.fetch_video_async(heavy)) for _ in range(20)]
-        await asyncio.to_thread(wait_until, lambda: len(POOL.turns._waiting) > 9, 20)
+        await asyncio.to_thread(wait_until, lambda: len(POOL.queue._waiting) > 9, 20)
         REQUESTER.set(Requester("one"))
         started = time.monotonic()
         assert (await connector.fetch_image_async(image)).media.size == (32, 24)
         # A heavy video has a decoder for four seconds; all of them take a minute.
         assert time.monotonic() - started < 20
-        requester.leave()
+        requester.finish()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert any(isinstance(end, MediaBusyError) for end in ended)
 

@@ -118,7 +118,7 @@ def test_a_route_that_never_looks_ends_with_its_client(monkeypatch: pytest.Monke
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
         await receive()
-        with current().on_leave(lambda: left.append(True)):
+        with current().on_finish(lambda: left.append(True)):
             await asyncio.sleep(60)
 
     started = time.monotonic()
@@ -134,14 +134,14 @@ def test_the_requester_leaves_in_the_end(seconds: float) -> None:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         requester = REQUESTER.get()
         assert requester is not None
-        assert not requester.gone
+        assert not requester.finished
         seen.append(requester)
         if seconds:
             await asyncio.sleep(60)
         await answering(200, b"ok")(_scope, Client().receive, send)
 
     through(Deadline(_ended_by_disconnect(app) if seconds else app, seconds))
-    assert [requester.gone for requester in seen] == [True]
+    assert [requester.finished for requester in seen] == [True]
     assert REQUESTER.get() is None
 
 

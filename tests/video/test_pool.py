@@ -1,4 +1,4 @@
-"""A request that ends takes its videos with it, whatever they are at."""
+"""Videos of finished requests: neither queued nor decoded, and no harm to others."""
 
 from __future__ import annotations
 
@@ -46,38 +46,38 @@ def failed(future: Future[VideoFrames]) -> MediaError:
     return error
 
 
-def test_ten_requests_that_left_hold_nobody_up(mp4: bytes, threads: ThreadPoolExecutor) -> None:
-    """One is decoded, the others wait. All ended at their deadlines, half a minute later."""
-    gone = [Requester(f"client {number}") for number in range(10)]
+def test_ten_finished_requests_block_no_other(mp4: bytes, threads: ThreadPoolExecutor) -> None:
+    """One is decoded and nine wait; without the end they would last to their deadlines."""
+    finished = [Requester(f"client {number}") for number in range(10)]
     with stopped_decoders(1) as (worker,):
-        runs = [threads.submit(read, mp4, 2, requester) for requester in gone]
-        wait_until(lambda: len(POOL.turns._waiting) == 9, 5)
-        wait_until(lambda: any(turn.kill for turn in POOL.turns._running), 5)
-        for requester in gone:
-            requester.leave()
+        runs = [threads.submit(read, mp4, 2, requester) for requester in finished]
+        wait_until(lambda: len(POOL.queue._waiting) == 9, 5)
+        wait_until(lambda: any(entry.kill for entry in POOL.queue._running), 5)
+        for requester in finished:
+            requester.finish()
         assert {failed(run).reason for run in runs} == {"abandoned"}
         assert not worker.alive()
         started = time.monotonic()
         assert len(read(mp4, 4, Requester("other")).indices) == 4
         assert time.monotonic() - started < 2
-    POOL.turns.memory.collect()
+    POOL.queue.memory.collect()
 
 
-def test_a_request_that_left_before_begins_nothing(mp4: bytes) -> None:
+def test_a_request_finished_before_starts_nothing(mp4: bytes) -> None:
     requester = Requester()
-    requester.leave()
+    requester.finish()
     with pytest.raises(MediaError, match="has ended"):
         read(mp4, 2, requester)
-    assert not POOL.turns._running
-    assert not POOL.turns._waiting
+    assert not POOL.queue._running
+    assert not POOL.queue._waiting
 
 
-def test_leaving_at_any_moment(mp4: bytes) -> None:
-    """Neither the next video nor the worker it gets is touched by one that left just now."""
+def test_requests_that_finish_at_any_moment(mp4: bytes) -> None:
+    """The end of one request kills neither the next video nor its worker."""
     POOL.end_workers()
     for number in range(24):
         requester = Requester()
-        timer = threading.Timer(number * 0.001, requester.leave)
+        timer = threading.Timer(number * 0.001, requester.finish)
         timer.start()
         try:
             read(mp4, 4, requester)
@@ -85,23 +85,23 @@ def test_leaving_at_any_moment(mp4: bytes) -> None:
             assert error.reason == "abandoned"  # noqa: PT017 - it may also be in time
         assert len(read(mp4, 4, Requester()).indices) == 4
         timer.join()
-    assert not POOL.turns._running
+    assert not POOL.queue._running
     assert len(POOL._all) == 1
 
 
 def test_small_videos_pass_heavy_ones_of_the_same_client(
     mp4: bytes, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody expects them to be heavy; both decoders are in use for longer than anyone waits."""
-    monkeypatch.setattr("metok_vllm.video.turns.HEAVY_S", 0.5)
+    """The heavy ones are found out by their decoding time; they hold both decoders."""
+    monkeypatch.setattr("metok_vllm.video.decode_queue.HEAVY_S", 0.5)
     limits = MediaLimits(decode_workers=2)
     with stopped_decoders(2) as workers:
         runs = [threads.submit(read_video, mp4, 8, limits=limits) for _ in range(2)]
-        wait_until(lambda: len([turn for turn in POOL.turns._running if turn.kill]) == 2, 5)
+        wait_until(lambda: len([entry for entry in POOL.queue._running if entry.kill]) == 2, 5)
         started = time.monotonic()
         assert len(read_video(mp4, 4, limits=limits).indices) == 4
         assert time.monotonic() - started < 10
-        # One was ended for the small one, and is decoded again; the other has still its decoder.
+        # One was preempted for the small one and queues again; the other keeps its decoder.
         assert sorted(worker.alive() for worker in workers) == [False, True]
         wait_until(lambda: sum(run.done() for run in runs) == 1, 10)
     assert [len(run.result(timeout=10).indices) for run in runs] == [8, 8]
