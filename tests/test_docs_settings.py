@@ -1,10 +1,15 @@
-"""The README's tables that follow from arithmetic say what the engine would do."""
+"""The tables of docs/settings.md say what the settings are and what the engine does with them."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from metok_vllm.config import METokConfig
 from metok_vllm.config.presets import PRESETS
@@ -13,8 +18,10 @@ from metok_vllm.plan.accounting import decoder_prefill_flops
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
 from metok_vllm.plan.request import video_tokens
+from metok_vllm.server.settings import ServerSettings
+from metok_vllm.video.limits import MediaLimits
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+SETTINGS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
 NAMES = ("quality", "balanced", "max")
 TEXT = 60
 # LLaVA-OneVision-7B: SigLIP-SO400M at 384 pixels before a Qwen2-7B.
@@ -30,7 +37,7 @@ QWEN2_7B = SimpleNamespace(
 
 def test_visual_tokens_of_the_embedded_model() -> None:
     rows = re.findall(
-        r"^\| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", README, re.MULTILINE
+        r"^\| (\d+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", SETTINGS, re.MULTILINE
     )
     assert len(rows) == 4
     served = METokConfig.load(config_file=CONFIG_FILE, environ={})
@@ -44,7 +51,7 @@ def test_visual_tokens_of_the_embedded_model() -> None:
 
 
 def test_what_the_presets_save_at_7b_sizes() -> None:
-    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| (.* KV .*) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| (.* KV .*) \|$", SETTINGS, re.MULTILINE)
     assert [int(frames) for frames, _, _ in rows] == [32, 64, 128]
     for frames, dense, cells in rows:
         off = METokConfig.load(environ={}).for_request({"preset": "off"})
@@ -70,3 +77,31 @@ def _saved(frames: int, preset: str) -> str:
     )
     kv_share = held / (QWEN2_7B.num_hidden_layers * (dense + TEXT))
     return f"{tokens:,}, FLOPs {flops_share:.1%}, KV {kv_share:.1%}".replace("%", " %")
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags"),
+    [(METokConfig, "--metok-"), (MediaLimits, "--metok-media-"), (ServerSettings, "--metok-")],
+)
+def test_every_setting_has_its_row_with_its_default(cls: type[Any], flags: str) -> None:
+    for field in dataclasses.fields(cls):
+        name = field.name
+        if cls is not METokConfig:
+            name = flags + name.removesuffix("_s" if cls is ServerSettings else "").replace(
+                "_", "-"
+            )
+        default = str(field.default) if isinstance(field.default, str) else _shown(field.default)
+        assert re.search(
+            rf"^\| `{re.escape(name)}` \| `?{re.escape(default)}`? \|", SETTINGS, re.MULTILINE
+        ), f"docs/settings.md has no row for {name} with default {default}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return json.dumps(list(value))
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if isinstance(value, int) and value >= size and value % size == 0:
+            return f"{value // size} {unit}"
+    return f"{value:,g}" if value < 10**6 else f"{value:,}"
