@@ -13,9 +13,8 @@ from collections.abc import Iterator, Sequence
 import decord
 
 from metok_vllm.errors import MediaError
-from metok_vllm.video.orientation import orientation_of
+from metok_vllm.video.frames import Frame, orientation_of
 from metok_vllm.video.probing import VideoSource
-from metok_vllm.video.reader import Frame
 from metok_vllm.video.walking import shown_first
 
 decord.logging.set_level(decord.logging.QUIET)

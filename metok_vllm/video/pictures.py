@@ -19,9 +19,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.decoding import downscale_factor, shrink
-from metok_vllm.video.frames import Decoded
+from metok_vllm.video.frames import Decoded, Frame
 from metok_vllm.video.limits import MediaLimits
-from metok_vllm.video.reader import Frame
 
 # A pixel of a JPEG or PNG takes about as long as so many of a video.
 COST = 16

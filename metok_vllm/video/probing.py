@@ -11,10 +11,9 @@ from typing import Any, BinaryIO, NoReturn
 import av
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
-from metok_vllm.video.completeness import check_complete
 from metok_vllm.video.frame_index import FrameIndex
 from metok_vllm.video.limits import MediaLimits
-from metok_vllm.video.mp4_boxes import check_tables
+from metok_vllm.video.mp4_boxes import check_tables, is_fragmented
 from metok_vllm.video.packets import Packets, check_packets, scan
 
 # Demuxers that read nothing but the bytes given. Playlists (hls, dash, concat) would fetch
@@ -94,7 +93,7 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
         index = FrameIndex.of(packets)
         if index.total == 0:
             raise MediaError("the video has no frames", "zero_frames")
-        check_complete(stream, file)
+        _check_complete(stream, file)
         check_duration(index, limits)
         components = context.format.components if context.format is not None else ()
         return VideoSource(
@@ -113,6 +112,19 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
             bits_per_component=max((part.bits for part in components), default=0),
             limits=limits,
             threads=threads,
+        )
+
+
+def _check_complete(stream: Any, file: BinaryIO) -> None:
+    """Raise MediaError(truncated) where the container's index lists bytes beyond the file's end.
+
+    A fragmented mp4 is a stream that may end anywhere, so the part that is present is read.
+    """
+    present = file.seek(0, SEEK_END)
+    listed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if listed > present and not is_fragmented(file, present):
+        raise MediaError(
+            f"the video is cut off: {present} of at least {listed} bytes are there", "truncated"
         )
 
 

@@ -9,9 +9,8 @@ import av
 
 from metok_vllm.errors import MediaError
 from metok_vllm.video.frame_index import FrameIndex, Trust, WrongIndexError
-from metok_vllm.video.orientation import Orientation, orientation_of
+from metok_vllm.video.frames import Frame, Orientation, orientation_of
 from metok_vllm.video.probing import VideoSource
-from metok_vllm.video.reader import Frame
 from metok_vllm.video.walking import Walk, is_key, walking
 
 # Frames seen at least before an index is believed: fields and hidden frames show in fewer.

@@ -1,4 +1,4 @@
-"""The eight display matrices, each shown as a player shows it."""
+"""The sampling rule, against vLLM's own, and the eight display matrices."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm.multimodal.video import VideoBackend
+from vllm.multimodal.video_decoders.base import VideoSourceMetadata, VideoTargetMetadata
 
 from metok_vllm.errors import MediaError
-from metok_vllm.video import MediaLimits, read_video
+from metok_vllm.video import MediaLimits, read_video, sample_indices
 from tests.video import clips
 
 # a, b, c, d of x' = a x + c y, y' = b x + d y, and what that does to a frame [H, W, 3].
@@ -56,3 +60,29 @@ def test_decord_refuses_mirrors(mp4: bytes, name: str) -> None:
     data = with_matrix(mp4, 1 << 16, MATRICES[name][0])
     with pytest.raises(MediaError, match="decord does not read mirrored videos"):
         read_video(data, 2, limits=MediaLimits(backend="decord"))
+
+
+@given(
+    total=st.integers(1, 20_000),
+    num_frames=st.integers(-1, 300),
+    fps=st.sampled_from([-1.0, 0.0, 0.1, 0.5, 1.0, 2.0, 29.97]),
+    duration_s=st.floats(0, 1000),
+)
+def test_same_frames_as_vllm(total: int, num_frames: int, fps: float, duration_s: float) -> None:
+    expected = VideoBackend.compute_frames_index_to_sample(
+        VideoSourceMetadata(total, 25.0, duration_s),
+        VideoTargetMetadata(num_frames, fps, 300.0),
+    )
+    assert sample_indices(total, num_frames, fps, duration_s) == expected
+
+
+def test_small_cases() -> None:
+    assert sample_indices(10, 4) == [0, 3, 6, 9]
+    assert sample_indices(3, 8) == [0, 1, 2]
+    assert sample_indices(100, 1) == [0]
+    assert sample_indices(100, 32, fps=1, duration_s=4.9) == [0, 33, 66, 99]
+
+
+def test_nothing_to_sample_from() -> None:
+    with pytest.raises(ValueError, match="got 0"):
+        sample_indices(0, 4)
