@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.processes.child_server import ChildServer
+from tests.conformance.requests import CHAT
 from tests.faults.servers import chat, client, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
-ROUTES = ("/v1/chat/completions", "/health/ready", "/version", "/metok/books")
+ROUTES = (CHAT, "/health/ready", "/version", "/metok/books")
 PHASES = "examples,coverage,fuzzing,stateful"
 CHECKS = (
     "not_a_server_error,unsupported_method,allow_header_conformance,"
@@ -43,4 +44,4 @@ def test_all_phases(server: ChildServer, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-1000:]
     assert f"Tested: {len(ROUTES)}" in done.stdout
     with client(server) as http:
-        assert http.post("/v1/chat/completions", json=chat("And now?")).status_code == 200
+        assert http.post(CHAT, json=chat("And now?")).status_code == 200

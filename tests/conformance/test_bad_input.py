@@ -21,11 +21,13 @@ from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.processes.child_server import ChildServer, free_port
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
-from tests.conformance.conftest import (
-    MAX_VIDEO_BYTES,
+from tests.conformance.conftest import MAX_VIDEO_BYTES
+from tests.conformance.requests import (
     MODEL,
     SAMPLE_URL,
+    as_url,
     chat_body,
+    is_envelope,
     messages,
     post,
     video_part,
@@ -33,10 +35,6 @@ from tests.conformance.conftest import (
 from tests.video import clips
 
 pytestmark = pytest.mark.slow
-
-
-def as_url(data: bytes) -> str:
-    return "data:video/mp4;base64," + base64.b64encode(data).decode()
 
 
 def truncated() -> bytes:
@@ -70,16 +68,6 @@ BAD_VIDEOS: dict[str, tuple[Callable[[], str], int, str]] = {
     "no scheme": (lambda: "v.mp4", 400, "http, https or data URL"),
     "broken frame list": (lambda: "data:video/jpeg;base64,AAAA,BBBB", 422, "cannot be read"),
 }
-
-
-def is_envelope(response: httpx.Response, status: int) -> str:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert error["code"] == status
-    assert error["message"].strip()
-    assert error["type"]
-    return str(error["message"])
 
 
 def works(client: OpenAI) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI
-from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.processes.child_server import SERVE, ChildServer
-from tests.conformance.conftest import MODEL, messages, video_part
+from tests.conformance.requests import MODEL, messages, metric, video_part
 from tests.environment import STARTED_WITH
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -25,20 +24,6 @@ def books_of(server: ChildServer) -> list[dict[str, Any]]:
     answer = httpx.get(f"{server.url}/metok/books", timeout=30)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["engines"])
-
-
-def metric(server: ChildServer, name: str) -> float:
-    text = httpx.get(f"{server.url}/metrics", timeout=30).text
-    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    return sum(sample.value for sample in samples if sample.name == name)
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for what comes about with the engine's next steps."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.1)
 
 
 def all_free(server: ChildServer) -> bool:
@@ -78,7 +63,7 @@ def test_held_blocks_are_those_of_the_response(server: ChildServer, client: Open
     decoded = request["tokens"] - last.usage.prompt_tokens
     assert decoded >= 0
     assert decode <= held <= decode + groups * (1 + decoded // BLOCK_SIZE)
-    until(lambda: all_free(server))
+    wait_until(lambda: all_free(server), 30)
     assert metric(server, "metok_kv_blocks_held") == 0
     gone = metric(server, "metok_kv_blocks_freed_total") - freed
     assert prefill - decode <= gone <= prefill - decode + groups
@@ -87,7 +72,7 @@ def test_held_blocks_are_those_of_the_response(server: ChildServer, client: Open
 def test_a_request_without_metok_is_in_the_books_and_frees_nothing(
     server: ChildServer, client: OpenAI
 ) -> None:
-    until(lambda: all_free(server))
+    wait_until(lambda: all_free(server), 30)
     freed = metric(server, "metok_kv_blocks_freed_total")
     off = {"metok": {"enabled": False}}
     client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=4, extra_body=off)
@@ -125,7 +110,7 @@ def test_two_data_parallel_engines_answer_alike(
             told.append(answer.metok)
     assert words[::2] == words[1::2]
     assert told[::2] == told[1::2]
-    until(lambda: all_free(two_engines))
+    wait_until(lambda: all_free(two_engines), 30)
     books = books_of(two_engines)
     assert len(books) == 2
     assert all(engine["freed_blocks"] > 0 for engine in books), "both engines had their share"

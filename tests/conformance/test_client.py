@@ -11,13 +11,12 @@ import httpx
 import pytest
 from openai import OpenAI
 from PIL import Image
-from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.plan.tokens import encoded_tokens
 from metok_vllm.processes.child_server import ChildServer
-from tests.conformance.conftest import MODEL, SAMPLE_URL, messages, video_part
+from tests.conformance.requests import MODEL, SAMPLE_URL, messages, metric, video_part
 from tests.video import clips
 
 pytestmark = pytest.mark.slow
@@ -208,17 +207,6 @@ def test_models_version_and_health(client: OpenAI, server: ChildServer) -> None:
     page = httpx.get(server.url + "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "<video" in page.text
-
-
-def metric(server: ChildServer, name: str, **labels: str) -> float:
-    """The sum over the samples of that name with at least these labels."""
-    text = httpx.get(f"{server.url}/metrics").text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 def test_metrics_count(client: OpenAI, server: ChildServer) -> None:

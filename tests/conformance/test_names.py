@@ -5,25 +5,22 @@ Also the next request after a refused one, which shares vLLM's caches with it.
 
 from __future__ import annotations
 
-import base64
 import uuid
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from metok_vllm.processes.child_server import ChildServer
-from tests.conformance.conftest import chat_body, post, video_part
-from tests.conformance.test_bad_input import is_envelope, one_pixel_frames
+from tests.conformance.requests import as_url, chat_body, is_envelope, metric, post, video_part
+from tests.conformance.test_bad_input import one_pixel_frames
 from tests.video import clips
 
 pytestmark = pytest.mark.slow
 
 
 def url_of(frames: int, side: int = 64) -> str:
-    data = clips.encode(num_frames=frames, size=(side, 48))
-    return "data:video/mp4;base64," + base64.b64encode(data).decode()
+    return as_url(clips.encode(num_frames=frames, size=(side, 48)))
 
 
 SHORT, LONG = url_of(9), url_of(20, 96)
@@ -31,10 +28,6 @@ SHORT, LONG = url_of(9), url_of(20, 96)
 
 def named(name: str, url: str | None = None) -> dict[str, Any]:
     return {"type": "video_url", "video_url": {"url": url} if url else None, "uuid": name}
-
-
-def sent(url: str) -> dict[str, Any]:
-    return {"type": "video_url", "video_url": {"url": url}}
 
 
 @pytest.fixture
@@ -67,46 +60,45 @@ def test_another_tenant_does_not_have_it(server: ChildServer, name: str) -> None
     prompt_tokens(server, "Which?", named(name, LONG), **mine)
     is_envelope(post(server, chat_body("Which?", named(name), **theirs)), 400)
     is_envelope(post(server, chat_body("Which?", named(name))), 400)
-    own = prompt_tokens(server, "Which?", sent(SHORT), **theirs)
+    own = prompt_tokens(server, "Which?", video_part(SHORT), **theirs)
     assert prompt_tokens(server, "Which?", named(name, SHORT), **theirs) == own
     kept = prompt_tokens(server, "Which?", named(name), **mine)
-    assert kept == prompt_tokens(server, "Which?", sent(LONG), **mine)
+    assert kept == prompt_tokens(server, "Which?", video_part(LONG), **mine)
 
 
 def hits(server: ChildServer) -> dict[str, float]:
     """Videos whose frames and features an earlier request left."""
     names = ("metok_frame_cache_hits_total", "metok_feature_cache_hits_total")
-    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
-    return {s.name: s.value for family in families for s in family.samples if s.name in names}
+    return {name: metric(server, name) for name in names}
 
 
 def test_tenants_share_no_cache(server: ChildServer, name: str) -> None:
     """Whether somebody else asked about a video cannot be told from how soon the answer comes."""
     before = hits(server)
     for number, salt in enumerate((f"a{name}", f"b{name}", None)):
-        prompt_tokens(server, f"{number}? {name}", sent(LONG), cache_salt=salt)
+        prompt_tokens(server, f"{number}? {name}", video_part(LONG), cache_salt=salt)
     first = hits(server)
     assert first["metok_frame_cache_hits_total"] <= before["metok_frame_cache_hits_total"] + 1
     assert first["metok_feature_cache_hits_total"] <= before["metok_feature_cache_hits_total"] + 1
-    prompt_tokens(server, f"Again? {name}", sent(LONG), cache_salt=f"a{name}")
+    prompt_tokens(server, f"Again? {name}", video_part(LONG), cache_salt=f"a{name}")
     assert hits(server) == {key: value + 1 for key, value in first.items()}
 
 
 def test_what_is_sent_is_what_is_answered_about(server: ChildServer, name: str) -> None:
     """A name given to other media before changes nothing, and stands for the new ones after."""
     prompt_tokens(server, "Which?", named(name, LONG))
-    own = prompt_tokens(server, "Which?", sent(SHORT))
+    own = prompt_tokens(server, "Which?", video_part(SHORT))
     assert prompt_tokens(server, "Which?", named(name, SHORT)) == own
     assert prompt_tokens(server, "Which?", named(name)) == own
 
 
 def test_a_name_cannot_be_another_videos_identity(server: ChildServer, name: str) -> None:
     """A uuid that is a hash, or a URL of ours, is a name like any other."""
-    own = prompt_tokens(server, "Which?", sent(SHORT))
+    own = prompt_tokens(server, "Which?", video_part(SHORT))
     for made in ("0" * 64, "metok-find:00:ab", "data:video/mp4;base64,AAAA"):
         assert prompt_tokens(server, "Which?", named(made + name, SHORT)) == own
     for url in ("metok-find:00:" + "0" * 64, "metok-keep:00:ab," + SHORT):
-        is_envelope(post(server, chat_body("Which?", sent(url))), 400)
+        is_envelope(post(server, chat_body("Which?", video_part(url))), 400)
 
 
 def test_images_too(server: ChildServer, name: str) -> None:
@@ -137,11 +129,11 @@ REFUSED: list[dict[str, Any]] = [
 def test_a_refused_request_does_not_break_the_next(
     server: ChildServer, name: str, value: dict[str, Any]
 ) -> None:
-    good = chat_body(f"What is it? {name}", sent(SHORT))
+    good = chat_body(f"What is it? {name}", video_part(SHORT))
     assert 400 <= post(server, {**good, **value}).status_code < 500
     response = post(server, good)
     assert response.status_code == 200, response.text
-    again = chat_body(f"What was it? {name}", sent(SHORT), stream=True)
+    again = chat_body(f"What was it? {name}", video_part(SHORT), stream=True)
     post(server, {**again, **value})
     assert '"error"' not in post(server, again).text
 
@@ -188,7 +180,7 @@ def test_a_question_and_its_film_in_two_messages(server: ChildServer) -> None:
 
 
 def test_beam_search_prunes_nothing_and_says_so(server: ChildServer) -> None:
-    body = chat_body("Which?", sent(LONG), use_beam_search=True, n=2, max_tokens=3)
+    body = chat_body("Which?", video_part(LONG), use_beam_search=True, n=2, max_tokens=3)
     response = post(server, body)
     assert response.status_code == 200, response.text
     report = response.json()["metok"]

@@ -13,11 +13,10 @@ from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
 from metok_vllm.processes.child_server import ChildServer
 from metok_vllm.server.chat.field_schema import request_schema
-from tests.conformance.conftest import chat_body, post, video_part
+from tests.conformance.requests import CHAT, chat_body, post, video_part
 
 pytestmark = pytest.mark.slow
 
-CHAT = "/v1/chat/completions"
 # The same requests each time: the server is one for all, and a failure must come again.
 FIXED = settings(
     deadline=None,

@@ -14,8 +14,7 @@ from openai import OpenAI
 
 from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.processes.child_server import ChildServer
-from tests.conformance.conftest import MODEL, messages, video_part
-from tests.conformance.test_client import metric
+from tests.conformance.requests import MODEL, messages, metric, video_part
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:

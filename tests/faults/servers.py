@@ -1,8 +1,9 @@
-"""Real servers that are about to be hurt: what to send them, and what belongs to them."""
+"""Real servers for fault tests: requests to send, and the processes and files of a server."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,21 +13,20 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from metok_vllm.processes import rpc_folder
 from metok_vllm.processes.child_server import SERVE, ChildServer
-from tests.conformance.conftest import MODEL, messages
+from tests.conformance.requests import MODEL, messages
 from tests.environment import STARTED_WITH
-from tests.waiting import wait_until
 
 KEY = "a-key-for-tests"
 SHARED_MEMORY = Path("/dev/shm")
-GONE_S = 10.0
-# Engine and worker spin on both cores of a small machine: the client that watches them goes first.
+# Engine and worker spin on both cores of a small machine; the test's client has priority.
 POLITE = ("nice", "-n", "10")
 
 
 @contextmanager
 def starting(*flags: str) -> Iterator[ChildServer]:
-    """A `metok serve --demo` that has just been started."""
+    """A `metok serve --demo` that is still loading."""
     with ChildServer([*POLITE, *SERVE, "--demo", *flags], environ=STARTED_WITH) as server:
         try:
             yield server
@@ -37,7 +37,7 @@ def starting(*flags: str) -> Iterator[ChildServer]:
 
 @contextmanager
 def running(*flags: str) -> Iterator[ChildServer]:
-    """A `metok serve --demo` that takes requests."""
+    """A `metok serve --demo` that is ready."""
     with starting(*flags) as server:
         server.wait_until_ready(240)
         yield server
@@ -55,7 +55,7 @@ def client(server: ChildServer, key: str | None = None, timeout_s: float = 60) -
 
 
 def chat(text: str, *parts: dict[str, Any], tokens: int = 4, **more: Any) -> dict[str, Any]:
-    """A request that is answered with exactly `tokens` tokens: a few milliseconds each."""
+    """A request whose answer has exactly `tokens` tokens, a few milliseconds each."""
     return {
         "model": MODEL,
         "messages": messages(text, *parts),
@@ -66,7 +66,7 @@ def chat(text: str, *parts: dict[str, Any], tokens: int = 4, **more: Any) -> dic
 
 
 def requests_running(http: httpx.Client) -> float:
-    """vLLM's own count of the requests that its engine works on or holds."""
+    """vLLM's count of running and waiting requests."""
     text = http.get("/metrics").text
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
     found = [
@@ -80,7 +80,7 @@ def requests_running(http: httpx.Client) -> float:
 
 
 def processes(server: ChildServer) -> list[psutil.Process]:
-    """Every process of the server's session, and its children wherever they are."""
+    """Every process of the server's session, and its children in other sessions."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, PermissionError):
@@ -110,26 +110,35 @@ def decoders(server: ChildServer) -> list[psutil.Process]:
     return named(server, "metok_vllm.video.worker")
 
 
-def shared_memory() -> set[str]:
-    """Files in the machine's shared memory."""
-    return {entry.name for entry in SHARED_MEMORY.iterdir()}
+def workers(server: ChildServer) -> list[psutil.Process]:
+    return named(server, "Worker")
 
 
-def assert_nothing_left(
-    server: ChildServer, before_end: list[psutil.Process], memory_before_start: set[str]
-) -> None:
-    """No process of the ended server, those seen earlier included, and no shared memory."""
-    assert server.process.poll() is not None
+def shared_by(members: list[psutil.Process]) -> set[Path]:
+    """Files in shared memory that these processes have mapped, and the folder of their sockets."""
+    found: set[Path] = set()
+    for process in members:
+        with suppress(psutil.Error):
+            sockets = (Path(str(socket.laddr)).parent for socket in process.net_connections("unix"))
+            found |= {path for path in sockets if path.name.startswith(rpc_folder.PREFIX)}
+            paths = (Path(mapped.path) for mapped in process.memory_maps())
+            found |= {path for path in paths if path.parent == SHARED_MEMORY and path.exists()}
+    return found
 
-    def left() -> list[psutil.Process]:
-        return [p for p in {*before_end, *processes(server)} if p.is_running() and not _over(p)]
 
-    wait_until(lambda: not left(), GONE_S)
-    assert shared_memory() <= memory_before_start
+def assert_gone(members: list[psutil.Process], files: set[Path], within_s: float) -> None:
+    """All these processes end and all these files are removed within the time."""
+    deadline = time.monotonic() + within_s
+    while (found := _left(members, files)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not found, f"left after {within_s} s: {found}"
 
 
-def _over(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
+def _left(members: list[psutil.Process], files: set[Path]) -> str:
+    """Processes and files that are still there, in words."""
+    found = [str(path) for path in files if path.exists()]
+    for process in members:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline())[:60])
+    return ", ".join(found)

@@ -1,4 +1,4 @@
-"""A streamed answer that is read in the background while a test hurts the server."""
+"""A streamed answer that a thread reads while the test injects a fault."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ END_S = 120.0
 
 
 class Stream:
-    """Reads the events of one streamed request in a thread until the server ends it.
+    """Reads one streamed answer in a thread, up to its end.
 
-    `events` are the parsed ones, `done` whether `[DONE]` came last, `failure` what broke the
-    connection, if anything did.
+    `events` are parsed; `done` is True if `[DONE]` came last; `failure` is the error that broke the
+    connection, if any.
     """
 
     def __init__(self, http: httpx.Client, body: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Stream:
         self._thread.join(END_S)
 
     def finish(self) -> None:
-        """Wait for the end; fails the test when none comes."""
+        """Wait for the end; fails the test when there is none."""
         wait_until(lambda: not self._thread.is_alive(), END_S)
 
     def _read(self) -> None:

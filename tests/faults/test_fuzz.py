@@ -12,12 +12,12 @@ from random import Random
 
 import pytest
 
-from metok_vllm.benchmarks.client.processes import ROOT_ROLE, look
+from metok_vllm.benchmarks.client.processes import ROOT_ROLE, memory_use
 from metok_vllm.benchmarks.soak.mutations import mutated_request
 from metok_vllm.benchmarks.soak.requests import Request, good_request
 from metok_vllm.benchmarks.soak.run import Outcome, send_all
 from metok_vllm.processes.child_server import ChildServer
-from tests.conformance.conftest import MODEL
+from tests.conformance.requests import MODEL
 from tests.faults.servers import KEY, running
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(1800)]
@@ -56,7 +56,7 @@ def test_good_requests_are_answered(server: ChildServer) -> None:
 
 
 def test_wrong_requests_leave_the_server_as_it_was(server: ChildServer) -> None:
-    before = look(server.process.pid)
+    before = memory_use(server.process.pid)
     size = REQUESTS // BATCHES
     for start in range(FIRST_SEED, FIRST_SEED + REQUESTS, size):
         outcome = send(server, wrong, range(start, start + size))
@@ -64,7 +64,7 @@ def test_wrong_requests_leave_the_server_as_it_was(server: ChildServer) -> None:
         assert outcome.slowest_s < SLOWEST_S, outcome.slowest
         after = send(server, good, range(5))
         assert set(after.statuses) == {"200"}, (start, after)
-    now = look(server.process.pid)
+    now = memory_use(server.process.pid)
     assert now.processes["engine core"] == before.processes["engine core"]
     # Engine and workers have caches that are still filling.
     assert now.rss_mib[ROOT_ROLE] < before.rss_mib[ROOT_ROLE] * MORE_MEMORY, (before, now)

@@ -20,13 +20,12 @@ import pytest
 
 from metok_vllm.benchmarks.client.videos import Clip, video_bytes
 from metok_vllm.processes.child_server import ChildServer
-from tests.conformance.test_bad_input import as_url
+from tests.conformance.requests import CHAT, as_url
 from tests.faults.servers import chat, client, decoders, requests_running, running
 from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
-CHAT = "/v1/chat/completions"
 GOOD, HOSTILE = "a-good-key", "a-hostile-key"
 MANY, LEAVING = 256, 50
 ANSWERED_S = GONE_S = 5.0

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from metok_vllm.processes.child_server import SERVE, ChildServer, free_port
-from tests.conformance.conftest import video_part
+from tests.conformance.requests import CHAT, video_part
 from tests.environment import STARTED_WITH
 from tests.faults.servers import POLITE, chat
 from tests.waiting import wait_until
@@ -23,7 +23,6 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 RESTARTS = int(os.environ.get("RESTARTS", "3"))
-CHAT = "/v1/chat/completions"
 READY_S, ENDS_S = 240.0, 60.0
 
 
