@@ -1,0 +1,95 @@
+"""Every Python example of README.md and docs/ runs as it stands, against a real server."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metok_vllm.processes.child_server import ChildServer
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXAMPLES = {
+    page.name: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    for page in PAGES
+}
+
+OFFLINE = r'''
+from vllm import LLM, SamplingParams
+from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_VIDEO
+from metok_vllm.video import read_video
+
+PROMPT = "<|im_start|>user <video>\nWhat is in the black scene?<|im_end|><|im_start|>assistant\n"
+
+if __name__ == "__main__":  # vLLM starts its engine in a process of its own
+    llm = LLM(
+        str(MODEL_DIR),
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=8192,
+        additional_config={"metok": {"alignment_model": str(ALIGNMENT_DIR)}},
+    )
+    frames = read_video(SAMPLE_VIDEO.read_bytes(), num_frames=32).frames_THWC
+    request = {"prompt": PROMPT, "multi_modal_data": {"video": frames}}
+    (output,) = llm.generate(request, SamplingParams(max_tokens=8))
+    print(len(output.prompt_token_ids), "prompt tokens:", output.outputs[0].text)
+'''
+
+
+def test_all_examples_are_run_here() -> None:
+    counts = {name: len(blocks) for name, blocks in EXAMPLES.items() if blocks}
+    assert counts == {"README.md": 1, "settings.md": 1}
+
+
+def run(code: str, folder: Path, **environ: str) -> str:
+    script = folder / "example.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, **environ},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def against(server: ChildServer, code: str, folder: Path) -> str:
+    assert "http://localhost:8000" in code
+    return run(code.replace("http://localhost:8000", server.url), folder)
+
+
+def test_a_plain_answer(server: ChildServer, tmp_path: Path) -> None:
+    printed = against(server, EXAMPLES["README.md"][0], tmp_path)
+    assert "'dense': 513, 'encoded':" in printed
+    assert printed.count("'start_s':") == 6
+
+
+def test_a_streamed_answer(server: ChildServer, tmp_path: Path) -> None:
+    printed = against(server, EXAMPLES["settings.md"][0], tmp_path)
+    assert "'dense': 513, 'encoded': 513" in printed
+    assert "'dense': 513, 'encoded': 400" in printed
+
+
+@pytest.mark.thorough
+def test_without_our_server(tmp_path: Path) -> None:
+    """The plugin in a plain `vllm.LLM`, whose engine is a process of its own."""
+    printed = run(OFFLINE, tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
+    (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)
+    # 346 visual tokens and the text around them; dense would be 513.
+    assert 346 < int(count) < 400
+
+
+def test_files_that_the_readme_points_at_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[0].read_text())
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
