@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 import tests.environment  # noqa: F401 - before an engine changes it
@@ -30,3 +32,21 @@ def _make_importable(package: str) -> None:
 
 
 _make_importable("training")
+
+
+@pytest.fixture(scope="session")
+def staged_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random video model of eight layers, on disk."""
+    from tests.reference.staged_checkpoint import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("staged") / "model"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def staged_model(staged_checkpoint: Path) -> Any:
+    """The staged checkpoint in Hugging Face, in float32."""
+    from tests.reference.staged_checkpoint import load_model
+
+    return load_model(staged_checkpoint)

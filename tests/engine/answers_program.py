@@ -1,9 +1,9 @@
-"""Answers a fixed set of prompts in an engine with workers of its own, as JSON on standard output.
+"""Answer a fixed set of prompts in a new process; print the result as JSON.
 
     python -m tests.engine.answers_program '{"tensor_parallel_size": 2}'
 
-With `"schedule_ahead": true` it schedules a step while the one before is in flight, which vLLM does
-on GPUs and switches off on the CPU: the stream that results are copied on is replaced by nothing.
+With `"schedule_ahead": true` a step is scheduled while the one before is in flight. vLLM does this
+on GPUs only, so the CUDA stream for copying results is replaced by a stand-in.
 """
 
 from __future__ import annotations
@@ -16,23 +16,29 @@ from typing import Any
 
 import torch
 
-from tests.engine.conftest import ENGINE, answer, ask, logprobs, token_ids, video
+from tests.engine.engines import UNTRAINED
+from tests.engine.prompts import answer, chat_prompt, logprobs, token_ids, video
+from tests.untrained import ALIGNMENT_DIR
 
 
 def prompts() -> list[dict[str, Any]]:
-    """METok with several settings, METok off, and text, for one batch."""
+    """One batch: METok with several settings, METok off, and text."""
     return [
-        ask("How many?", videos=[video(2, (6, 8, 9))]),
-        ask("Hello there."),
-        ask("How many?", videos=[video(2, (6, 8, 9))], options={"enabled": False}),
-        ask("Which?", videos=[video(3, (6, 8)), video(4, (5, 5, 5))], options={"decode_keep": 0.3}),
-        ask("Why?", videos=[video(5, (12, 7))], options={"stages": [2, 3], "keep_ratio": 0.5}),
-        ask("Where?", videos=[video(5, (12, 7))], options={"preset": "max"}),
+        chat_prompt("How many?", videos=[video(2, (6, 8, 9))]),
+        chat_prompt("Hello there."),
+        chat_prompt("How many?", videos=[video(2, (6, 8, 9))], options={"enabled": False}),
+        chat_prompt(
+            "Which?", videos=[video(3, (6, 8)), video(4, (5, 5, 5))], options={"decode_keep": 0.3}
+        ),
+        chat_prompt(
+            "Why?", videos=[video(5, (12, 7))], options={"stages": [2, 3], "keep_ratio": 0.5}
+        ),
+        chat_prompt("Where?", videos=[video(5, (12, 7))], options={"preset": "max"}),
     ]
 
 
 class _Immediate:
-    """A CUDA event or stream on a machine where everything is done at once."""
+    """Stands for a CUDA event or stream; on the CPU all work is done at once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.device = torch.device("cpu")
@@ -45,7 +51,7 @@ class _Immediate:
 
 
 def schedule_ahead() -> None:
-    """Let the CPU platform schedule asynchronously."""
+    """Switch on asynchronous scheduling on the CPU platform."""
     from vllm.platforms.cpu import CpuPlatform
 
     stock = CpuPlatform.check_and_update_config.__func__
@@ -64,19 +70,17 @@ def main() -> None:
     """Start, answer, print."""
     from vllm import LLM
 
-    from tests.untrained import ALIGNMENT_DIR, MODEL_DIR
-
-    settings = {**ENGINE, "block_size": 32, **json.loads(sys.argv[1])}
+    settings = {**UNTRAINED, "block_size": 32, **json.loads(sys.argv[1])}
     if settings.pop("schedule_ahead", False):
         schedule_ahead()
     metok = {"alignment_model": str(ALIGNMENT_DIR)}
-    engine = LLM(**{**settings, "model": str(MODEL_DIR)}, additional_config={"metok": metok})
+    engine = LLM(**settings, additional_config={"metok": metok})
     outputs = answer(engine, prompts(), tokens=20)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
-        # Workers hear of the last finished requests with the next step.
+        # Workers learn of the last finished requests in the next step.
         engine.llm_engine.step()
     config = engine.llm_engine.vllm_config
-    books = engine.collective_rpc("metok_books")
+    books = engine.collective_rpc("metok_evictor_state")
     result = {
         "tokens": [token_ids(output) for output in outputs],
         "logprobs": [logprobs(output) for output in outputs],

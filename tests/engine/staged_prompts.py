@@ -1,4 +1,4 @@
-"""Prompts for an engine that runs METok's stages, and what the rules say of a video in one."""
+"""Prompts for a `StagedEngine`, and the plan that METok's definition gives a video in one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from metok_vllm.config import METokConfig
-from tests.engine.conftest import scenes, video
+from tests.engine.prompts import scenes, video
 from tests.reference.decoder import Video
 from tests.reference.pruning import planned_tokens
 from tests.reference.stage1 import key_events, pooled_side
@@ -22,7 +22,7 @@ OFF = {"enabled": False}
 
 @dataclass(frozen=True)
 class Clip:
-    """A video of still scenes with so many frames each."""
+    """A video of still scenes; `lengths` are their numbers of frames."""
 
     seed: int
     lengths: tuple[int, ...]
@@ -35,11 +35,11 @@ class Picture(Clip):
 Parts = Sequence[int | Clip]
 
 
-def laid_out(parts: Parts, options: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
-    """A prompt of tokens: in turn so many random words, or a video, or an image.
+def make_prompt(parts: Parts, options: Mapping[str, Any] | None = None, seed: int = 0) -> Any:
+    """A prompt of token ids; each part is a number of random words, a video or an image.
 
-    Another `seed` gives other words and other scenes of the same lengths. Without `options` the
-    request says nothing of METok.
+    Another `seed` changes words and scenes, not their lengths. With `options` None the request has
+    no METok settings.
     """
     config = json.loads((MODEL_DIR / "config.json").read_text(encoding="utf-8"))
     rng = np.random.default_rng(seed)
@@ -64,10 +64,13 @@ def laid_out(parts: Parts, options: Mapping[str, Any] | None = None, seed: int =
 
 
 def planned_video(
-    start: int, told: Any, config: METokConfig, tokens: int, prompt_length: int, grid: int
+    start: int, decision: Any, config: METokConfig, tokens: int, prompt_length: int, grid: int
 ) -> Video:
-    """A video as the rules see it: frames at their class's stride, a newline after each event."""
-    events, classes = told["event_of_frame"], told["class_of_frame"]
+    """The reference decoder's view of a video whose stage 1 came to `decision`.
+
+    Frames are pooled at their class's stride; a newline token follows each event.
+    """
+    events, classes = decision["event_of_frame"], decision["class_of_frame"]
     event_of: list[int] = []
     for frame, event in enumerate(events):
         stride = config.strides[classes[frame]] if 1 in config.stages else 2
@@ -76,9 +79,9 @@ def planned_video(
         if last or (1 in config.stages and events[frame + 1] != event):
             event_of.append(event)
     assert len(event_of) == tokens
-    important = key_events(events, told["relevance_of_frame"], config.key_event_ratio)
+    important = key_events(events, decision["relevance_of_frame"], config.key_event_ratio)
     key = [event in important for event in range(max(events) + 1)]
-    assert key == told["event_key"]
+    assert key == decision["event_key"]
     totals = planned_tokens(
         len(events),
         tokens - (start + tokens == prompt_length),
@@ -90,4 +93,4 @@ def planned_video(
         config.keep_ratio,
         1 in config.stages,
     )
-    return Video(start, event_of, key, told["event_relevance"], totals)
+    return Video(start, event_of, key, decision["event_relevance"], totals)

@@ -1,15 +1,13 @@
-"""The rules to compare METok with, through the engine: each as naive code answers, alone and mixed.
+"""The methods that METok is compared with, in the engine: each answers as naive code does.
 
-Visual rows of the dense input come from the engine's own encoder; which of them stay, and what the
-decoder makes of them, is decided by `tests.baselines` and `tests.reference` alone.
+Visual rows of the dense input come from the engine's own encoder. Which of them stay, and the
+decoder's answer, come from `tests.baselines` and `tests.reference` alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,75 +16,39 @@ from torch import Tensor
 
 from metok_vllm.baselines import random
 from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, VIDCOM2
-from metok_vllm.models.request import FIELD
 from metok_vllm.server.chat.report import EngineFacts, metok_report
 from tests.baselines import fastv, naive
-from tests.engine.staged import BLOCK, NEW_TOKENS, StagedEngine, decided, is_decided
-from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, laid_out
+from tests.engine.staged import BLOCK, NEW_TOKENS, StagedEngine
+from tests.engine.staged_expected import first_without_ties, render, without_ties
+from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt
 from tests.reference.decoder import Generated, generate
-from tests.reference.staged_checkpoint import (
-    embed_prompt,
-    language_model,
-    load_model,
-    write_checkpoint,
-)
+from tests.reference.staged_checkpoint import embed_prompt
 
 pytestmark = pytest.mark.slow
 
-BOUNDARIES, STEP, PER_FRAME = (2, 4, 6), 640, 16
-# Float32 in another order of summation and, in batches, in other shapes.
+BOUNDARIES, STEP, PER_FRAME = (2, 4, 6), 512, 16
+# Float32 sums in another order and, in batches, in other shapes.
 ALONE, BATCHED = 2e-4, 1e-3
 LONG, SHORT, PICTURE = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Picture(3, (1,))
 FRAMES = sum(LONG.lengths)
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A prompt as the engine is given it: tokens, visual rows by first position, the plan."""
-
-    ids: list[int]
-    visual: dict[int, Tensor]
-    videos: list[int]  # first positions of those among the visual rows that are videos
-    plan: Any
-
-
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StagedEngine]:
-    folder: Path = tmp_path_factory.mktemp("rules") / "model"
-    write_checkpoint(folder)
-    reference = language_model(load_model(folder))
-    engine = StagedEngine(folder, reference, BOUNDARIES, max_num_batched_tokens=STEP)
-    yield engine
-    engine.stop()
+def engine(short_step: StagedEngine) -> StagedEngine:
+    return short_step
 
 
 def rule(name: str, keep: float = 0.25) -> dict[str, Any]:
     return {"rule": name, "rule_keep": keep}
 
 
-def render(engine: StagedEngine, prompt: Any) -> Rendered:
-    inputs = engine.llm.llm_engine.renderer.render_cmpl([prompt], skip_mm_cache=True)[0]
-    visual, videos = {}, []
-    for modality, items in inputs.get("mm_kwargs", {}).items():
-        for item, place in zip(items, inputs["mm_placeholders"][modality], strict=True):
-            fields = {name: field.data[None] for name, field in item.items() if name != FIELD}
-            if FIELD in item:
-                fields[FIELD] = [item[FIELD].data]
-                videos.append(place.offset)
-            with torch.inference_mode():
-                (rows_MD,) = engine.model.embed_multimodal(**fields)
-            assert len(rows_MD) == place.length
-            visual[place.offset] = rows_MD.clone()
-    return Rendered(list(inputs["prompt_token_ids"]), visual, videos, inputs.get("metok"))
-
-
 def expected(engine: StagedEngine, prompt: Any) -> Generated:
-    """What naive code answers to a prompt whose rule is not METok's."""
-    wanted = prompt["mm_processor_kwargs"]["metok"]
+    """The answer of naive code to a prompt with another method than METok's."""
+    settings = prompt["mm_processor_kwargs"]["metok"]
     got = render(engine, prompt)
-    if wanted["rule"] == FASTV:
+    if settings["rule"] == FASTV:
         videos = [
-            fastv.video_at(start, len(got.visual[start]), wanted["rule_keep"], len(got.ids))
+            fastv.video_at(start, len(got.visual[start]), settings["rule_keep"], len(got.ids))
             for start in got.videos
         ]
         embeds_ND = embed_prompt(engine.reference, got.ids, got.visual)
@@ -98,37 +60,32 @@ def expected(engine: StagedEngine, prompt: Any) -> Generated:
 
 
 def by_rule(engine: StagedEngine, prompt: Any, number: int, key: str) -> Tensor:
-    """Rows of one video of the dense prompt that its rule keeps, newline last."""
-    wanted = prompt["mm_processor_kwargs"]["metok"]
+    """The rows of one video of the dense prompt that its method keeps, newline last."""
+    settings = prompt["mm_processor_kwargs"]["metok"]
     dense = render(engine, {**prompt, "mm_processor_kwargs": {"metok": OFF}})
     rows_MD = dense.visual[dense.videos[number]]
     x_TPD = rows_MD[:-1].unflatten(0, (-1, PER_FRAME))
-    keep = math.ceil(wanted["rule_keep"] * (len(rows_MD) - 1))  # exact for the shares used here
-    if wanted["rule"] == EVS:
+    keep = math.ceil(settings["rule_keep"] * (len(rows_MD) - 1))  # exact for the shares used here
+    if settings["rule"] == EVS:
         index = naive.evs(x_TPD.tolist(), keep)
-    elif wanted["rule"] == VIDCOM2:
+    elif settings["rule"] == VIDCOM2:
         index = naive.vidcom2(x_TPD.tolist(), keep)
     else:
         index = random.select(x_TPD, keep, key).tolist()
     return rows_MD[[*index, len(rows_MD) - 1]]
 
 
-def ruled(engine: StagedEngine, parts: Parts, options: Mapping[str, Any]) -> tuple[Any, Generated]:
-    """The first prompt of this kind that does not hang on last bits, with its right answer."""
-    for seed in range(8):
-        prompt = laid_out(parts, options, seed)
-        answer = expected(engine, prompt)
-        if is_decided(answer):
-            return prompt, answer
-    raise AssertionError(f"eight near ties in a row: {parts}, {options}")
+def ruled(engine: StagedEngine, parts: Parts, options: dict[str, Any]) -> tuple[Any, Generated]:
+    """The first prompt of these parts without near ties, and its expected answer."""
+    return first_without_ties(parts, options, partial(expected, engine))
 
 
 @pytest.mark.parametrize("keep", [0.0625, 0.25, 1.0])
 @pytest.mark.parametrize("name", ENCODER_RULES)
-def test_the_encoder_gives_the_rows_of_the_rule(
+def test_the_encoder_returns_the_rows_that_the_method_keeps(
     engine: StagedEngine, name: str, keep: float
 ) -> None:
-    prompt = laid_out((9, LONG, 7, SHORT, 30), rule(name, keep))
+    prompt = make_prompt((9, LONG, 7, SHORT, 30), rule(name, keep))
     got = render(engine, prompt)
     for number, (start, video) in enumerate(zip(got.videos, got.plan.videos, strict=True)):
         rows_ND = by_rule(engine, prompt, number, video.key)
@@ -150,11 +107,9 @@ def test_answers_are_the_naive_ones_and_repeat(engine: StagedEngine, name: str, 
     prompt, right = ruled(engine, SHAPES[shape], rule(name))
     answers = []
     for _ in range(2):
-        engine.forget_caches()
-        answers += engine.answer([prompt])
+        engine.reset_caches()
+        answers.append(engine.answer_alone(prompt))
     first, again = answers
-    assert first is not None
-    assert again is not None
     assert first.error(right) <= ALONE
     assert torch.equal(first.logprobs_SV, again.logprobs_SV)
 
@@ -162,36 +117,23 @@ def test_answers_are_the_naive_ones_and_repeat(engine: StagedEngine, name: str, 
 @pytest.mark.parametrize("keep", [0.03, 0.5, 1.0])
 def test_fastv_keeps_any_share(engine: StagedEngine, keep: float) -> None:
     prompt, right = ruled(engine, (9, LONG, 30), rule(FASTV, keep))
-    (answer,) = engine.answer([prompt])
-    assert answer is not None
-    assert answer.error(right) <= ALONE
+    assert engine.answer_alone(prompt).error(right) <= ALONE
 
 
 def test_fastv_ranks_by_the_last_token(engine: StagedEngine) -> None:
-    """Which tokens stay differs from what METok's rule, the question's mean, would keep."""
-    got = render(engine, laid_out((9, LONG, 30), rule(FASTV)))
+    """METok's score, the mean over the question, would keep other tokens."""
+    got = render(engine, make_prompt((9, LONG, 30), rule(FASTV)))
     video = fastv.video_at(got.videos[0], FRAMES * PER_FRAME + 1, 0.25, len(got.ids))
     embeds_ND = embed_prompt(engine.reference, got.ids, got.visual)
     args = (engine.reference, embeds_ND, [video], BOUNDARIES, 1)
     assert fastv.generate(*args).kept[1] != generate(*args).kept[1]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Blocks by cache group when decoding has begun, the prefill's rows by layer, the report."""
-
-    held: list[int]
-    rows: list[int]
-    report: dict[str, Any]
-
-
-def measure(engine: StagedEngine, options: Mapping[str, Any]) -> Measured:
-    from vllm import SamplingParams
-
-    prompt = laid_out((9, LONG, 30), options)
+def report_on(engine: StagedEngine, prompt: Any) -> dict[str, Any]:
+    """The `metok` object of the response."""
     got = render(engine, prompt)
     facts = EngineFacts.of(engine.llm.llm_engine.vllm_config, engine.model.metok)
-    report = metok_report(
+    return metok_report(
         got.plan,
         got.plan.prompt_plan(len(got.ids), facts.step_tokens),
         [],
@@ -200,36 +142,21 @@ def measure(engine: StagedEngine, options: Mapping[str, Any]) -> Measured:
         fallback=None,
         unpruned=None,
     )
-    rows: list[int] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda _module, args: rows.append(len(args[1])))
-        for layer in engine.model.language_model.model.layers
-    ]
-    params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, detokenize=False)
-    engine.forget_caches()
-    engine.llm.llm_engine.add_request("one", prompt, params)
-    engine.llm.llm_engine.step()
-    for hook in hooks:
-        hook.remove()
-    engine.llm.llm_engine.step()
-    engine.check_books()
-    (held,) = engine.held().values()
-    engine.llm.llm_engine.abort_request(["one"])
-    return Measured(held, rows, report)
 
 
 @pytest.mark.parametrize("name", [*ENCODER_RULES, FASTV])
 def test_rows_blocks_and_the_report_of_them(engine: StagedEngine, name: str) -> None:
-    """One group of two layers a stage, so that blocks are counted once a stage."""
-    measured = measure(engine, rule(name))
+    """Each stage has two layers and one cache group, so its blocks count once."""
+    prompt = make_prompt((9, LONG, 30), rule(name))
+    report = report_on(engine, prompt)
+    held, rows = engine.measure(prompt)
     dense = FRAMES * PER_FRAME + 1
     visual = [math.ceil(dense / 4)] * 4 if name == FASTV else [(dense - 1) // 4 + 1] * 4
     if name == FASTV:
         visual[0] = dense
-    prompt = [tokens + 39 for tokens in visual]
-    assert measured.rows == [rows for rows in prompt for _ in range(2)]
-    assert measured.held == [-(-(rows + 1) // BLOCK) for rows in prompt]
-    report = measured.report
+    lengths = [tokens + 39 for tokens in visual]
+    assert rows == [length for length in lengths for _ in range(2)]
+    assert held == [-(-(length + 1) // BLOCK) for length in lengths]
     assert (report["preset"], report["rule"], report["events"]) == (name, name, [])
     assert report["stages"] == []
     assert report["visual_tokens"] == {
@@ -238,7 +165,7 @@ def test_rows_blocks_and_the_report_of_them(engine: StagedEngine, name: str) -> 
         "stages": visual if name == FASTV else visual[:1],
         "decode": visual if name == FASTV else visual[:1],
     }
-    assert report["kv_blocks"]["decode"] == sum(measured.held)
+    assert report["kv_blocks"]["decode"] == sum(held)
     assert report["kv_blocks"]["dense"] == 4 * -(-(dense + 39) // BLOCK)
     flops = report["decoder_prefill_flops"]
     assert flops["metok"] < 0.6 * flops["dense"]
@@ -252,14 +179,14 @@ KINDS: dict[str, tuple[Parts, dict[str, Any]]] = {
 }
 
 
-def test_a_batch_of_all_rules_answers_as_each_alone(engine: StagedEngine) -> None:
-    """Others are what they are without the rules: their right answers know nothing of them."""
-    asked = [decided(engine, *spec) for spec in KINDS.values()]
+def test_a_batch_of_all_methods_answers_as_each_alone(engine: StagedEngine) -> None:
+    """The expected answers of METok, dense and text prompts do not involve the other methods."""
+    prompts = [without_ties(engine, *spec) for spec in KINDS.values()]
     for name in (*ENCODER_RULES, FASTV):
-        asked.append(ruled(engine, (6, SHORT, 20), rule(name)))
-    asked.append(ruled(engine, SHAPES["two videos"], rule(FASTV, 0.5)))
-    for order in (asked, asked[::-1], asked[1::2] + asked[::2]):
-        engine.forget_caches()
+        prompts.append(ruled(engine, (6, SHORT, 20), rule(name)))
+    prompts.append(ruled(engine, SHAPES["two videos"], rule(FASTV, 0.5)))
+    for order in (prompts, prompts[::-1], prompts[1::2] + prompts[::2]):
+        engine.reset_caches()
         for answer, (_, right) in zip(
             engine.answer([prompt for prompt, _ in order]), order, strict=True
         ):
@@ -267,21 +194,17 @@ def test_a_batch_of_all_rules_answers_as_each_alone(engine: StagedEngine) -> Non
             assert answer.error(right) <= BATCHED
 
 
-def test_rules_about_one_video_do_not_share_what_they_selected(engine: StagedEngine) -> None:
-    engine.forget_caches()
+def test_methods_do_not_share_selections_of_one_video(engine: StagedEngine) -> None:
+    engine.reset_caches()
     for name in (*ENCODER_RULES, FASTV, *ENCODER_RULES):
         prompt, right = ruled(engine, (40, SHORT, 20), rule(name))
-        (answer,) = engine.answer([prompt])
-        assert answer is not None
-        assert answer.error(right) <= ALONE
+        assert engine.answer_alone(prompt).error(right) <= ALONE
 
 
 def test_a_prompt_longer_than_a_step_is_not_pruned_by_fastv(engine: StagedEngine) -> None:
     parts = (20, LONG, STEP)
-    dense = decided(engine, parts, OFF)[1]
-    prompt = laid_out(parts, rule(FASTV))
+    dense = without_ties(engine, parts, OFF)[1]
+    prompt = make_prompt(parts, rule(FASTV))
     got = render(engine, prompt)
     assert got.plan.prompt_plan(len(got.ids), STEP) is None
-    (answer,) = engine.answer([prompt])
-    assert answer is not None
-    assert answer.error(dense) <= ALONE
+    assert engine.answer_alone(prompt).error(dense) <= ALONE

@@ -1,4 +1,4 @@
-"""The next question about a video begins after the towers, and is answered as if it had not."""
+"""The feature cache: a second question about a video skips the towers and gets the same answer."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from torch import Tensor
 
 from metok_vllm.models.feature_cache import FeatureCache
-from tests.engine.conftest import answer, ask, forget_caches, logprobs, token_ids, video
+from tests.engine.engines import model_of, reset_caches
+from tests.engine.prompts import answer, chat_prompt, logprobs, token_ids, video
 
 pytestmark = pytest.mark.slow
 
-# More frames than go through the vision tower at once, and fewer.
+# More frames than one batch of the vision tower, and fewer.
 LONG, SHORT = video(11, (4, 11, 3, 6, 8, 5)), video(12, (3, 4))
 QUESTIONS = ("a red ball rolls across the grass", "where does the small boat sail tonight?")
 
 
 @dataclass
 class Caching:
-    """The engine with a feature cache; `seen` are the frames that went through its towers."""
+    """The engine with a feature cache; `seen` are the frames of each run of its vision tower."""
 
     llm: Any
     model: Any
@@ -32,27 +33,26 @@ class Caching:
         return self.model.stage1
 
     def ask(self, question: str, clip: Any, uuid: str | None = None, **options: Any) -> Any:
-        prompt = ask(question, videos=[clip], options=options)
+        prompt = chat_prompt(question, videos=[clip], options=options)
         if uuid is not None:
             prompt["multi_modal_uuids"] = {"video": [uuid]}
         return answer(self.llm, [prompt])[0]
 
     def ask_alone(self, question: str, clip: Any, **options: Any) -> Any:
-        """The answer where nothing is kept."""
+        """The answer without any cache."""
         cache, seen = self.stage1.video.cache, list(self.seen)
         self.stage1.video.cache = FeatureCache(0)
-        forget_caches(self.llm)
+        reset_caches(self.llm)
         output = self.ask(question, clip, **options)
-        forget_caches(self.llm)
+        reset_caches(self.llm)
         self.stage1.video.cache, self.seen[:] = cache, seen
         return output
 
 
 @pytest.fixture
 def caching(metok: Any, monkeypatch: pytest.MonkeyPatch) -> Caching:
-    """The shared engine with empty caches, given one for features."""
-    worker = metok.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    caching = Caching(metok, worker.model_runner.get_model())
+    """The shared engine with empty caches and a feature cache."""
+    caching = Caching(metok, model_of(metok))
     video_encoder = caching.stage1.video
     see = video_encoder.see
 
@@ -61,8 +61,8 @@ def caching(metok: Any, monkeypatch: pytest.MonkeyPatch) -> Caching:
         seen_TPD: Tensor = see(pixels_TCHW)
         return seen_TPD
 
-    forget_caches(metok)
-    caching.stage1.remembered.clear()
+    reset_caches(metok)
+    caching.stage1.events.entries.clear()
     monkeypatch.setattr(video_encoder, "see", counted)
     monkeypatch.setattr(video_encoder, "cache", FeatureCache(1 << 26))
     return caching
@@ -81,7 +81,7 @@ def test_two_questions_about_one_video(caching: Caching, clip: Any) -> None:
         expected = caching.ask_alone(question, clip)
         same(caching.ask(question, clip), expected)
     assert sum(caching.seen) == len(clip[0])
-    told = [caching.stage1.recall(key) for key in list(caching.stage1.remembered)]
+    told = [caching.stage1.events.report(key) for key in list(caching.stage1.events.entries)]
     assert [entry["cached"] for entry in told] == [False, True]
     assert told[0]["relevance_of_frame"] != told[1]["relevance_of_frame"]
 
@@ -91,7 +91,7 @@ def test_frames_that_others_may_hold_are_not_written_to(metok: Any) -> None:
     frames, metadata = video(13, (3, 5))
     before = frames.copy()
     for options in ({}, {"enabled": False}):
-        answer(metok, [ask(QUESTIONS[0], videos=[(frames, metadata)], options=options)])
+        answer(metok, [chat_prompt(QUESTIONS[0], videos=[(frames, metadata)], options=options)])
     assert (frames == before).all()
 
 
@@ -104,7 +104,7 @@ def test_settings_and_rules_share_what_the_towers_gave(caching: Caching) -> None
 
 
 def test_two_questions_at_once_see_the_video_once(caching: Caching) -> None:
-    answer(caching.llm, [ask(question, videos=[LONG]) for question in QUESTIONS])
+    answer(caching.llm, [chat_prompt(question, videos=[LONG]) for question in QUESTIONS])
     assert sum(caching.seen) == len(LONG[0])
 
 
@@ -165,9 +165,9 @@ def test_times_lie_in_each_other_and_are_told_once(caching: Caching) -> None:
     told = []
     for question in QUESTIONS:
         caching.ask(question, LONG)
-        (key, *_) = reversed(caching.stage1.remembered)
-        told.append(caching.stage1.recall(key))
-        assert caching.stage1.recall(key)["prefill_seconds"] is None
+        (key, *_) = reversed(caching.stage1.events.entries)
+        told.append(caching.stage1.events.report(key))
+        assert caching.stage1.events.report(key)["prefill_seconds"] is None
     for entry in told:
         assert 0 < entry["own_seconds"] < entry["seconds"]
         assert 0 < entry["pruning_seconds"] < entry["prefill_seconds"]

@@ -1,4 +1,4 @@
-"""METok on: several videos a prompt, videos beside pictures, all in one batch, as each alone."""
+"""Several videos in a prompt, videos beside images: a batch answers as each prompt alone."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.engine.conftest import (
-    answer,
-    ask,
-    forget_caches,
-    logprobs,
-    scenes,
-    token_ids,
-    video,
-)
+from tests.engine.engines import model_of, render, reset_caches
+from tests.engine.prompts import answer, chat_prompt, logprobs, scenes, token_ids, video
 
 pytestmark = pytest.mark.slow
 
@@ -24,24 +17,26 @@ def prompts() -> list[dict[str, Any]]:
     picture = Image.fromarray(scenes(3, (1,), (90, 120))[0])
     clips = [video(21, (5, 9, 4)), video(22, (3, 2)), video(23, (1,))]
     return [
-        ask("Which one is longest?", videos=clips),
-        ask("Do they match?", videos=clips[:1], images=[picture]),
-        ask("Do they match?", videos=clips[:2], images=[picture, picture]),
-        ask("What comes last?", videos=clips[:1], options={"preset": "max"}),
-        ask("What comes last?", videos=clips[1:2], options={"enabled": False}),
-        ask("What is it?", images=[picture]),
-        ask("Say something."),
-        ask("Where?", videos=clips[:1], options={"key_frames_per_event": 1024}),
-        ask("Where?", videos=clips[:1], options={"strides": [64, 64, 64], "num_events": 1024}),
+        chat_prompt("Which one is longest?", videos=clips),
+        chat_prompt("Do they match?", videos=clips[:1], images=[picture]),
+        chat_prompt("Do they match?", videos=clips[:2], images=[picture, picture]),
+        chat_prompt("What comes last?", videos=clips[:1], options={"preset": "max"}),
+        chat_prompt("What comes last?", videos=clips[1:2], options={"enabled": False}),
+        chat_prompt("What is it?", images=[picture]),
+        chat_prompt("Say something."),
+        chat_prompt("Where?", videos=clips[:1], options={"key_frames_per_event": 1024}),
+        chat_prompt(
+            "Where?", videos=clips[:1], options={"strides": [64, 64, 64], "num_events": 1024}
+        ),
     ]
 
 
 def test_a_mixed_batch_answers_as_each_alone(metok: Any) -> None:
     alone = []
     for prompt in prompts():
-        forget_caches(metok)
+        reset_caches(metok)
         alone.append(answer(metok, [prompt])[0])
-    forget_caches(metok)
+    reset_caches(metok)
     for got, expected in zip(answer(metok, prompts()), alone, strict=True):
         assert got.prompt_token_ids == expected.prompt_token_ids
         assert token_ids(got) == token_ids(expected)
@@ -49,18 +44,16 @@ def test_a_mixed_batch_answers_as_each_alone(metok: Any) -> None:
 
 
 def test_each_video_of_a_prompt_is_selected_by_itself(metok: Any) -> None:
-    """A video's events do not depend on what stands beside it."""
-    renderer = metok.llm_engine.renderer
-    core = metok.llm_engine.engine_core.engine_core
-    stage1 = core.model_executor.driver_worker.worker.model_runner.get_model().stage1
+    """A video's events do not depend on the other videos of its prompt."""
+    stage1 = model_of(metok).stage1
     clips = [video(21, (5, 9, 4)), video(22, (3, 2, 6))]
     told = []
     for chosen in (clips, clips[:1], clips[1:]):
-        forget_caches(metok)
-        prompt = ask("What sails on the sea?", videos=chosen)
+        reset_caches(metok)
+        prompt = chat_prompt("What sails on the sea?", videos=chosen)
         answer(metok, [prompt], tokens=1)
-        plan = renderer.render_cmpl([prompt], skip_mm_cache=True)[0]["metok"]
-        decided = [stage1.recall(v.key) for v in plan.videos]
+        plan = render(metok, prompt)["metok"]
+        decided = [stage1.events.report(v.key) for v in plan.videos]
         told.append([{k: v for k, v in d.items() if not k.endswith("seconds")} for d in decided])
     both, first, second = told
     assert both == [*first, *second]
@@ -68,13 +61,13 @@ def test_each_video_of_a_prompt_is_selected_by_itself(metok: Any) -> None:
 
 @pytest.mark.parametrize("options", [None, {"enabled": False}])
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_video_without_frames_is_named_and_harms_nobody(
+def test_a_video_without_frames_is_refused_by_its_number(
     metok: Any, options: dict[str, Any] | None, place: int
 ) -> None:
     clip = video(21, (5, 9, 4))
     clips = [clip, clip]
     clips[place] = (clip[0][:0], clip[1])
     with pytest.raises(ValueError, match=f"video {place + 1} of the 2 in the request has no frame"):
-        answer(metok, [ask("What is it?", videos=clips, options=options)])
-    (again,) = answer(metok, [ask("What is it?", videos=[clip], options=options)])
+        answer(metok, [chat_prompt("What is it?", videos=clips, options=options)])
+    (again,) = answer(metok, [chat_prompt("What is it?", videos=[clip], options=options)])
     assert token_ids(again)

@@ -1,4 +1,4 @@
-"""Tensor parallel ranks, asynchronous scheduling, a compiled decoder and Triton answer alike."""
+"""Tensor parallelism, asynchronous scheduling, torch.compile and Triton change no answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.engine.answers_program import prompts
-from tests.engine.conftest import answer, forget_caches, logprobs, token_ids
+from tests.engine.engines import reset_caches
+from tests.engine.prompts import answer, logprobs, token_ids
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def answers_of(settings: dict[str, Any], kernels: dict[str, str]) -> dict[str, Any]:
-    """What the same prompts are answered by an engine in processes of its own."""
+    """The answers of an engine in processes of its own."""
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if "tensor_parallel_size" in settings else "0",
         # Two ranks on a machine that may have a single memory node and two cores.
@@ -53,7 +54,7 @@ TRITON = {"METOK_KERNELS": "triton", "TRITON_INTERPRET": "1"}
 @pytest.fixture(scope="module")
 def expected(metok: Any) -> list[Any]:
     """The answers of one synchronous, eager process."""
-    forget_caches(metok)
+    reset_caches(metok)
     return answer(metok, prompts(), tokens=20)
 
 

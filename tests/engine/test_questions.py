@@ -1,4 +1,4 @@
-"""The question and the settings are part of a video's identity in every cache."""
+"""The question and the METok settings are part of a video's key in every cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.engine.conftest import answer, ask, forget_caches, logprobs, scenes, token_ids, video
+from tests.engine.engines import model_of, reset_caches
+from tests.engine.prompts import answer, chat_prompt, logprobs, scenes, token_ids, video
 
 pytestmark = pytest.mark.slow
 
@@ -16,13 +17,13 @@ QUESTIONS = ("a red ball rolls across the grass", "where does the small boat sai
 
 
 def alone(engine: Any, prompt: dict[str, Any]) -> Any:
-    forget_caches(engine)
+    reset_caches(engine)
     return answer(engine, [prompt])[0]
 
 
 @pytest.fixture(scope="module")
 def expected(metok: Any) -> list[Any]:
-    return [alone(metok, ask(q, videos=[CLIP])) for q in QUESTIONS]
+    return [alone(metok, chat_prompt(q, videos=[CLIP])) for q in QUESTIONS]
 
 
 def same(got: Any, expected: Any) -> None:
@@ -32,29 +33,28 @@ def same(got: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 1, 0)])
 def test_one_after_the_other(metok: Any, expected: list[Any], order: tuple[int, ...]) -> None:
-    forget_caches(metok)
+    reset_caches(metok)
     for i in order:
-        same(answer(metok, [ask(QUESTIONS[i], videos=[CLIP])])[0], expected[i])
+        same(answer(metok, [chat_prompt(QUESTIONS[i], videos=[CLIP])])[0], expected[i])
 
 
 def test_at_once(metok: Any, expected: list[Any]) -> None:
-    forget_caches(metok)
-    outputs = answer(metok, [ask(q, videos=[CLIP]) for q in QUESTIONS])
+    reset_caches(metok)
+    outputs = answer(metok, [chat_prompt(q, videos=[CLIP]) for q in QUESTIONS])
     for got, want in zip(outputs, expected, strict=True):
         same(got, want)
 
 
 def test_the_question_matters(metok: Any) -> None:
-    """Same prompt length and text, another selection: the hidden question is what differs."""
-    model = metok.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
-    stage1 = model.model_runner.get_model().stage1
+    """Another question gives the same frames another key and another relevance."""
+    stage1 = model_of(metok).stage1
     chosen = []
     for question in QUESTIONS:
-        forget_caches(metok)
-        stage1.remembered.clear()
-        answer(metok, [ask(question, videos=[CLIP])], tokens=1)
-        (key,) = stage1.remembered
-        chosen.append((key, stage1.recall(key)))
+        reset_caches(metok)
+        stage1.events.entries.clear()
+        answer(metok, [chat_prompt(question, videos=[CLIP])], tokens=1)
+        (key,) = stage1.events.entries
+        chosen.append((key, stage1.events.report(key)))
     assert chosen[0][0] != chosen[1][0]
     assert chosen[0][1]["relevance_of_frame"] != chosen[1][1]["relevance_of_frame"]
 
@@ -62,18 +62,18 @@ def test_the_question_matters(metok: Any) -> None:
 def test_settings_matter(metok: Any) -> None:
     lengths = set()
     for options in ({}, {"num_events": 2}, {"preset": "max"}, {"enabled": False}):
-        output = alone(metok, ask(QUESTIONS[0], videos=[CLIP], options=options))
+        output = alone(metok, chat_prompt(QUESTIONS[0], videos=[CLIP], options=options))
         lengths.add(len(output.prompt_token_ids))
     assert len(lengths) == 4
 
 
 def test_images_are_not_keyed_by_the_question(metok: Any) -> None:
-    """A picture beside a video keeps its own identity, whatever is asked about the video."""
+    """The question changes the key of a video and not that of an image beside it."""
     picture = Image.fromarray(scenes(3, (1,), (90, 120))[0])
     renderer = metok.llm_engine.renderer
     keys = []
     for question in QUESTIONS:
-        prompt = ask(question, videos=[CLIP], images=[picture])
+        prompt = chat_prompt(question, videos=[CLIP], images=[picture])
         rendered = renderer.render_cmpl([prompt])[0]
         keys.append(rendered["mm_hashes"])
     assert keys[0]["image"] == keys[1]["image"]

@@ -1,4 +1,4 @@
-"""The engine's visual tokens against the naive reference, and its books against our report."""
+"""Visual tokens equal the naive reference; blocks held equal those of the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from metok_vllm.config import METokConfig
 from metok_vllm.models.request import FIELD
 from metok_vllm.plan.accounting import request_blocks
 from metok_vllm.plan.layers import StageLayout
-from tests.engine.conftest import ask, video
+from tests.engine.engines import core_of, model_of, render
+from tests.engine.prompts import chat_prompt, video
 from tests.reference.features import stage1_from_checkpoint
 from tests.untrained import ALIGNMENT_DIR, MODEL_DIR
 
@@ -22,27 +23,13 @@ pytestmark = pytest.mark.slow
 QUESTION = "a boat sails at sunset while the band plays and everybody waits for the fireworks " * 4
 
 
-def core(engine: Any) -> Any:
-    return engine.llm_engine.engine_core.engine_core
-
-
-def model_of(engine: Any) -> Any:
-    return core(engine).model_executor.driver_worker.worker.model_runner.get_model()
-
-
 @pytest.fixture
 def model(metok: Any) -> Iterator[Any]:
-    """The engine's model; whatever a test sets about its alignment is undone."""
+    """The engine's model; changes of its configuration are undone."""
     model = model_of(metok)
     before, stage1 = model.metok, model._stage1
     yield model
     model.metok, model._stage1 = before, stage1
-
-
-def rendered(engine: Any, prompt: dict[str, Any]) -> Any:
-    """What vLLM's renderer hands to the engine; nothing comes from or goes to a cache."""
-    renderer = engine.llm_engine.renderer
-    return renderer.render_cmpl([prompt], skip_mm_cache=True)[0]
 
 
 @pytest.mark.parametrize("mode", ["separate", "shared", "none"])
@@ -52,8 +39,8 @@ def test_visual_tokens_equal_the_reference(
 ) -> None:
     model.metok, model._stage1 = replace(model.metok, alignment_mode=mode), None
     options = {"num_events": 4, "key_frames_per_event": 3}
-    prompt = ask(QUESTION, videos=[video(5, lengths)], options=options)
-    inputs = rendered(metok, prompt)
+    prompt = chat_prompt(QUESTION, videos=[video(5, lengths)], options=options)
+    inputs = render(metok, prompt)
     item = inputs["mm_kwargs"]["video"][0]
     pixels_TCHW = item["pixel_values_videos"].data
     with torch.inference_mode():
@@ -65,7 +52,7 @@ def test_visual_tokens_equal_the_reference(
     expected = stage1_from_checkpoint(
         MODEL_DIR, alignment, mode, pixels_TCHW, QUESTION.strip(), config
     )
-    told = model.stage1.recall(inputs["metok"].videos[0].key)
+    told = model.stage1.events.report(inputs["metok"].videos[0].key)
     assert told["class_of_frame"] == expected.class_T
     assert told["event_of_frame"] == expected.event_T
     assert told["relevance_of_frame"] == pytest.approx(expected.relevance_T, abs=1e-5)
@@ -80,8 +67,8 @@ def test_visual_tokens_equal_the_reference(
 def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]) -> None:
     from vllm import SamplingParams
 
-    prompt = ask("How many?", videos=[video(2, (6, 8, 9))], options=options)
-    scheduler = core(metok).scheduler
+    prompt = chat_prompt("How many?", videos=[video(2, (6, 8, 9))], options=options)
+    scheduler = core_of(metok).scheduler
     pool = scheduler.kv_cache_manager.block_pool
     engine = metok.llm_engine
     metok.reset_prefix_cache()
@@ -100,7 +87,7 @@ def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]
     size = engine.vllm_config.cache_config.block_size
     config = model_of(metok).metok
     layout = StageLayout.of(config.pruning_layers, 8)
-    plan = rendered(metok, prompt)["metok"].prompt_plan(tokens, 8192)
+    plan = render(metok, prompt)["metok"].prompt_plan(tokens, 8192)
     assert (plan is None) is (options == {"enabled": False})
     assert held[0] == request_blocks(tokens, size, layout, plan)
     assert held[1] == request_blocks(tokens + 1, size, layout, plan)
@@ -108,14 +95,16 @@ def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]
 
 
 def test_memory_of_the_encoder_is_bounded_by_its_chunks(model: Any, metok: Any) -> None:
-    """The vision tower never sees more frames at once than the setting allows, each once."""
+    """Each frame passes the vision tower once, in batches of at most the configured size."""
     model.metok, model._stage1 = replace(model.metok, encoder_chunk_frames=7), None
     sizes: list[int] = []
     hook = model.vision_tower.register_forward_hook(
         lambda module, args, output: sizes.append(len(args[0]))
     )
     try:
-        item = rendered(metok, ask("Why?", videos=[video(3, (12, 20))]))["mm_kwargs"]["video"][0]
+        item = render(metok, chat_prompt("Why?", videos=[video(3, (12, 20))]))["mm_kwargs"][
+            "video"
+        ][0]
         with torch.inference_mode():
             model.embed_multimodal(
                 pixel_values_videos=item["pixel_values_videos"].data[None],

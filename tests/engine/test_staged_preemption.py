@@ -1,17 +1,17 @@
-"""A pool too small for what runs: METok requests are preempted, resumed, and answer as ever."""
+"""With too few blocks METok requests are preempted and resumed; their answers stay the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.staged import StagedEngine, decided
-from tests.engine.staged_prompts import OFF, Clip, Parts, laid_out
-from tests.reference.decoder import Generated
-from tests.reference.staged_checkpoint import language_model, load_model, write_checkpoint
+from tests.engine.engines import EnginePool
+from tests.engine.staged import StagedEngine
+from tests.engine.staged_expected import without_ties
+from tests.engine.staged_prompts import OFF, Clip, Parts, make_prompt
+from tests.reference.decoder import Generated, LanguageModel
 
 pytestmark = pytest.mark.slow
 
@@ -31,30 +31,24 @@ KINDS: dict[str, tuple[Parts, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("staged") / "model"
-    write_checkpoint(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engine(checkpoint: Path) -> Iterator[StagedEngine]:
-    """Four cache groups over 84 blocks: three of the prompts, or two that grow."""
-    engine = StagedEngine(
-        checkpoint,
-        language_model(load_model(checkpoint)),
+def engine(
+    engines: EnginePool, staged_checkpoint: Path, staged_reference: LanguageModel
+) -> StagedEngine:
+    """Four cache groups share 84 blocks: three of the prompts fit, or two that grow."""
+    return StagedEngine(
+        engines,
+        staged_checkpoint,
+        staged_reference,
         (2, 4, 6),
         max_num_batched_tokens=STEP,
         max_model_len=576,
         num_gpu_blocks_override=84,
     )
-    yield engine
-    engine.stop()
 
 
 @pytest.fixture(scope="module")
 def mixed(engine: StagedEngine) -> dict[str, tuple[Any, Generated]]:
-    return {kind: decided(engine, *spec, NEW_TOKENS) for kind, spec in KINDS.items()}
+    return {kind: without_ties(engine, *spec, NEW_TOKENS) for kind, spec in KINDS.items()}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +57,7 @@ def mixed(engine: StagedEngine) -> dict[str, tuple[Any, Generated]]:
 def test_preempted_and_resumed(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], arrivals: list[int]
 ) -> None:
-    engine.forget_caches()
+    engine.reset_caches()
     answers = engine.answer([prompt for prompt, _ in mixed.values()], NEW_TOKENS, arrivals)
     preempted = 0
     for (_, expected), answer in zip(mixed.values(), answers, strict=True):
@@ -79,8 +73,8 @@ def test_preempted_and_resumed(
 def test_many_of_one_kind(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], kind: str
 ) -> None:
-    """The same request eight times, so that it is surely one of this kind that must go."""
-    engine.forget_caches()
+    """The same request eight times: a preempted one is of this kind."""
+    engine.reset_caches()
     prompt, expected = mixed[kind]
     answers = engine.answer([prompt] * 8, NEW_TOKENS)
     for answer in answers:
@@ -93,13 +87,13 @@ def test_many_of_one_kind(
 def test_neighbours_are_aborted_while_others_are_preempted(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], tokens: int
 ) -> None:
-    engine.forget_caches()
-    asked = list(mixed.values())[:4]
-    neighbours = [laid_out(*spec, seed=20) for spec in list(KINDS.values())[:4]]
-    prompts = [*neighbours, *(prompt for prompt, _ in asked)]
+    engine.reset_caches()
+    cases = list(mixed.values())[:4]
+    neighbours = [make_prompt(*spec, seed=20) for spec in list(KINDS.values())[:4]]
+    prompts = [*neighbours, *(prompt for prompt, _ in cases)]
     aborts = {number: tokens + number for number in range(len(neighbours))}
     answers = engine.answer(prompts, NEW_TOKENS, aborts=aborts)
     assert answers[: len(neighbours)] == [None] * len(neighbours)
-    for (_, expected), answer in zip(asked, answers[len(neighbours) :], strict=True):
+    for (_, expected), answer in zip(cases, answers[len(neighbours) :], strict=True):
         assert answer is not None
         assert answer.error(expected) <= TOLERANCE

@@ -1,11 +1,10 @@
 """The engine's answers equal the naive decoder's: every stage, boundary, ratio and prompt shape.
 
-All requests of a matrix are in flight together, so each line is also a proof about batches.
+All requests of a matrix are in flight together, so each case also covers batching.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from math import inf
@@ -15,22 +14,24 @@ from typing import Any
 
 import pytest
 
-from tests.engine.staged import BLOCK, StagedEngine, decided
+from tests.engine.engines import EnginePool
+from tests.engine.staged import BLOCK, StagedEngine
+from tests.engine.staged_expected import expected_answer, without_ties
 from tests.engine.staged_prompts import OFF, Clip, Parts, Picture
 from tests.reference.decoder import Generated, LanguageModel
 from tests.reference.pruning import planned_tokens
-from tests.reference.staged_checkpoint import language_model, load_model, write_checkpoint
+from tests.reference.staged_checkpoint import language_model, load_model
 
 pytestmark = pytest.mark.slow
 
-# Two layers a stage; the default, with three groups in the last stage; stages of 3, 2, 1, 2.
+# Stages of 2, 2, 2, 2 layers, of 1, 2, 2, 3 (the default) and of 3, 2, 1, 2.
 BOUNDARIES = ((2, 4, 6), (1, 3, 5), (3, 5, 6))
 STAGES = ((), (2,), (3,), (2, 3), (1, 2, 3))
 RATIOS, DECODE_KEEPS = (0.3, 0.76, 1.0), (0.0, 0.25, 1.0)
 
 LONG, SHORT = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2))
 PICTURE = Picture(3, (1,))
-# Around one block of text and around two, and where a video has no text on one side.
+# About one block of text and about two; videos without text before or after.
 SHAPES: dict[str, Parts] = {
     "31 words": (5, LONG, 26),
     "32 words": (20, SHORT, 12),
@@ -72,7 +73,7 @@ class Case:
 def matrix(boundaries: tuple[int, int, int]) -> list[Case]:
     """Every shape with every choice of stages, each at two of the three boundaries.
 
-    Plain requests run at all of them: they tell what float32 costs.
+    Plain requests run at all of them: they show the error of float32 alone.
     """
     shift = BOUNDARIES.index(boundaries)
     cases = []
@@ -86,7 +87,7 @@ def matrix(boundaries: tuple[int, int, int]) -> list[Case]:
 
 @dataclass
 class Run:
-    """One engine and the matrix that went through it: errors by case, and what is allowed."""
+    """One engine and its answers to the matrix: errors and allowed errors by case."""
 
     engine: StagedEngine
     in_float64: LanguageModel
@@ -94,20 +95,13 @@ class Run:
     tolerance: dict[Case, float] = field(default_factory=dict)
 
     def allowed(self, prompt: Any, expected: Generated, error: float) -> float:
-        """1e-4, or three times what float32 costs the reference itself on this very prompt."""
+        """1e-4, or three times the float32 error of the reference itself on this prompt."""
         if error <= 1e-4:
             return 1e-4
-        wide = self.engine.expected(prompt, reference=self.in_float64)
+        wide = expected_answer(self.engine, prompt, reference=self.in_float64)
         assert wide.tokens == expected.tokens
         cost = float((wide.logprobs_SV - expected.logprobs_SV).abs().max())
         return max(1e-4, 3 * cost)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("staged") / "model"
-    write_checkpoint(folder)
-    return folder
 
 
 @pytest.fixture(
@@ -118,20 +112,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=str,
 )
-def run(request: pytest.FixtureRequest, checkpoint: Path) -> Iterator[Run]:
-    engine = StagedEngine(checkpoint, language_model(load_model(checkpoint)), request.param)
-    run = Run(engine, language_model(load_model(checkpoint).double()))
+def run(
+    request: pytest.FixtureRequest,
+    engines: EnginePool,
+    staged_checkpoint: Path,
+    staged_reference: LanguageModel,
+) -> Run:
+    engine = StagedEngine(engines, staged_checkpoint, staged_reference, request.param)
+    run = Run(engine, language_model(load_model(staged_checkpoint).double()))
     cases = matrix(request.param)
-    asked = [decided(engine, SHAPES[case.shape], case.options) for case in cases]
-    answers = engine.answer([prompt for prompt, _ in asked])
-    for case, answer, (prompt, expected) in zip(cases, answers, asked, strict=True):
+    prompts = [without_ties(engine, SHAPES[case.shape], case.options) for case in cases]
+    answers = engine.answer([prompt for prompt, _ in prompts])
+    for case, answer, (prompt, expected) in zip(cases, answers, prompts, strict=True):
         assert answer is not None
         same = answer.tokens == expected.tokens
         error = answer.error(expected) if same else inf
         run.error[case] = error
         run.tolerance[case] = run.allowed(prompt, expected, error)
-    yield run
-    engine.stop()
+    return run
 
 
 def test_every_pair_of_choices_is_in_the_matrix() -> None:
@@ -155,7 +153,7 @@ def test_answers_equal_the_reference(run: Run, shape: str) -> None:
 
 
 def test_errors_are_those_of_plain_requests(run: Run) -> None:
-    """Stages add no error of their own: nearly all answers are within 1e-4, as plain ones are."""
+    """Stages add no error: nearly all answers are within 1e-4, as those of plain requests."""
     plain = [error for case, error in run.error.items() if not case.stages]
     staged = [error for case, error in run.error.items() if case.stages]
     assert max(plain) <= 1e-4
@@ -165,20 +163,20 @@ def test_errors_are_those_of_plain_requests(run: Run) -> None:
 
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_stages_that_end_at_a_block_edge(run: Run, offset: int) -> None:
-    """The text is as long as it takes for one stage, in prefill or decoding, to fill its blocks."""
+    """The text is so long that one stage, in prefill or in decoding, fills its last block."""
     ratio, keep = 0.76, 0.25
     frames = sum(SHORT.lengths)
     dense = frames * 16 + 1
     ran = planned_tokens(frames, dense, 5, 0.6, 6, (2, 4, 8), 8, ratio, stage1=False)
     held = [-(-tokens // 4) for tokens in ran[1:3]]
-    asked = []
+    prompts = []
     for tokens in (*ran, *held):
         text = -(tokens - offset) % BLOCK + BLOCK
         assert (tokens + text - offset) % BLOCK == 0
         options = {"stages": [2, 3], "keep_ratio": ratio, "decode_keep": keep}
-        asked.append(decided(run.engine, (6, SHORT, text - 6), options))
-    answers = run.engine.answer([prompt for prompt, _ in asked])
-    for answer, (prompt, expected) in zip(answers, asked, strict=True):
+        prompts.append(without_ties(run.engine, (6, SHORT, text - 6), options))
+    answers = run.engine.answer([prompt for prompt, _ in prompts])
+    for answer, (prompt, expected) in zip(answers, prompts, strict=True):
         assert answer is not None
         error = answer.error(expected)
         assert error <= run.allowed(prompt, expected, error)
