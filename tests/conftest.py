@@ -1,7 +1,7 @@
-"""For every test and every server it starts: one thread.
+"""Fixtures of several folders, and one thread for every test and every server it starts.
 
-Results and times then depend on the test alone. vLLM's CPU threads spin while they wait; with one
-a core, the server's other processes and the client that measures them would hardly run.
+vLLM's CPU threads spin while they wait. With one per core, the server's other processes and the
+test's client would hardly run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 
 
 def _make_importable(package: str) -> None:
-    """A folder of the root that is not installed, without the root itself on `sys.path`."""
+    """Import a package of the root that is not installed, with the root kept off `sys.path`."""
     folder = Path(__file__).resolve().parent.parent / package
     spec = importlib.util.spec_from_file_location(
         package, folder / "__init__.py", submodule_search_locations=[str(folder)]

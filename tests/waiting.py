@@ -1,4 +1,4 @@
-"""Waiting for what another process will soon have done."""
+"""Wait for a condition that another process or thread brings about."""
 
 from __future__ import annotations
 
