@@ -1,8 +1,8 @@
 """Messages between the server and its decode workers: JSON, and an anonymous file with each.
 
-Bulk data (the video, the frames) travels in files that have no name, so that nothing is left
-behind whoever dies first. A message is a 4 byte length, then JSON; its file descriptor goes
-along with the length.
+Bulk data (the video, the frames) travels in files without a name, so that no crash of either side
+leaves a file behind. A message is a length of 4 bytes, then JSON; its file descriptor is sent with
+the length.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import time
 from typing import Any, BinaryIO
 
 _LENGTH = struct.Struct("!I")
-# A file is mapped from this size on; a mapping keeps its file descriptor until it goes.
+# Files of this size or more are mapped. A mapping keeps its file descriptor while it exists.
 MAP_BYTES = 8 << 20
-# Of one message; what a server reads from its workers is bounded by what it asked for.
+# Bytes of one message; replies of workers have smaller bounds.
 MAX_MESSAGE = 1 << 20
 
 
 class ChannelClosedError(Exception):
-    """The other side has ended, or speaks something else."""
+    """The other side has exited, or does not follow the protocol."""
 
 
 def anonymous_file() -> BinaryIO:
-    """An unbuffered file without a name, in memory where the system can do that."""
+    """An unbuffered file without a name, in memory where the system supports that."""
     if hasattr(os, "memfd_create"):
         file = os.memfd_create("metok-video", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         return os.fdopen(file, "w+b", buffering=0)
@@ -45,9 +45,9 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
 
 
 def contents(file: BinaryIO, num_bytes: int) -> mmap.mmap:
-    """The first `num_bytes` of an unbuffered file, as writable memory that nobody else changes.
+    """The first `num_bytes` of an unbuffered file, as writable memory of this process alone.
 
-    Mapped without a copy where that is safe. ChannelClosedError if the file is shorter.
+    Mapped without a copy where that is safe. Raises ChannelClosedError if the file is shorter.
     """
     if num_bytes >= MAP_BYTES and _seal(file):
         if os.fstat(file.fileno()).st_size < num_bytes:
@@ -60,9 +60,9 @@ def contents(file: BinaryIO, num_bytes: int) -> mmap.mmap:
 
 
 def _seal(file: BinaryIO) -> bool:
-    """Make a file constant for all who have it open; False where it is not of that kind.
+    """Make a memory file immutable for all processes; False for other files.
 
-    Without, its writer could change it under the reader's eyes, or cut it off, which kills.
+    A writer could otherwise change mapped frames, or truncate the file, which kills the reader.
     """
     if not hasattr(fcntl, "F_ADD_SEALS"):
         return False
@@ -76,14 +76,14 @@ def _seal(file: BinaryIO) -> bool:
 def _read_into(file: BinaryIO, view: memoryview) -> None:
     file.seek(0)
     while len(view) > 0:
-        count = file.readinto(view)  # type: ignore[attr-defined]
+        count = os.readv(file.fileno(), [view])
         if not count:
             raise ChannelClosedError
         view = view[count:]
 
 
 def send(sock: socket.socket, message: dict[str, Any], file: BinaryIO | None = None) -> None:
-    """Send one message, `file` with it. Raises ChannelClosedError."""
+    """Send one message with `file`. Raises ChannelClosedError."""
     body = json.dumps(message).encode()
     fds = [] if file is None else [file.fileno()]
     try:
@@ -100,7 +100,8 @@ def receive(
 ) -> tuple[dict[str, Any], BinaryIO | None]:
     """Wait for one message of at most `max_bytes` and its file, until `deadline` (monotonic).
 
-    Raises TimeoutError, or ChannelClosedError when the other side has ended or sends anything else.
+    Raises TimeoutError, or ChannelClosedError where the other side has exited or breaks the
+    protocol.
     """
     file: BinaryIO | None = None
     try:
@@ -123,9 +124,9 @@ def receive(
 
 
 def _opened(fd: int) -> BinaryIO:
-    """The regular file behind a descriptor from the other side, which is ours to close."""
+    """The regular file of a received descriptor, which this side closes."""
     try:
-        # Reading from a pipe or a device could last for ever.
+        # Reads from a pipe or a device could block for ever.
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise ChannelClosedError
         return os.fdopen(fd, "r+b", buffering=0)

@@ -1,4 +1,4 @@
-"""One video from bytes to sampled frames, as a decode worker does it."""
+"""From the bytes of one video to its sampled frames, inside a decode worker."""
 
 from __future__ import annotations
 
@@ -104,21 +104,15 @@ def _write_frames(
     limits: MediaLimits,
     output: BinaryIO,
 ) -> tuple[list[int], tuple[int, int, int, int], int]:
-    """Indices written, shape [T, H, W, 3] of the output, and the factor frames were shrunk by."""
+    """Indices written, shape [T, H, W, 3] of the output, and the downscale factor."""
     written: list[int] = []
     height = width = 0
     factor = 1
     for index, frame_HWC in reader_type(source).frames(indices):
         if not written:
             height, width = frame_HWC.shape[:2]
-            factor = downscale_factor(len(indices), height, width, limits.max_decoded_bytes)
+            factor = fitting_factor(len(indices), height, width, limits.max_decoded_bytes)
             height, width = height // factor, width // factor
-            if len(indices) * height * width * 3 > limits.max_decoded_bytes:
-                raise MediaTooLargeError(
-                    f"{len(indices)} frames of {frame_HWC.shape[1]} x {frame_HWC.shape[0]} pixels "
-                    f"cannot be scaled down to {limits.max_decoded_bytes} bytes",
-                    "too_many_pixels",
-                )
         write_all(output, shrink(frame_HWC, factor).data)
         written.append(index)
     if not written:
@@ -126,8 +120,20 @@ def _write_frames(
     return written, (len(written), height, width, 3), factor
 
 
+def fitting_factor(num_frames: int, height: int, width: int, max_bytes: int) -> int:
+    """`downscale_factor`; raises MediaTooLargeError where even one pixel a frame is too much."""
+    factor = downscale_factor(num_frames, height, width, max_bytes)
+    if num_frames * (height // factor) * (width // factor) * 3 > max_bytes:
+        raise MediaTooLargeError(
+            f"{num_frames} frames of {width} x {height} pixels cannot be scaled down to "
+            f"{max_bytes} bytes",
+            "too_many_pixels",
+        )
+    return factor
+
+
 def downscale_factor(num_frames: int, height: int, width: int, max_bytes: int) -> int:
-    """Smallest whole factor by which frames must shrink for all to fit; at most one side."""
+    """Smallest whole factor that makes all frames fit; at most the shorter side in pixels."""
     factor = 1
     while (
         num_frames * (height // factor) * (width // factor) * 3 > max_bytes
@@ -143,7 +149,7 @@ def shrink(frame_HWC: Frame, factor: int) -> Frame:
         return np.ascontiguousarray(frame_HWC)
     height, width = frame_HWC.shape[0] // factor, frame_HWC.shape[1] // factor
     area = factor * factor
-    # Adding whole slices is many times faster than numpy's sum over short axes.
+    # Sums of whole slices are many times faster than numpy's sum over short axes.
     wide = np.uint16 if area * 255 + area // 2 < 1 << 16 else np.uint32
     blocks = frame_HWC[: height * factor, : width * factor]
     lines = blocks.reshape(height, factor, width * factor * 3)

@@ -1,9 +1,8 @@
 """Frames through decord, for the files that it reads exactly.
 
 decord 0.6 counts packets and seeks by keyframe, which is right only for files that are regular
-in the sense of FrameIndex; measured against a full decode, it returns wrong frames after a seek
-in open-GOP, AVI and MPEG-TS files, and miscounts under an edit list. It therefore takes what it
-is exact on and refuses the rest.
+in the sense of FrameIndex. Compared with a full decode, it returns wrong frames after a seek in
+open-GOP, AVI and MPEG-TS files, and miscounts frames under an edit list. Such files are refused.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from metok_vllm.video.walking import shown_first
 
 decord.logging.set_level(decord.logging.QUIET)
 
-# Codecs that define every bit of a frame, with one frame a packet. Of others, decord's FFmpeg of
-# 2018 rounds some pixels differently (mpeg4), or its packets and frames do not match.
+# Codecs with bit-exact decoding and one frame a packet. For others, decord's FFmpeg of 2018 rounds
+# some pixels differently (mpeg4), or its packets and frames do not match.
 CODECS = ("h264", "hevc", "vp9")
 # Decoded frames held at once inside decord.
 BATCH_BYTES = 64 << 20
-# Frames compared with the index before it is believed.
+# Frames that are compared with the index first.
 PROOF_FRAMES = 4
 
 
@@ -63,7 +62,7 @@ def _not_exact(source: VideoSource) -> str | None:
     """Why decord would not give the right frames of this video; None if it would."""
     source.file.seek(0)
     head = source.file.read(8)
-    # Its FFmpeg has no list of allowed containers: only unmistakable ones may reach it.
+    # decord cannot restrict its demuxers, so only files with a known signature reach it.
     if head[4:] != b"ftyp" and head[:4] != b"\x1a\x45\xdf\xa3":
         return "containers other than mp4 and matroska"
     if source.probe.codec not in CODECS:

@@ -1,9 +1,8 @@
-"""Decoded frames for the next question about a video, in the process that reads videos.
+"""Cached decoded frames for the next question about a video, in the server's process.
 
-The key is the file's own bytes with everything that decides which frames come of them, so a hit is
-what decoding would give; tenants do not share what is kept. It still counts among the samples that
-the server holds (`max_pending_bytes`), and goes, least recently used first, before any video has to
-wait for memory.
+The key is a digest of the file with all that determines its sampled frames, so a hit equals a new
+decode. Tenants do not share entries. Entries count as samples that the server holds
+(`max_pending_bytes`); the least recently used are evicted before any video waits for memory.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from metok_vllm.video.limits import MediaLimits
 
 @dataclass(frozen=True)
 class FrameKey:
-    """A video's bytes, the sampling asked for, the limits it was decoded under, and for whom."""
+    """A video's digest, its sampling, the limits it was decoded under, and its tenant."""
 
     digest: bytes
     num_frames: int
@@ -36,7 +35,7 @@ class FrameKey:
 
 
 class FrameCache:
-    """Frames by key, at most `most_bytes` of them as each call says; thread-safe."""
+    """Frames by key, least recently used first out; thread-safe."""
 
     def __init__(self) -> None:
         self._reset()
@@ -47,10 +46,7 @@ class FrameCache:
         self.held_bytes = 0
 
     def find(self, key: FrameKey) -> VideoFrames | None:
-        """The frames kept under `key`, marked as `cached`; they are shared and not to be written.
-
-        No time was spent on decoding them: `decode_s` is 0.
-        """
+        """The frames under `key`, `cached` and with a `decode_s` of 0; shared, so read only."""
         with self._lock:
             video = self._entries.get(key)
             if video is None:
@@ -59,7 +55,7 @@ class FrameCache:
         return replace(video, cached=True, decode_s=0.0)
 
     def keep(self, key: FrameKey, video: VideoFrames, most_bytes: int) -> None:
-        """Keep frames, dropping the least recently used beyond `most_bytes`; not more than that."""
+        """Keep frames of at most `most_bytes`, and evict older entries over `most_bytes` in all."""
         num_bytes = video.frames_THWC.nbytes
         if num_bytes > most_bytes:
             return
@@ -71,9 +67,9 @@ class FrameCache:
                 self._pop(next(iter(self._entries)))
 
     def drop_oldest(self) -> bool:
-        """Forget the least recently used frames; False where there are none.
+        """Evict the least recently used frames; False where there are none.
 
-        Their memory comes back once no request uses them either.
+        Their memory is free once no request uses them.
         """
         with self._lock:
             if not self._entries:
@@ -82,7 +78,7 @@ class FrameCache:
             return True
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Evict all frames."""
         while self.drop_oldest():
             pass
 
@@ -93,5 +89,5 @@ class FrameCache:
 
 
 FRAMES = FrameCache()
-# In a forked child the lock may be held by a thread that is not there.
+# In a forked child a thread that does not exist there may hold the lock.
 os.register_at_fork(after_in_child=FRAMES._reset)

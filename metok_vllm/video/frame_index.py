@@ -1,7 +1,7 @@
 """The frames of a video in the order in which they are shown, and where to decode each from.
 
-Packets are not frames: fields come two to a frame, a stream may start inside a group, times repeat
-or are guessed, keyframe marks lie. What packets say is a claim, proven by what the decoder shows.
+Packets are not frames: two fields make one frame, a stream may start inside a group, times repeat
+or are missing, keyframe marks are wrong. So an index from packets is checked while decoding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from metok_vllm.video.packets import Packets
 class Trust(Enum):
     """Where an index comes from."""
 
-    PACKETS = "claimed by the packets"
-    DECODED = "seen in a decode of the whole video"
-    COUNTED = "counted in a decode of the whole video; frames have no packet of their own"
+    PACKETS = "stated by the packets"
+    DECODED = "found by decoding the whole video"
+    COUNTED = "counted by decoding the whole video; frames have no packet of their own"
 
 
 class WrongIndexError(Exception):
@@ -32,11 +32,10 @@ class WrongIndexError(Exception):
 class FrameIndex:
     """Frame i of a video is the i-th that a decoder shows.
 
-    `sources` holds the number of the packet that each frame is made from. `keys` are keyframes as
-    (frame, packet), both rising: frames from there on can be decoded without what is before.
-    `times` are in units of `time_base`, empty where the container states none.
-    `regular`: every packet is a frame, each with a time of its own, and none is shown before the
-    keyframe that it follows.
+    `sources` holds the packet number of each frame. `keys` are keyframes as (frame, packet), both
+    rising: later frames decode without earlier packets. `times` are in units of `time_base`, empty
+    where the container states none. `regular`: every packet is a frame, each with its own time, and
+    none is shown before the keyframe that it follows.
     """
 
     sources: Sequence[int]
@@ -55,7 +54,7 @@ class FrameIndex:
         seen_keys: Sequence[int] = (),
         until: int = 0,
     ) -> FrameIndex:
-        """Index of frames; those of the packets before `until` are the `seen` ones, as shown."""
+        """Index of the packets; before packet `until`, the frames are `seen`, as decoded."""
         sources = [*seen, *packets.in_order(until)]
         marked = {*seen_keys, *(number for number in packets.keys if number >= until)}
         keys: list[tuple[int, int]] = []
@@ -98,9 +97,9 @@ class FrameIndex:
         return index / self.fps
 
     def start(self, index: int) -> tuple[int, int]:
-        """(frame, packet) to decode from to reach frame `index`; (0, 0) is the start of the file.
+        """(frame, packet) where decoding must start to reach frame `index`; (0, 0) is the start.
 
-        No keyframe serves a frame shown before it (open GOP) or stored before it.
+        A keyframe does not serve frames that are shown before it (open GOP) or stored before it.
         """
         place = min(
             bisect_right(self.keys, index, key=itemgetter(0)),
@@ -121,7 +120,7 @@ class FrameIndex:
 
 
 def _frame_rate(packets: Packets, times: Sequence[int]) -> float:
-    """Mean frames per second: from the frame times, else what the container says, else 1."""
+    """Mean frames per second: from the frame times, else the container's rate, else 1."""
     if len(times) > 1:
         return float((len(times) - 1) / ((times[-1] - times[0]) * packets.time_base))
     return packets.nominal_fps or 1.0

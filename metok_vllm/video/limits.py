@@ -1,4 +1,4 @@
-"""What a video may cost: one frozen object, filled from `METOK_MEDIA_*`."""
+"""Limits on the size and cost of media: one frozen object, read from `METOK_MEDIA_*`."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ class MediaLimits:
         256 << 20, "bytes of a decoded sample; larger frames are scaled down"
     )
     max_pending_bytes: int = setting(
-        2 << 30, "bytes of all samples that the server holds; more videos wait"
+        2 << 30, "bytes of all decoded samples that the server holds; more videos wait"
     )
     frame_cache_bytes: int = setting(
-        0, "bytes of samples kept for the next question about a video, part of those held; 0: none"
+        0, "part of these bytes kept for the next question about a video; 0: none"
     )
     named_media_bytes: int = setting(
-        256 << 20, "bytes of media kept to be named again by uuid; 0: none"
+        256 << 20, "bytes of media kept under a client's uuid; 0: none"
     )
     fetch_timeout_s: float = setting(30.0, "seconds to fetch a video or image")
     decode_deadline_s: float = setting(
         30.0, "seconds to decode a video; then its process is killed"
     )
     decode_workers: int = setting(2, "decoding processes")
-    max_waiting: int = setting(64, "videos and images that wait to be decoded; more get 429")
+    max_waiting: int = setting(64, "videos and images that wait for a decoder; more get 429")
     worker_memory_bytes: int = setting(4 << 30, "bytes of memory a decoding process may use")
     max_redirects: int = setting(3, "redirects followed, each checked like the first address")
     max_fetched_bytes: int = setting(
-        1 << 30, "bytes of all media being fetched; over it, who fetches most gives way"
+        1 << 30, "bytes of all media being fetched; above it the largest fetch ends"
     )
     allow_private_hosts: bool | str = setting(
         False,
-        "private, loopback and link-local hosts that may be fetched from, beside the public "
-        "internet: a comma list of host:port, address:port or network/bits:port (80 and 443 "
-        "where no port is named); true opens all of them on every port",
+        "private, loopback and link-local hosts that may be fetched from: a comma list of "
+        "host:port, address:port or network/bits:port (ports 80 and 443 if none is given); true "
+        "allows all on every port",
     )
     backend: str = setting("auto", "auto (PyAV), decord or pyav")
 
@@ -79,7 +79,7 @@ class MediaLimits:
                     f"media limit {field.name} must be positive and finite, got {value}",
                     field.name,
                 )
-        # Whoever lowers max_frames need not know of the other.
+        # Lowering max_frames alone must not fail.
         object.__setattr__(self, "default_frames", min(self.default_frames, self.max_frames))
         PrivateHosts.of(self.allow_private_hosts)
         if isinstance(self.allow_private_hosts, str):

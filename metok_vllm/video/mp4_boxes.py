@@ -1,4 +1,4 @@
-"""The boxes of an mp4 file, as far as they tell what FFmpeg would build of them when opening it."""
+"""The boxes of an mp4 file, checked before FFmpeg builds its sample tables from them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.packets import check_packets
 
 NESTED = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
-# A fragment for every frame and sound packet of 600 s needs about half of it.
+# One fragment for each frame and sound packet of 600 s needs about half as many.
 MAX_BOXES = 200_000
 MAX_DEPTH = len(NESTED)
-# Of the boxes in moov, trak, mdia; QuickTime has another hdlr further down.
+# Depth of hdlr in moov, trak, mdia; QuickTime has another hdlr deeper.
 MEDIA_DEPTH = 3
 
 
@@ -28,9 +28,9 @@ class Box:
 
 
 def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
-    """Boxes of the file's `size` bytes in the order in which they start; none if it is no mp4.
+    """Boxes of the file's `size` bytes in the order of their starts; none if it is no mp4.
 
-    Raises MediaTooLargeError for more of them than a video can need.
+    Raises MediaTooLargeError for more boxes than a video needs.
     """
     ends = [size]
     place = count = 0
@@ -63,10 +63,10 @@ def boxes(file: BinaryIO, size: int) -> Iterator[Box]:
 
 
 def check_tables(file: BinaryIO, size: int) -> None:
-    """Raises MediaTooLargeError where a few bytes name more samples than a video can need.
+    """Raise MediaTooLargeError where the tables list more samples than a video needs.
 
-    FFmpeg would build an entry for each when it opens the file. Sound of one tick a sample (PCM) is
-    left out: it gets an entry for each piece.
+    A few bytes can list billions, and FFmpeg builds an entry for each when it opens the file. Sound
+    of one tick a sample (PCM) is not counted: FFmpeg builds one entry for a whole chunk of it.
     """
     samples = in_fragments = 0
     sound = one_tick = False
@@ -92,6 +92,6 @@ def is_fragmented(file: BinaryIO, size: int) -> bool:
 
 
 def _word(file: BinaryIO, box: Box, offset: int) -> int:
-    """Four bytes of the content of a box as a number."""
+    """Four bytes of a box's content as a big-endian number."""
     file.seek(box.start + offset)
     return int.from_bytes(file.read(4))

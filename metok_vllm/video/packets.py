@@ -1,4 +1,4 @@
-"""What a container says of the packets of a video stream, read without decoding any."""
+"""The packets of a video stream as the container describes them, read without decoding."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import av
 from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.limits import MediaLimits
 
-# The longest video at the highest rate of a camera has 144,000 frames (600 s at 240 a second).
+# 600 s at 240 frames a second, the fastest common cameras, have 144,000 frames.
 MAX_PACKETS = 500_000
-# Set in the first byte of a VP8 packet, but for frames that are only leant on (altref).
+# Bit in the first byte of a VP8 packet; unset for frames that are only references (altref).
 SHOWN_BY_VP8 = 0x10
 # A time that the container does not state.
 UNKNOWN = -(1 << 63)
@@ -26,9 +26,9 @@ UNKNOWN = -(1 << 63)
 class Packets:
     """The packets of one stream, numbered in the order in which they are stored and decoded.
 
-    `pts` and `dts` are in units of `time_base`. Times start over at the `joins` of recordings;
-    `runs` counts those up to each packet. `hidden` packets are decoded and never shown.
-    `broken_off`: the file ends inside the last one. `nominal_fps` is what the container states.
+    `pts` and `dts` are in units of `time_base`. Times restart at the `joins` of recordings; `runs`
+    counts the joins up to each packet. `hidden` packets are decoded and never shown. `broken_off`:
+    the file ends inside the last packet. `nominal_fps` is the rate that the container states.
     """
 
     pts: Sequence[int]
@@ -45,19 +45,19 @@ class Packets:
         return len(self.pts)
 
     def in_order(self, start: int) -> list[int]:
-        """Packets from `start` that are to be shown, in the order that their times claim."""
-        # Frames of one time are shown as they are stored.
+        """Shown packets from `start` on, in the order of their stated times."""
+        # Packets of equal time keep their stored order.
         numbers = range(start, len(self))
         claimed = sorted(zip(self.runs[start:], self.pts[start:], numbers, strict=True))
         return [number for _, _, number in claimed if number not in self.hidden]
 
     @property
     def unsure(self) -> int:
-        """How many packets at the front must be decoded to know which of them are shown, and when.
+        """How many packets at the front must be decoded to find which of them are shown, and when.
 
-        Those before the second keyframe where the stream starts inside a group or with frames that
-        lean on an earlier one: decoders show some of them. All, where a time is missing, or where
-        such a stream was joined to another.
+        All before the second keyframe, where the stream starts inside a group or with frames that
+        reference an earlier group: decoders show some of those. All packets where a time is
+        missing, or where a joined recording starts so.
         """
         if UNKNOWN in self.pts:
             return len(self)
@@ -68,7 +68,7 @@ class Packets:
         return self.keys[1] if len(self.keys) > 1 else len(self)
 
     def _starts_cleanly(self, start: int) -> bool:
-        """Whether there is a keyframe at `start` and no frame after it is shown before it."""
+        """Whether `start` is a keyframe and no later frame of its group is shown before it."""
         place = bisect_left(self.keys, start)
         if self.keys[place : place + 1] != [start]:
             return False
@@ -79,10 +79,10 @@ class Packets:
         )
 
     def times(self, shown: Sequence[int]) -> list[int] | None:
-        """When each of these packets is shown, rising; None where the container does not say.
+        """When each of these packets is shown, rising; None where the container does not state it.
 
-        The i-th frame is shown at the i-th time, whichever packet carries it: AVI and ASF state
-        times of decoding. Where times start over they go on from the last one.
+        The i-th frame is shown at the i-th time, whichever packet carries that time: AVI and ASF
+        state decoding times. Where times restart, they continue from the last one.
         """
         stated = next((times for times in (self.pts, self.dts) if UNKNOWN not in times), None)
         if stated is None or not shown:
@@ -147,7 +147,7 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
 
 
 def check_packets(number: int) -> None:
-    """Raises MediaTooLargeError for more packets than a video can need."""
+    """Raise MediaTooLargeError for more packets than a video needs."""
     if number > MAX_PACKETS:
         raise MediaTooLargeError(
             f"the video has over {MAX_PACKETS} packets, the most that this server reads",
@@ -156,20 +156,20 @@ def check_packets(number: int) -> None:
 
 
 def packets_of(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-    """(number, packet) of the stream to the readable end; the same numbers each time."""
+    """(number, packet) of the stream to its readable end; the numbers are the same in each pass."""
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
     number = 0
     try:
         for packet in container.demux(stream):
-            # Empty ones repeat the frame before, or tell that the file has ended.
+            # Empty packets repeat the frame before, or mark the end of the file.
             if packet.size:
                 yield number, packet
                 number += 1
     except MemoryError:
         raise
     except (av.FFmpegError, OSError):
-        return  # cut off: what was read so far is the video
+        return  # truncated: the packets so far are the video
     except IndexError:
-        return  # read to the end; PyAV stumbles there over streams that began on the way
+        return  # PyAV raises this at the end of files whose streams start late

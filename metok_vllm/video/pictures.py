@@ -1,7 +1,7 @@
-"""Pictures from encoded bytes to frames, as a decode worker does it: lists of frames, and images.
+"""Encoded pictures (frame lists and images) to frames, inside a decode worker.
 
-Each comes out as vLLM reads an image: the first frame of it, turned upright, over a background
-where it is transparent, in RGB.
+Each picture is read as vLLM reads an image: its first frame in RGB, upright, over a background
+where it is transparent.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
-from metok_vllm.video.decoding import downscale_factor, shrink
+from metok_vllm.video.decoding import fitting_factor, shrink
 from metok_vllm.video.frames import Decoded, Frame
 from metok_vllm.video.limits import MediaLimits
 
-# A pixel of a JPEG or PNG takes about as long as so many of a video.
+# Decoding a pixel of a JPEG or PNG takes about as long as this many pixels of a video.
 COST = 16
 BAND_PIXELS = 1 << 18
 
@@ -30,10 +30,10 @@ BAND_PIXELS = 1 << 18
 def decode_pictures(
     file: BinaryIO, request: dict[str, Any], limits: MediaLimits, output: BinaryIO
 ) -> Decoded:
-    """Write the pictures that `file` holds one after the other to `output`, as uint8 [T, H, W, 3].
+    """Write the concatenated pictures in `file` to `output`, as uint8 [T, H, W, 3].
 
-    `request` has their `sizes` in bytes, the PIL `formats` allowed, the `background` colour and
-    `what` one is called. Raises MediaError, and MediaTooLargeError before anything is decoded.
+    `request` has their `sizes` in bytes, the allowed PIL `formats`, the `background` colour and
+    the name `what` for messages. Raises MediaError, and MediaTooLargeError before any is decoded.
     """
     started = time.monotonic()
     sizes, what = request["sizes"], request["what"]
@@ -46,7 +46,7 @@ def decode_pictures(
         with _in_rgb(picture, request) as image:
             if size is None:
                 size = image.size
-                factor = _factor(len(sizes), *size, limits)
+                factor = fitting_factor(len(sizes), size[1], size[0], limits.max_decoded_bytes)
             if image.size != size:
                 raise _sizes_differ()
             for band_HWC in _bands(image, factor):
@@ -90,9 +90,9 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
 
 @contextlib.contextmanager
 def _in_rgb(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
-    """The decoded picture as vLLM sees it: upright, in RGB."""
+    """The decoded picture as vLLM reads it: upright, in RGB."""
     with _opened(picture, request) as image:
-        with contextlib.suppress(Exception):  # EXIF data that nobody can read turns nothing
+        with contextlib.suppress(Exception):  # unreadable EXIF data: no rotation
             ImageOps.exif_transpose(image, in_place=True)
         image.load()
         if image.mode == "RGB":
@@ -107,9 +107,9 @@ def _in_rgb(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
 
 
 def _bands(image: Image.Image, factor: int) -> Iterator[Frame]:
-    """The pixels from top to bottom, in parts that shrink without a rest, so that copies are small.
+    """The pixels from top to bottom, in bands of a multiple of `factor` rows, to keep copies small.
 
-    What is left over at the bottom is left out, as `shrink` does it.
+    A remainder at the bottom is cut, as in `shrink`.
     """
     rows = max(1, BAND_PIXELS // (image.width * factor)) * factor
     end = image.height // factor * factor
@@ -119,11 +119,11 @@ def _bands(image: Image.Image, factor: int) -> Iterator[Frame]:
 
 @contextlib.contextmanager
 def _opened(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
-    """The picture with its header read. Whatever PIL raises inside is one MediaError."""
+    """The picture with its header read. Every error of PIL inside becomes one MediaError."""
     what, formats = request["what"], request["formats"]
     try:
         with warnings.catch_warnings():
-            # Pillow warns of sizes that are under our limit where somebody has raised that.
+            # Pillow warns of sizes that a raised limit allows.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(picture), formats=formats) as image:
                 yield image
@@ -136,19 +136,8 @@ def _opened(picture: bytes, request: dict[str, Any]) -> Iterator[Image.Image]:
             f"the {what} cannot be read: it is damaged, or none of {', '.join(formats)}"
         ) from None
     except Exception:
-        # Decoders raise whatever they like over damaged bytes; to a client it is one thing.
+        # Decoders raise many kinds of errors for damaged bytes.
         raise MediaError(f"the {what} cannot be read: it is damaged") from None
-
-
-def _factor(count: int, width: int, height: int, limits: MediaLimits) -> int:
-    factor = downscale_factor(count, height, width, limits.max_decoded_bytes)
-    if count * (height // factor) * (width // factor) * 3 > limits.max_decoded_bytes:
-        raise MediaTooLargeError(
-            f"{count} frames of {width} x {height} pixels cannot be scaled down to "
-            f"{limits.max_decoded_bytes} bytes",
-            "too_many_pixels",
-        )
-    return factor
 
 
 def _sizes_differ() -> MediaError:

@@ -1,4 +1,4 @@
-"""What a video is, found out before any frame of it is decoded, and whether it is allowed."""
+"""Facts about a video before any frame is decoded, and checks against the limits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.mp4_boxes import check_tables, is_fragmented
 from metok_vllm.video.packets import Packets, check_packets, scan
 
-# Demuxers that read nothing but the bytes given. Playlists (hls, dash, concat) would fetch
-# other files and addresses on a client's behalf; the audio ones only make messages better.
+# Demuxers that read nothing but the given bytes. Playlists (hls, dash, concat) would open other
+# files and addresses for a client. Audio formats are listed for better error messages.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,gif,mp3,wav,flac,aac"
 
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """Facts about a video, as its packets claim them; `read_video` proves them by decoding."""
+    """Facts about a video as its packets state them; `read_video` verifies them by decoding."""
 
     container: str
     codec: str
@@ -36,7 +36,7 @@ class VideoProbe:
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A probed video, as the readers take it. `file` is seekable and holds the whole video."""
+    """A probed video for the readers. `file` is seekable and holds the whole video."""
 
     file: BinaryIO
     probe: VideoProbe
@@ -50,9 +50,8 @@ class VideoSource:
 def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
     """Container, codec, size and length of a video in memory.
 
-    Runs FFmpeg's demuxer in this process, with no deadline: for bytes from strangers use
-    `read_video`. Raises MediaError or MediaTooLargeError, with `reason`, for what is not a readable
-    video or is over a limit.
+    Runs FFmpeg's demuxer in this process without a deadline; use `read_video` for untrusted bytes.
+    Raises MediaError for what is not a readable video, MediaTooLargeError over a limit.
     """
     check_size(len(data), limits)
     return inspect(BytesIO(data), limits).probe
@@ -161,9 +160,9 @@ def open_container(file: BinaryIO, max_pixels: int, **options: str) -> Iterator[
 
 
 def decoder_pixels(max_pixels: int) -> str:
-    """FFmpeg's own `max_pixels`, the backstop for frames that grow on the way.
+    """FFmpeg's own `max_pixels`, which stops frames that grow inside a stream.
 
-    It counts a frame's padding too, so it must lie above the limit for the frames themselves.
+    It counts padding too, so it is above the limit for the frames themselves.
     """
     return str(2 * max_pixels + (1 << 20))
 
@@ -177,9 +176,9 @@ def video_stream(container: Any) -> Any:
 
 
 def _declared_size(file: BinaryIO) -> tuple[int, int]:
-    """Width and height in the container's header; zeros where it names none.
+    """Width and height in the container's header; zeros where it states none.
 
-    FFmpeg forgets them when the decoder that it asks for details refuses frames of that size.
+    FFmpeg drops them when the decoder that it probes refuses frames of that size.
     """
     with open_container(file, 0, codec_whitelist="none") as container:
         context = video_stream(container).codec_context
@@ -191,6 +190,6 @@ def _refuse_to_open(url: str, *_: object) -> NoReturn:
 
 
 def _container_name(names: str) -> str:
-    """One name out of FFmpeg's list of aliases, e.g. mp4 of "mov,mp4,m4a,3gp,3g2,mj2"."""
+    """One of FFmpeg's aliases for a format, such as mp4 in "mov,mp4,m4a,3gp,3g2,mj2"."""
     aliases = names.split(",")
     return "mp4" if "mp4" in aliases else aliases[0]

@@ -13,12 +13,12 @@ from metok_vllm.video.frames import Frame, Orientation, orientation_of
 from metok_vllm.video.probing import VideoSource
 from metok_vllm.video.walking import Walk, is_key, walking
 
-# Frames seen at least before an index is believed: fields and hidden frames show in fewer.
+# At least this many frames are compared with the index; fields and hidden frames show in fewer.
 PROOF_FRAMES = 4
 
 
 class PyAvReader:
-    """VideoReader on PyAV: decodes from keyframes and proves the index by what is shown."""
+    """VideoReader on PyAV: decodes from keyframes and compares the index with decoded frames."""
 
     def __init__(self, source: VideoSource) -> None:
         self._source = source
@@ -64,15 +64,15 @@ def _find_by_count(walk: Walk, indices: Sequence[int]) -> Iterator[tuple[int, An
 def _find_by_packet(
     walk: Walk, index: FrameIndex, indices: Sequence[int]
 ) -> Iterator[tuple[int, Any]]:
-    """The frames at `indices`, passing over groups without any of them.
+    """The frames at `indices`; groups without any of them are skipped.
 
-    Raises WrongIndexError where the decoder shows other frames than the next of the index. Only a
-    frame for which it reported damage may be missing; that is left out.
+    Raises WrongIndexError where the decoded frames differ from the index. A frame may be missing
+    only where the decoder reported damage; it is left out.
     """
     place_of = {number: place for place, number in enumerate(index.sources)}
     ahead = [(place, *index.start(place)) for place in reversed(indices)]
     wanted, _, start = ahead[-1]
-    # Frames shown, the frame that must come next, and the keyframe that must after a jump.
+    # Frames compared, the next expected frame, and the keyframe expected after a jump.
     shown = expected = 0
     landing: int | None = None
     if start > 0:
@@ -82,7 +82,7 @@ def _find_by_packet(
         place = place_of.get(number, -1)
         if landing is not None:
             if 0 <= place < landing:
-                continue  # shown before the keyframe, so perhaps decoded without what it needs
+                continue  # shown before the keyframe: may lack its references
             if place != landing or not is_key(frame):
                 raise WrongIndexError
             expected, landing = place, None
@@ -93,7 +93,7 @@ def _find_by_packet(
         if place < wanted:
             continue
         while ahead and ahead[-1][0] < place:
-            ahead.pop()  # damaged: the decoder gave no frame for it
+            ahead.pop()  # damaged: not decoded
         if ahead and ahead[-1][0] == place:
             yield place, frame
             ahead.pop()

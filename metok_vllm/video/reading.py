@@ -1,9 +1,10 @@
-"""`read_video`: the way from a client's bytes to frames that the server can trust."""
+"""`read_video`: from a client's bytes to sampled frames, decoded in a worker process."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -23,13 +24,13 @@ from metok_vllm.video.requester import current
 def read_video(
     data: bytes, num_frames: int, fps: float = -1, limits: MediaLimits | None = None
 ) -> VideoFrames:
-    """Sample `num_frames` frames of a video in memory, as `sample_indices` does.
+    """Sample `num_frames` frames of a video in memory, by the rule of `sample_indices`.
 
-    `num_frames` <= 0 means as many as `limits.max_frames` allows; `limits` default to those of
-    the environment. The video is opened in another process only. Thread-safe. The frames count
-    against `limits.max_pending_bytes` until they and all views of them are gone. With
-    `limits.frame_cache_bytes` they are kept, and given out again as `cached`: write to none. Raises
-    MediaError (with `reason`) for what cannot be read, MediaTooLargeError over a limit,
+    `num_frames` <= 0 means `limits.max_frames`; `limits` default to those of the environment. Only
+    a worker process opens the video. Thread-safe. The frames count against
+    `limits.max_pending_bytes` until they and all views of them are collected. With
+    `limits.frame_cache_bytes` the frames are shared with later calls, so do not write to them.
+    Raises MediaError (with `reason`) for what cannot be read, MediaTooLargeError over a limit,
     MediaDeadlineError after `limits.decode_deadline_s` of decoding, MediaBusyError after as long of
     waiting.
     """
@@ -54,9 +55,9 @@ def read_video(
 
 
 def bounded(limits: MediaLimits, num_frames: int) -> MediaLimits:
-    """Limits whose `max_decoded_bytes` is what `num_frames` frames may have in this request.
+    """Limits whose `max_decoded_bytes` bounds a sample of `num_frames` frames in this request.
 
-    All videos of the request together must fit the memory that there is for decoded ones.
+    All videos of the request together fit into `max_pending_bytes`.
     """
     most_bytes = min(
         num_frames * limits.max_frame_pixels * 3,
@@ -69,9 +70,9 @@ def bounded(limits: MediaLimits, num_frames: int) -> MediaLimits:
 def received(
     reply: dict[str, Any], file: BinaryIO | None, memory: Reservation, num_frames: int
 ) -> VideoFrames:
-    """Frames out of a worker's reply, in memory that counts as long as they or views of them last.
+    """The frames of a worker's reply; they stay reserved until they and their views are collected.
 
-    Raises the MediaError that the worker tells, ChannelClosedError for what it made up.
+    Raises the MediaError that the worker reports, or ChannelClosedError for an invalid reply.
     """
     decoded = decoded_of(reply, file, num_frames)
     num_bytes = math.prod(decoded.shape)
@@ -85,10 +86,8 @@ def received(
 
 
 def _read(data: bytes, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
-    def take(reply: dict[str, Any], file: BinaryIO | None, memory: Reservation) -> VideoFrames:
-        return received(reply, file, memory, num_frames)
-
     with anonymous_file() as video:
         write_all(video, data)
         request = {"num_frames": num_frames, "fps": fps}
+        take = partial(received, num_frames=num_frames)
         return POOL.run(Job(request, video, num_frames, limits.max_decoded_bytes, limits, take))

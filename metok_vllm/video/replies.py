@@ -1,6 +1,6 @@
-"""What a decode worker answered, checked: a hostile file may have taken it over.
+"""Checks of a decode worker's replies, because a hostile file may have compromised the worker.
 
-Whatever is not exactly what was asked for raises ChannelClosedError, and ends the worker.
+Every deviation from the protocol raises ChannelClosedError, which ends the worker.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ ERRORS = {
     for kind in (MediaError, MediaTooLargeError, MediaForbiddenError, MediaDeadlineError)
 }
 MAX_TEXT = 500
-# Reasons are label values of a metric, so there may be only so many of them.
+# Reasons are label values of a metric, so their number is bounded.
 REASON = re.compile(r"[a-z]{1,12}(_[a-z]{1,12}){0,3}")
 MAX_REASONS = 64
 MAX_SIDE = 1 << 20
-# An index and a time in JSON, and what a reply has besides.
+# JSON of one frame's index and time, and of the rest of a reply.
 BYTES_A_FRAME, BYTES_BESIDES = 64, 64 << 10
 
 _reasons: set[str] = set()
 
 
 def max_reply_bytes(num_frames: int) -> int:
-    """Bytes that an honest answer about `num_frames` frames never exceeds."""
+    """The most bytes that a valid reply about `num_frames` frames has."""
     return BYTES_BESIDES + num_frames * BYTES_A_FRAME
 
 
 def decoded_of(reply: dict[str, Any], file: BinaryIO | None, num_frames: int) -> Decoded:
-    """The frames that a reply announces, at most `num_frames`, or the MediaError that it tells."""
+    """The report of a reply, of at most `num_frames` frames. Raises the MediaError it reports."""
     if file is None:
         raise _error(reply.get("error"))
-    told = reply.get("decoded")
-    _demand(isinstance(told, dict) and told.keys() == {field.name for field in fields(Decoded)})
-    assert isinstance(told, dict)
-    shape, indices, times = told["shape"], told["indices"], told["timestamps_s"]
+    report = reply.get("decoded")
+    _demand(isinstance(report, dict) and report.keys() == {field.name for field in fields(Decoded)})
+    assert isinstance(report, dict)
+    shape, indices, times = report["shape"], report["indices"], report["timestamps_s"]
     _demand(isinstance(shape, list) and len(shape) == 4 and shape[3] == 3)
     _demand(all(_is_count(side, MAX_SIDE) and side > 0 for side in shape))
     _demand(shape[0] <= num_frames)
@@ -56,23 +56,23 @@ def decoded_of(reply: dict[str, Any], file: BinaryIO | None, num_frames: int) ->
     _demand(len(indices) == len(times) == shape[0])
     _demand(all(_is_count(index) for index in indices) and _rises(indices, strictly=True))
     _demand(all(_is_number(time) for time in times) and _rises(times))
-    _demand(_is_count(told["total_frames"]) and _is_count(told["downscale"], MAX_SIDE))
-    _demand(all(_is_number(told[name]) for name in ("fps", "duration_s", "decode_s")))
-    _demand(isinstance(told["backend"], str) and len(told["backend"]) <= 32)
+    _demand(_is_count(report["total_frames"]) and _is_count(report["downscale"], MAX_SIDE))
+    _demand(all(_is_number(report[name]) for name in ("fps", "duration_s", "decode_s")))
+    _demand(isinstance(report["backend"], str) and len(report["backend"]) <= 32)
     _demand(os.fstat(file.fileno()).st_size == math.prod(shape))
-    return Decoded(**{**told, "shape": tuple(shape)})
+    return Decoded(**{**report, "shape": tuple(shape)})
 
 
-def _error(told: Any) -> MediaError:
-    _demand(isinstance(told, dict) and told.keys() == {"type", "message", "reason"})
-    _demand(all(isinstance(text, str) for text in told.values()))
-    _demand(told["type"] in ERRORS and REASON.fullmatch(told["reason"]) is not None)
-    reason = told["reason"]
+def _error(error: Any) -> MediaError:
+    _demand(isinstance(error, dict) and error.keys() == {"type", "message", "reason"})
+    _demand(all(isinstance(text, str) for text in error.values()))
+    _demand(error["type"] in ERRORS and REASON.fullmatch(error["reason"]) is not None)
+    reason = error["reason"]
     if len(_reasons) < MAX_REASONS:
         _reasons.add(reason)
     if reason not in _reasons:
         reason = "decode_failed"
-    return ERRORS[told["type"]](told["message"][:MAX_TEXT], reason)
+    return ERRORS[error["type"]](error["message"][:MAX_TEXT], reason)
 
 
 def _is_count(value: Any, most: int = 1 << 53) -> bool:

@@ -1,4 +1,4 @@
-"""Decoding a video forwards: every packet, or from keyframe to keyframe."""
+"""Decoding a video forwards: all packets, or from keyframe to keyframe."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from metok_vllm.video.probing import (
 
 
 class Walk:
-    """Decodes one stream once from its start, passing over what `jump` leaves out.
+    """Decodes one stream once from its start, without the packets that `jump` skips.
 
-    Frames are known by the number of their packet, which travels through the decoder in place of
-    the packet's time: times repeat, go back and are guessed.
+    A frame is identified by the number of its packet, which passes through the decoder in place of
+    the packet's time: times repeat, go back and are missing.
     """
 
     def __init__(self, container: Any, source: VideoSource) -> None:
@@ -36,18 +36,18 @@ class Walk:
         context = self._context = self._stream.codec_context
         context.thread_type = "AUTO"
         context.thread_count = source.threads
-        # A stream may change its size on the way: the decoder must refuse by itself.
+        # Frames may grow inside a stream, so the decoder checks each.
         context.options = {"max_pixels": decoder_pixels(source.limits.max_frame_pixels)}
         self._start = 0
         self._frames = 0
         self._pixels = 0
-        # Number of the packet that was decoded last.
+        # Number of the last decoded packet.
         self.fed = -1
-        # Packets that the decoder refused since the last jump.
+        # Packets that failed to decode since the last jump.
         self.damaged = 0
 
     def jump(self, number: int) -> None:
-        """Go on decoding at packet `number`, which lies ahead."""
+        """Continue at the later packet `number`."""
         assert number > self.fed, f"packet {number} lies behind {self.fed}"
         self._context.flush_buffers()
         self._start = number
@@ -89,9 +89,10 @@ def walking(source: VideoSource) -> Iterator[Walk]:
 
 
 def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
-    """The source with the frames that the decoder shows of the packets before `until`.
+    """The source with an index of the frames that the packets before `until` decode to.
 
-    Raises MediaTooLargeError where that is too much to decode, MediaError where it shows none.
+    Raises MediaTooLargeError where that is too much to decode, MediaError for a video without
+    frames.
     """
     probe = source.probe
     check_walk(until, until * probe.width * probe.height, source.limits)
@@ -110,14 +111,14 @@ def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
 
 
 def without_broken_end(source: VideoSource) -> VideoSource:
-    """The source without its last packet, where the file ends inside that and nothing shows it.
+    """The source without its last packet, where the file ends inside it and it does not decode.
 
-    Decodes without threads from then on: PyAV loses what they still hold when the end is damaged.
+    Later decoding uses one thread: PyAV loses frames of other threads at a damaged end.
     """
     source = replace(source, threads=1)
     packets = source.packets
     last = len(packets) - 1
-    # From the keyframe before the last: frames shown before a keyframe lean on the group before.
+    # Start one keyframe early: frames shown before a keyframe reference the group before it.
     start = packets.keys[-2] if len(packets.keys) > 1 else 0
     probe = source.probe
     check_walk(last - start, (last - start) * probe.width * probe.height, source.limits)
@@ -138,7 +139,7 @@ def _with_index(source: VideoSource, index: FrameIndex) -> VideoSource:
 
 
 def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
-    """Raises MediaTooLargeError for more than may be decoded to reach the frames of one sample."""
+    """Raise MediaTooLargeError for more frames or pixels than one sample may decode."""
     if frames > limits.max_walked_frames:
         reason = f"{frames} frames must be decoded; this server decodes at most "
         reason += f"{limits.max_walked_frames}"
@@ -155,7 +156,7 @@ def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
 
 
 def shown_first(source: VideoSource, count: int) -> tuple[Sequence[int], Any]:
-    """Packet numbers of the first `count` frames that the decoder shows, and the first frame."""
+    """Packet numbers of the first `count` decoded frames, and the first frame."""
     numbers: list[int] = []
     first = None
     with walking(source) as walk:
@@ -168,5 +169,5 @@ def shown_first(source: VideoSource, count: int) -> tuple[Sequence[int], Any]:
 
 
 def is_key(frame: Any) -> bool:
-    """Whether the decoder needed nothing else for the frame."""
+    """Whether the frame was decoded without references to others."""
     return bool(frame.key_frame) and frame.pict_type == av.video.frame.PictureType.I

@@ -1,10 +1,10 @@
 """A decode worker: `python -m metok_vllm.video.worker`, started and killed by the pool.
 
-Standard input is a socket. Every request carries a video or pictures; it is acknowledged, so that
-a death before that is not blamed on the file, and answered with frames, with an error, or, to a
-`light` request, that the work is heavy. The process ends when the socket closes, and by its own
-alarm when a decoder hangs and nobody is left to kill it. Memory is capped, so that a hostile file
-cannot take the server's.
+Standard input is a socket. Every request carries a video or pictures. The worker acknowledges it
+first, so that an earlier exit is not blamed on the file. It answers with frames, with an error, or,
+for a `light` request, that the work is heavy. It exits when the socket closes, and by an alarm when
+a decoder hangs without a pool to kill it. Its memory is limited, so a hostile file cannot exhaust
+the server's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # Pixels that a core decodes in about four seconds (H.264, 1280 x 720).
 LIGHT_PIXELS = 4_000_000_000
-# The pool kills at the deadline; the alarm comes after it and only matters without a pool.
+# The pool kills at the deadline. The alarm is later, for workers whose pool has exited.
 ALARM_MARGIN_S = 2.0
 
 
@@ -37,12 +37,12 @@ class _HeavyError(Exception):
 
 def main() -> None:
     """Answer requests from the socket at standard input until it closes."""
-    # Ctrl-C reaches the whole process group; the server decides when its workers end.
+    # Ctrl-C reaches the whole process group, but the server ends its workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with socket.socket(fileno=0) as sock:
-        watch_socket(sock.fileno())  # in the middle of a video too
+        watch_socket(sock.fileno())  # exits while a video is decoded, too
         try:
             send(sock, {"ready": True})
             while True:
@@ -73,7 +73,7 @@ def _answer(sock: socket.socket, request: dict[str, Any], file: BinaryIO) -> Non
             )
             reply = {"error": _describe(failure)}
         except Exception:
-            logger.exception("a file made the decoder fail in an unknown way")
+            logger.exception("The decoder failed with an unexpected error.")
             failure = MediaError(f"the {what} cannot be decoded", "decode_failed")
             reply = {"error": _describe(failure)}
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -88,7 +88,7 @@ def _decode(
     limits = replace(limits, max_walked_pixels=LIGHT_PIXELS) if light else limits
     try:
         if "sizes" in request:
-            # Most workers never see a picture.
+            # Imported here because most workers never read pictures.
             from metok_vllm.video.pictures import decode_pictures
 
             return decode_pictures(file, request, limits, output)
