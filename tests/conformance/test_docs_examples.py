@@ -21,31 +21,10 @@ EXAMPLES = {
     for page in PAGES
 }
 
-OFFLINE = r'''
-from vllm import LLM, SamplingParams
-from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_VIDEO
-from metok_vllm.video import read_video
-
-PROMPT = "<|im_start|>user <video>\nWhat is in the black scene?<|im_end|><|im_start|>assistant\n"
-
-if __name__ == "__main__":  # vLLM starts its engine in a process of its own
-    llm = LLM(
-        str(MODEL_DIR),
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=8192,
-        additional_config={"metok": {"alignment_model": str(ALIGNMENT_DIR)}},
-    )
-    frames = read_video(SAMPLE_VIDEO.read_bytes(), num_frames=32).frames_THWC
-    request = {"prompt": PROMPT, "multi_modal_data": {"video": frames}}
-    (output,) = llm.generate(request, SamplingParams(max_tokens=8))
-    print(len(output.prompt_token_ids), "prompt tokens:", output.outputs[0].text)
-'''
-
 
 def test_all_examples_are_run_here() -> None:
     counts = {name: len(blocks) for name, blocks in EXAMPLES.items() if blocks}
-    assert counts == {"README.md": 1, "settings.md": 1}
+    assert counts == {"README.md": 1, "install.md": 1, "settings.md": 1}
 
 
 def run(code: str, folder: Path, **environ: str) -> str:
@@ -83,13 +62,7 @@ def test_a_streamed_answer(server: ChildServer, tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_without_our_server(tmp_path: Path) -> None:
     """The plugin in a plain `vllm.LLM`, whose engine is a process of its own."""
-    printed = run(OFFLINE, tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
+    printed = run(EXAMPLES["install.md"][0], tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
     (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)
     # 346 visual tokens and the text around them; dense would be 513.
     assert 346 < int(count) < 400
-
-
-def test_files_that_the_readme_points_at_exist() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", PAGES[0].read_text())
-    assert len(links) > 5
-    assert [link for link in links if not (ROOT / link).exists()] == []
