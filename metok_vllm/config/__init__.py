@@ -1,5 +1,4 @@
-"""Every setting: its fields and checks, presets, names of methods, and the one reader of the
-environment."""
+"""Settings: fields, checks, presets, names of methods, and the one reader of the environment."""
 
 from metok_vllm.config.fields import REQUEST_FIELDS, STAGE_OF_FIELD, METokConfig
 

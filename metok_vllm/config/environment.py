@@ -1,6 +1,6 @@
-"""Settings as fields of frozen dataclasses, and the one reader of their values as text.
+"""Settings as fields of frozen dataclasses, and the one parser of their values as text.
 
-Flags and the environment go through here, so that a spelling means the same everywhere.
+Flags and environment variables are parsed here alone, so that a spelling means the same in both.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ SHOWN_CHARACTERS = 200
 
 
 def setting(default: Any, text: str) -> Any:
-    """A dataclass field with its default and the one line that `--help` shows.
+    """A dataclass field with its default and its line in `--help`.
 
-    What has no default may be a mapping, which has no hash.
+    A default of None leaves the field out of the hash, because its value may be a mapping.
     """
     return dataclasses.field(default=default, hash=default is not None, metadata={"help": text})
 
@@ -69,7 +69,7 @@ def read_flags(cls: type[Any], texts: Mapping[str, str | None], prefix: str) -> 
 
 
 def from_text(text: str, field: dataclasses.Field[Any], name: str) -> Any:
-    """The value of a field as a user writes it. Raises ConfigError with `name` and the text."""
+    """The value of a field from a user's text. Raises ConfigError with `name` and the text."""
     kind, word = str(field.type), text.strip()
     try:
         if kind == "bool":
@@ -87,7 +87,7 @@ def from_text(text: str, field: dataclasses.Field[Any], name: str) -> Any:
 
 
 def truth(text: str) -> bool:
-    """True or False in any of the usual spellings. Raises ValueError for all else."""
+    """True or False from any of the usual spellings. Raises ValueError for other text."""
     word = text.strip().lower()
     if word not in TRUE | FALSE:
         raise ValueError(f"neither true nor false: {_cut(text)}")
@@ -95,7 +95,7 @@ def truth(text: str) -> bool:
 
 
 def flag(name: str, default: bool, environ: Mapping[str, str] | None = None) -> bool:
-    """A variable that is true or false. Raises ConfigError for any other text."""
+    """A boolean variable. Raises ConfigError for text that is neither true nor false."""
     text = (os.environ if environ is None else environ).get(name, "")
     if not text.strip():
         return default
@@ -108,7 +108,7 @@ def flag(name: str, default: bool, environ: Mapping[str, str] | None = None) -> 
 def unknown_variables(
     known: Collection[str], environ: Mapping[str, str] | None = None
 ) -> dict[str, str | None]:
-    """Variables that begin like METok's and are none, each with the known name nearest to it."""
+    """Unknown variables with METok's prefix, each with the most similar known name."""
     environ = os.environ if environ is None else environ
     unknown = (name for name in environ if name.startswith(PREFIX) and name not in known)
     found: dict[str, str | None] = {}
@@ -132,7 +132,7 @@ def _json_or_text(word: str, kinds: Collection[str]) -> Any:
         return word
     if "str" not in kinds or isinstance(value, str):
         return value
-    # A model may be called 123.
+    # A model name may look like a number.
     return None if value is None and "None" in kinds else word
 
 

@@ -1,7 +1,7 @@
-"""METokConfig: one frozen, validated object that says what METok does.
+"""METokConfig: all settings of METok in one frozen, validated object.
 
-Filled in rising order from preset, YAML file, environment (`METOK_*`), flags and request.
-Field names are a promise to users; the rule they parameterise is the paper's (arXiv 2506.02850).
+Filled in rising order of priority from preset, YAML file, environment (`METOK_*`), flags, request.
+Field names are public and stay. The method they configure is the paper's (arXiv 2506.02850).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from metok_vllm.config.methods import ENCODER_RULES, METOK
 from metok_vllm.config.presets import OFF, check_presets, preset_values
 from metok_vllm.errors import ConfigError
 
-# Block tables are laid out once, so whatever moves a layer boundary belongs to the server.
+# Fields that a request may set. Block tables are laid out once, so layer boundaries are not here.
 REQUEST_FIELDS = frozenset(
     {
         "enabled",
@@ -36,7 +36,7 @@ REQUEST_FIELDS = frozenset(
         "rule_keep",
     }
 )
-# What a request may set only where the stage that reads it runs.
+# Fields that a request may set only where the stage that reads them runs.
 STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
 
 
@@ -45,13 +45,13 @@ class METokConfig:
     """Settings of METok, checked at construction. Raises ConfigError with the offending value.
 
     `key_frames_per_event` is a count (int) or a share of the event's frames (float in (0, 1]).
-    `strides` are the pooling strides of the three frame classes, finest first (paper, section 3.1).
+    `strides` are the pooling strides of the three frame classes, finest first (section 3.1).
     """
 
-    enabled: bool = setting(True, "whether METok works on requests that do not say")
+    enabled: bool = setting(True, "whether METok runs for requests that do not set it")
     preset: str = setting("balanced", "quality, balanced, max or off; other fields override it")
     presets: Mapping[str, Any] | None = setting(
-        None, "values of quality, balanced and max for this model, as calibration finds them"
+        None, "values of quality, balanced and max for this model, from calibration"
     )
     stages: tuple[int, ...] = setting((1, 2, 3), "which stages run")
     num_events: int = setting(5, "events a video is cut into")
@@ -67,8 +67,8 @@ class METokConfig:
     )
     keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
     decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
-    rule: str = setting(METOK, "metok, or what to compare it with: random, evs, vidcom2 or fastv")
-    rule_keep: float = setting(0.25, "share of the dense visual tokens that another rule keeps")
+    rule: str = setting(METOK, "metok, or a baseline: random, evs, vidcom2 or fastv")
+    rule_keep: float = setting(0.25, "share of the dense visual tokens that a baseline keeps")
     alignment_model: str | None = setting(
         None, "SigLIP or CLIP (path or hub name) that ranks frames by the question"
     )
@@ -90,7 +90,7 @@ class METokConfig:
         check_presets(self.presets, REQUEST_FIELDS - {"enabled", "preset"})
         check_values(self)
         for name, values in (self.presets or {}).items():
-            try:  # what a request would be refused is refused now
+            try:  # fail at start, not at the first request
                 _replace(self, {"presets": None})._on_preset(name, values)
             except ConfigError as error:
                 message = f"metok.presets.{name} cannot be used: {error}"
@@ -98,26 +98,25 @@ class METokConfig:
 
     @property
     def running_stages(self) -> tuple[int, ...]:
-        """METok's stages that run under this configuration: none where it is off or another rule
-        is chosen."""
+        """METok's stages that run: none where it is off or a baseline is chosen."""
         return self.stages if self.enabled and self.rule == METOK else ()
 
     @property
     def compresses(self) -> bool:
-        """Whether a video is anything but the model's own dense input."""
+        """Whether a video's tokens differ from the model's own dense input."""
         return self.enabled and (self.rule != METOK or bool(self.stages))
 
     @property
     def encoder_rule(self) -> bool:
-        """Whether another rule chooses a video's tokens in the encoder, in place of stage 1."""
+        """Whether a baseline selects a video's tokens in the encoder, in place of stage 1."""
         return self.enabled and self.rule in ENCODER_RULES
 
     def updated(self, values: Mapping[str, Any]) -> METokConfig:
-        """A copy with `values` on top. A preset among them comes first, explicit fields win."""
+        """A copy with `values`. A preset among them is applied first, so explicit fields win."""
         _check_known(values)
         merged = dict(values)
         own = merged.get("presets", self.presets)
-        # New values for the preset that is chosen already count as choosing it again.
+        # New `presets` also apply to the preset that is chosen already.
         preset = merged.get("preset", self.preset if merged.get("presets") else None)
         if preset is not None:
             check_presets(own, REQUEST_FIELDS - {"enabled", "preset"})
@@ -152,9 +151,9 @@ class METokConfig:
             base = self._on_preset(preset, preset_values(preset, self.presets))
         config = _replace(base, dict(values))
         if config.enabled and config.preset == OFF:
-            # Switched on where the server's preset is off: its values are the default preset's.
+            # Enabled where the server's preset is off: use the default preset.
             config = replace(config, preset=METokConfig().preset)
-        self._refuse(config, values)
+        self._check_runnable(config, values)
         for name, stage in STAGE_OF_FIELD.items():
             if name in values and stage not in config.stages:
                 raise ConfigError(
@@ -165,18 +164,18 @@ class METokConfig:
         return config
 
     def _on_preset(self, name: str, values: Mapping[str, Any]) -> METokConfig:
-        """What a request gets that names a preset with these values, on the defaults."""
+        """The configuration of a request that names a preset with these values."""
         defaults = METokConfig()
         reset = {field: getattr(defaults, field) for field in REQUEST_FIELDS - {"stages"}}
         config = _replace(self, {**reset, **values, "preset": name})
-        self._refuse(config, values)
+        self._check_runnable(config, values)
         return config
 
-    def _refuse(self, config: METokConfig, values: Mapping[str, Any]) -> None:
-        """Raise ConfigError where `values` led to a `config` that this server cannot run."""
+    def _check_runnable(self, config: METokConfig, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError where `values` lead to a `config` that this server cannot run."""
         if not set(config.stages) <= set(self.stages):
             raise ConfigError(
-                f"metok.stages {shown(list(config.stages))} cannot be asked for: this server runs "
+                f"metok.stages {shown(list(config.stages))} cannot be set: this server runs "
                 f"stages {list(self.stages)}",
                 "stages",
             )
@@ -188,7 +187,7 @@ class METokConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON-ready values, as carried in vLLM's `additional_config["metok"]`."""
+        """JSON-ready values, as in vLLM's `additional_config["metok"]`."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
@@ -203,7 +202,7 @@ class METokConfig:
         config_file: str | Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> METokConfig:
-        """Merge file, environment and flags, in rising order, over the preset that wins."""
+        """Merge file, environment and flags, in rising priority, over the preset they choose."""
         layers = [
             _read_yaml(config_file) if config_file else {},
             read_environ(cls, PREFIX, environ),

@@ -1,6 +1,6 @@
-"""Presets: names for sets of values. These are the paper's, for models of 28 layers and alike.
+"""Presets: named sets of values. The defaults are the paper's, for models of about 28 layers.
 
-A server may have values of its own for a name, such as calibration finds for its model.
+A server may override them per name, for example with the result of `metok calibrate`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset_values(name: object, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What a preset sets where a server's `own` presets come first. Raises ConfigError."""
+    """The values of a preset; a server's `own` presets come first. Raises ConfigError."""
     if not isinstance(name, str) or name not in PRESETS:
         raise ConfigError(
             f"metok.preset must be one of {', '.join(PRESETS)}; got {shown(name)}", "preset"
@@ -36,7 +36,7 @@ def preset_values(name: object, own: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def check_presets(own: object, settable: frozenset[str]) -> None:
-    """Raise ConfigError unless `own` maps presets' names to fields among `settable`."""
+    """Raise ConfigError unless `own` maps names of presets to values of `settable` fields."""
     if own is None:
         return
     names = [name for name in PRESETS if name != OFF]

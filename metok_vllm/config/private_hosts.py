@@ -1,7 +1,7 @@
-"""Which hosts that are not on the public internet media may be fetched from.
+"""The private hosts from which media may be fetched.
 
-A setting of its own grammar: false, true, or a comma list of `host`, `host:port`, `address`,
-`address:port`, `network/bits` and `network/bits:port`; IPv6 stands in brackets before a port.
+The setting is false, true, or a comma list of `host`, `host:port`, `address`, `address:port`,
+`network/bits` and `network/bits:port`. IPv6 addresses are in brackets before a port.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from metok_vllm.config.environment import truth
 from metok_vllm.errors import ConfigError
 
 FIELD = "allow_private_hosts"
-# What an entry without a port opens.
+# The ports of an entry that states none.
 WEB_PORTS = frozenset({80, 443})
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _V6 = re.compile(r"\[(?P<inner>[^\]]+)\](?P<bits>/\d+)?(:(?P<port>\d+))?")
@@ -23,13 +23,13 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Entry:
-    """A name or a network, and its open ports."""
+    """A host name or network, and its allowed ports."""
 
     host: str | Network
     ports: frozenset[int]
 
-    def opens(self, host: str, port: int, address: str) -> bool:
-        """Whether `address`, which the name `host` stands for, may be reached on `port`."""
+    def allows(self, host: str, port: int, address: str) -> bool:
+        """Whether `address`, resolved from the name `host`, may be reached on `port`."""
         if port not in self.ports:
             return False
         if isinstance(self.host, str):
@@ -42,14 +42,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class PrivateHosts:
-    """The private hosts that are open: all of them, or those of `entries`."""
+    """The allowed private hosts: all of them, or those of `entries`."""
 
     every: bool = False
     entries: tuple[Entry, ...] = ()
 
     @classmethod
     def of(cls, value: bool | str) -> PrivateHosts:
-        """From the setting. Raises ConfigError naming the entry that cannot be read."""
+        """From the setting. Raises ConfigError with the invalid entry."""
         if isinstance(value, bool):
             return cls(every=value)
         try:
@@ -58,13 +58,13 @@ class PrivateHosts:
             words = [word.strip() for word in value.split(",")]
             return cls(entries=tuple(_entry(word) for word in words if word))
 
-    def open(self, host: str, port: int, address: str) -> bool:
+    def allow(self, host: str, port: int, address: str) -> bool:
         """Whether `address` may be reached on `port` for the URL's name `host`."""
-        return self.every or any(entry.opens(host, port, address) for entry in self.entries)
+        return self.every or any(entry.allows(host, port, address) for entry in self.entries)
 
 
 def plain_name(host: str) -> str:
-    """A host's name as it is compared: small letters, without the dot of the root."""
+    """A host name for comparison: lower case, without a trailing dot."""
     return host.lower().removesuffix(".")
 
 
@@ -77,13 +77,13 @@ def _entry(word: str) -> Entry:
     if not _NAME.fullmatch(name) or name.rpartition(".")[2].isdigit():
         raise _refusal(word, "is no host, address or network")
     if "." not in name and ports is WEB_PORTS:
-        # Otherwise "ture" would be a host.
+        # A mistyped "true" must not become a host.
         raise _refusal(word, f"needs a port, as in {name[:40]}:80")
     return Entry(name, ports)
 
 
 def _split(word: str) -> tuple[str, frozenset[int]]:
-    """Host or network of an entry, without brackets, and the ports it opens."""
+    """Host or network of an entry, without brackets, and its ports."""
     bracketed = _V6.fullmatch(word)
     if bracketed:
         host, port = bracketed["inner"] + (bracketed["bits"] or ""), bracketed["port"]

@@ -44,7 +44,7 @@ class MediaLimits:
         2 << 30, "bytes of all decoded samples that the server holds; more videos wait"
     )
     frame_cache_bytes: int = setting(
-        0, "part of these bytes kept for the next question about a video; 0: none"
+        0, "bytes of these kept for the next question about a video; 0: none"
     )
     named_media_bytes: int = setting(
         256 << 20, "bytes of media kept under a client's uuid; 0: none"

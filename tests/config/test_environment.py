@@ -1,4 +1,4 @@
-"""One reader for values as users write them: environment and flags mean the same by a spelling."""
+"""The parser of settings: environment and flags accept the same spellings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_spellings_of_false(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", NEITHER)
-def test_what_is_neither_is_refused_by_name(text: str) -> None:
+def test_other_words_are_refused_by_name(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         METokConfig.load(environ={"METOK_ENABLED": text})
     assert str(caught.value).startswith("METOK_ENABLED must be true or false, got ")
@@ -45,7 +45,7 @@ def test_what_is_neither_is_refused_by_name(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["ture", "flase", "enabled", "null", "yess"])
-def test_a_mistyped_switch_is_no_host(text: str) -> None:
+def test_a_mistyped_true_is_not_a_host(text: str) -> None:
     with pytest.raises(ConfigError, match=f"allow_private_hosts.*{text}"):
         MediaLimits.from_env({"METOK_MEDIA_ALLOW_PRIVATE_HOSTS": text})
 
@@ -81,14 +81,14 @@ def test_numbers_are_refused_by_name(name: str, text: str, wanted: str) -> None:
     assert str(caught.value) == f"{name} must be {wanted}, got {text!r}"
 
 
-def test_a_refusal_is_short_however_long_the_value() -> None:
+def test_long_values_are_truncated_in_errors() -> None:
     for value in ("x" * 100_000, "\x00" * 100_000):
         with pytest.raises(ConfigError) as caught:
             METokConfig.load(environ={"METOK_ENABLED": value})
         assert len(str(caught.value)) < 260
 
 
-def test_each_type_is_read_as_what_it_is() -> None:
+def test_values_are_parsed_by_type() -> None:
     environ = {
         "METOK_NUM_EVENTS": " 7 ",
         "METOK_KEY_FRAMES_PER_EVENT": "0.5",
@@ -105,7 +105,7 @@ def test_each_type_is_read_as_what_it_is() -> None:
     assert METokConfig.load(environ={"METOK_ALIGNMENT_MODEL": "null"}).alignment_model is None
 
 
-def test_variables_that_nobody_reads() -> None:
+def test_unknown_variables() -> None:
     environ = {"METOK_NUM_EVENT": "3", "METOK_WHATEVER": "1", "METOK_NUM_EVENTS": "3", "PATH": "x"}
     known = {"METOK_NUM_EVENTS", "METOK_STAGES"}
     assert unknown_variables(known, environ) == {

@@ -1,4 +1,4 @@
-"""METokConfig: what is accepted, what is refused and how layers add up."""
+"""METokConfig: accepted and refused values, and the priority of their sources."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_layers_rise_from_file_to_environment_to_flags(tmp_path: Path) -> None:
     assert config.alignment_mode == "none"
 
 
-def test_a_preset_gives_way_to_fields() -> None:
+def test_fields_override_a_preset() -> None:
     config = METokConfig.load({"preset": "max", "key_frames_per_event": 4}, environ={})
     assert config.key_event_ratio == PRESETS["max"]["key_event_ratio"]
     assert config.key_frames_per_event == 4
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))
-def test_presets_are_valid_and_travel_as_plain_data(preset: str) -> None:
+def test_presets_are_valid_and_serialise(preset: str) -> None:
     config = METokConfig.from_dict({"preset": preset})
     assert METokConfig.from_dict(config.to_dict()) == config
 
@@ -43,7 +43,7 @@ def test_off_is_off_and_a_request_may_switch_on() -> None:
     assert server.for_request({"preset": "balanced"}).enabled
 
 
-def test_a_preset_in_a_request_replaces_what_it_may_set_only() -> None:
+def test_a_preset_in_a_request_replaces_request_fields_only() -> None:
     server = METokConfig.from_dict(
         {"num_events": 9, "key_event_ratio": 1.0, "encoder_chunk_frames": 3}
     )
@@ -94,7 +94,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("values", "field"), BAD)
-def test_what_cannot_be_is_refused_by_name(values: dict[str, Any], field: str) -> None:
+def test_invalid_values_are_refused_by_name(values: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=f"metok.{field}") as caught:
         METokConfig.from_dict(values)
     assert caught.value.field == field
@@ -103,7 +103,7 @@ def test_what_cannot_be_is_refused_by_name(values: dict[str, Any], field: str) -
 
 
 @pytest.mark.parametrize("field", sorted(set(METokConfig.__dataclass_fields__) - REQUEST_FIELDS))
-def test_what_a_request_may_not_change(field: str) -> None:
+def test_server_fields_are_refused_in_a_request(field: str) -> None:
     config = METokConfig()
     with pytest.raises(ConfigError, match="fixed when the server starts") as caught:
         config.for_request({field: getattr(config, field)})
@@ -121,7 +121,7 @@ def test_presets_say_how_much_the_decoder_keeps() -> None:
     assert METokConfig.from_dict({"preset": "quality"}).decode_keep > METokConfig().decode_keep
 
 
-def test_a_request_cannot_ask_for_what_the_server_does_not_run() -> None:
+def test_a_request_cannot_add_stages() -> None:
     server = METokConfig(stages=(1,))
     with pytest.raises(ConfigError, match="needs stage 3"):
         server.for_request({"decode_keep": 0.5})

@@ -1,4 +1,4 @@
-"""Which private hosts a setting opens, on which ports, and what it cannot be."""
+"""The private hosts and ports that the setting allows, and refused values."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ CLOSED = [
 
 
 @pytest.mark.parametrize(("host", "port", "address"), OPEN)
-def test_what_is_named_is_open(host: str, port: int, address: str) -> None:
-    assert PrivateHosts.of(LIST).open(host, port, address)
-    assert PrivateHosts.of("true").open(host, port, address)
-    assert not PrivateHosts.of("false").open(host, port, address)
+def test_listed_hosts_are_allowed(host: str, port: int, address: str) -> None:
+    assert PrivateHosts.of(LIST).allow(host, port, address)
+    assert PrivateHosts.of("true").allow(host, port, address)
+    assert not PrivateHosts.of("false").allow(host, port, address)
 
 
 @pytest.mark.parametrize(("host", "port", "address"), CLOSED)
-def test_all_else_is_closed(host: str, port: int, address: str) -> None:
-    assert not PrivateHosts.of(LIST).open(host, port, address)
-    assert PrivateHosts.of(True).open(host, port, address)
+def test_other_hosts_are_refused(host: str, port: int, address: str) -> None:
+    assert not PrivateHosts.of(LIST).allow(host, port, address)
+    assert PrivateHosts.of(True).allow(host, port, address)
 
 
 BAD = [
@@ -92,14 +92,14 @@ BAD = [
 
 
 @pytest.mark.parametrize("entry", BAD)
-def test_an_entry_that_cannot_be_read_is_named(entry: str) -> None:
+def test_invalid_entries_are_named(entry: str) -> None:
     with pytest.raises(ConfigError) as caught:
         MediaLimits.from_env({"METOK_MEDIA_ALLOW_PRIVATE_HOSTS": f"10.0.0.1:80,{entry}"})
     assert repr(entry) in str(caught.value)
     assert caught.value.field == "allow_private_hosts"
 
 
-def test_the_setting_is_a_value_that_travels() -> None:
+def test_the_setting_serialises() -> None:
     limits = MediaLimits(allow_private_hosts="minio.internal:9000")
     assert hash(limits) == hash(MediaLimits(allow_private_hosts="minio.internal:9000"))
     assert MediaLimits(allow_private_hosts="on") == MediaLimits(allow_private_hosts=True)
