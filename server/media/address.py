@@ -70,7 +70,7 @@ async def checked_addresses(
     if not addresses:
         raise MediaError("the host of the media URL cannot be found", "unreachable")
     not_public = [address for address in addresses if not is_public(address)]
-    if not all(private.open(host, port, address) for address in not_public):
+    if not all(private.allow(host, port, address) for address in not_public):
         raise MediaForbiddenError(
             "the media URL points to a private, loopback or link-local address, "
             "which this server does not fetch from",

@@ -99,7 +99,7 @@ def test_invalid_entries_are_named(entry: str) -> None:
     assert caught.value.field == "allow_private_hosts"
 
 
-def test_the_setting_serialises() -> None:
+def test_the_setting_is_hashable_and_normalised() -> None:
     limits = MediaLimits(allow_private_hosts="minio.internal:9000")
     assert hash(limits) == hash(MediaLimits(allow_private_hosts="minio.internal:9000"))
     assert MediaLimits(allow_private_hosts="on") == MediaLimits(allow_private_hosts=True)
