@@ -1,7 +1,7 @@
 """The servers that `metok bench` measures: running ones, or a pair of its own, started in turn.
 
 Of two equal servers the one started second was up to 1.46 times as fast on a small machine: memory
-is not the same everywhere (docs/benchmarks.md, "Who is started first"). So on a CPU one half of
+is not the same everywhere (docs/benchmarks.md, "Start order"). So on a CPU one half of
 the rounds is run on servers of which plain vLLM was started first, the other half on servers of
 which METok was.
 """
