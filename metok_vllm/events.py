@@ -1,7 +1,7 @@
-"""Stage 1, the rule: which frames belong together, which matter, and how finely each is kept.
+"""Stage 1, the rule: events of a video, key events, and the pooling stride of each frame.
 
-Everything runs on the features' device in fixed-size tensor operations, so a GPU is never waited
-for. Change the key-event rule here and run `pytest tests/test_events.py`.
+Everything runs on the features' device in operations of fixed size, without a host sync. Change
+the key-event rule here and run `pytest tests/test_events.py`.
 Source: METok, arXiv 2506.02850, section 3.1; budgeted as docs/metok.md defines.
 
 Shape suffixes: T frames, D features, E events.
@@ -24,7 +24,7 @@ FINE, MEDIUM, COARSE = 0, 1, 2
 
 @dataclass(frozen=True)
 class EventMap:
-    """What stage 1 decided about one video. Tensors stay on the device they were computed on."""
+    """Events and stride classes of one video, on the device of its features."""
 
     event_T: Tensor  # int64, event of each frame, rising from 0
     relevance_T: Tensor  # float32
@@ -38,7 +38,7 @@ def analyse(feature_TD: Tensor, relevance_T: Tensor | None, config: METokConfig)
     """Events, key events and stride classes of one video.
 
     `feature_TD` is the mean over the patches of each frame; `relevance_T` the cosine of frame and
-    query, or None without alignment towers: then a frame's distance from its event stands in.
+    query. None without alignment towers: a frame's distance from its event's mean is used.
     """
     T = feature_TD.shape[0]
     event_T = segment(adjacent_cosine(feature_TD), config.num_events)
@@ -46,9 +46,9 @@ def analyse(feature_TD: Tensor, relevance_T: Tensor | None, config: METokConfig)
         relevance_T = event_deviation(feature_TD, event_T)
     relevance_T = relevance_T.float()
     K = min(config.num_events, T)
-    event_relevance_E = _event_maximum(event_T, relevance_T, K)
-    key_E = _key_events(event_relevance_E, config.key_event_ratio)
-    natural_T = _classes(event_T, relevance_T, key_E, config.key_frames_per_event)
+    event_relevance_E = event_maximum(event_T, relevance_T, K)
+    key_E = key_events(event_relevance_E, config.key_event_ratio)
+    natural_T = natural_classes(event_T, relevance_T, key_E, config.key_frames_per_event)
     budget = frame_budget(T, K, config.key_event_ratio, config.key_frames_per_event)
     class_T = budgeted_classes(natural_T, relevance_T, budget)
     return EventMap(event_T, relevance_T, natural_T, class_T, key_E, event_relevance_E)
@@ -72,7 +72,7 @@ def segment(cosine: Tensor, num_events: int) -> Tensor:
 def event_deviation(feature_TD: Tensor, event_T: Tensor) -> Tensor:
     """Relevance without a query: 1 - cos(frame, mean of its event), float32 [T].
 
-    Rounded to six decimals: equal frames must tie, whatever the last bits of a sum say.
+    Rounded to six decimals, so that equal frames tie whatever the order of summation.
     """
     f = feature_TD.double()
     # T rows hold any number of events without asking the device how many there are.
@@ -80,15 +80,8 @@ def event_deviation(feature_TD: Tensor, event_T: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(f, total[event_T], dim=-1)).round(decimals=6).float()
 
 
-def natural_classes(event_T: Tensor, relevance_T: Tensor, config: METokConfig) -> Tensor:
-    """Stride class of each frame by the paper's rule, before any budget."""
-    K = int(event_T[-1]) + 1
-    key_E = _key_events(_event_maximum(event_T, relevance_T, K), config.key_event_ratio)
-    return _classes(event_T, relevance_T, key_E, config.key_frames_per_event)
-
-
 def budgeted_classes(class_T: Tensor, relevance_T: Tensor, budget: FrameBudget) -> Tensor:
-    """The budget's counts, handed out by (natural class, relevance descending, time)."""
+    """Stride class of each frame under the budget, by natural class, relevance, then time."""
     by_relevance = torch.argsort(relevance_T, descending=True, stable=True)
     order = by_relevance[torch.argsort(class_T[by_relevance], stable=True)]
     result = torch.full_like(class_T, COARSE)
@@ -97,14 +90,16 @@ def budgeted_classes(class_T: Tensor, relevance_T: Tensor, budget: FrameBudget) 
     return result
 
 
-def _event_maximum(event_T: Tensor, relevance_T: Tensor, num_events: int) -> Tensor:
+def event_maximum(event_T: Tensor, relevance_T: Tensor, num_events: int) -> Tensor:
+    """Relevance of each event [E]: the largest of its frames."""
     lowest = torch.full(
         (num_events,), -torch.inf, dtype=relevance_T.dtype, device=relevance_T.device
     )
     return lowest.scatter_reduce(0, event_T, relevance_T, reduce="amax")
 
 
-def _key_events(event_relevance_E: Tensor, ratio: float) -> Tensor:
+def key_events(event_relevance_E: Tensor, ratio: float) -> Tensor:
+    """Whether each event is a key event, bool [E]: the ceil(ratio * E) most relevant ones."""
     count = key_event_count(event_relevance_E.shape[0], ratio)
     order = torch.argsort(event_relevance_E, descending=True, stable=True)
     key_E = torch.zeros_like(event_relevance_E, dtype=torch.bool)
@@ -112,9 +107,10 @@ def _key_events(event_relevance_E: Tensor, ratio: float) -> Tensor:
     return key_E
 
 
-def _classes(
+def natural_classes(
     event_T: Tensor, relevance_T: Tensor, key_E: Tensor, key_frames_per_event: int | float
 ) -> Tensor:
+    """Stride class of each frame [T] by the paper's rule, before any budget."""
     T = event_T.shape[0]
     by_relevance = torch.argsort(relevance_T, descending=True, stable=True)
     order = by_relevance[torch.argsort(event_T[by_relevance], stable=True)]

@@ -1,6 +1,6 @@
 """Stage 2, the rule: which visual tokens the next layers keep, inside each event.
 
-Everything runs on the scores' device in operations of fixed size, so a GPU is never waited for.
+Everything runs on the scores' device in operations of fixed size, without a host sync.
 Source: METok, arXiv 2506.02850, section 3.2, with totals fixed in advance (docs/metok.md).
 
 Shape suffixes: N visual tokens, E events, M kept tokens.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metok_vllm.apportion import share_out
 from metok_vllm.kernels.event_topk import event_topk
 from metok_vllm.plan.prompt import VideoCounts
 from metok_vllm.plan.step import StagedPrompt, StagedStep
@@ -24,47 +25,16 @@ KEY_WEIGHT, OTHER_WEIGHT = {1: 2, 2: 1}, {1: 1, 2: 0}
 
 @dataclass(frozen=True)
 class TokenEvents:
-    """The events of one video as they stand on its visual tokens."""
+    """The events of one video's visual tokens."""
 
     event_N: Tensor  # int64, rising from 0
     key_E: Tensor  # bool
     relevance_E: Tensor  # float32
 
 
-def share_out(total: int, size_E: Tensor, weight_E: Tensor, relevance_E: Tensor) -> Tensor:
-    """Tokens that each event keeps, int64 [E], `total` in all.
-
-    In proportion to weight times size with the largest-remainder rule (ties: the earlier event),
-    capped at the size; what is left over goes to the most relevant events first. Whole numbers
-    throughout, so the result is exact.
-    """
-    quota_E = weight_E * size_E
-    whole = quota_E.sum()
-    divisor = whole.clamp(min=1)
-    count_E = total * quota_E // divisor
-    remainder_E = total * quota_E % divisor
-    missing = torch.where(whole > 0, total - count_E.sum(), 0)
-    count_E = count_E + (_rank(remainder_E) < missing)
-    count_E = torch.minimum(count_E, size_E)
-    left = total - count_E.sum()
-    spare_E = size_E - count_E
-    order = torch.argsort(relevance_E, descending=True, stable=True)
-    sorted_spare_E = spare_E[order]
-    before_E = sorted_spare_E.cumsum(0) - sorted_spare_E
-    extra_E = torch.minimum((left - before_E).clamp(min=0), sorted_spare_E)
-    return count_E.index_add(0, order, extra_E)
-
-
-def _rank(value_E: Tensor) -> Tensor:
-    order = torch.argsort(value_E, descending=True, stable=True)
-    rank_E = torch.empty_like(order)
-    rank_E[order] = torch.arange(len(order), device=order.device)
-    return rank_E
-
-
 @dataclass
 class _Video:
-    """A video on its way through the stages: its tokens that are still there."""
+    """A video's tokens that the current stage runs on."""
 
     counts: VideoCounts
     events: TokenEvents
@@ -75,8 +45,10 @@ class _Video:
 class Selection:
     """The visual tokens of a step's METok prompts, narrowed at each boundary.
 
-    `events_of` finds the events of a video by its key; a video whose events nobody remembers is
-    treated as one event.
+    `events_of` returns the events of a video by its key; a video without events is one event.
+
+    At each boundary: `set_scores`, then `enter`; `kept_for_decode` reads the tokens and scores
+    that these two leave.
     """
 
     def __init__(
@@ -92,23 +64,23 @@ class Selection:
             videos = []
             for span in prompt.plan.videos:
                 # FastV selects among all tokens of a video.
-                known = None if prompt.plan.fastv else events_of(span.key)
-                events = known or _one_event(span.tokens, device)
+                found = None if prompt.plan.fastv else events_of(span.key)
+                events = found or _one_event(span.tokens, device)
                 event_N = events.event_N[: span.tokens]
                 assert len(event_N) == span.tokens
                 unscored = torch.empty(0, device=device)
                 videos.append(_Video(span.counts, events, event_N, unscored))
             self.prompts.append((prompt, videos))
 
-    def rank(self, stage: int, scores: Sequence[Tensor]) -> None:
-        """Take the scores [rows of the prompt at stage - 1] of each selecting prompt."""
+    def set_scores(self, scores: Sequence[Tensor], stage: int) -> None:
+        """Set the scores of each selecting prompt, one per row that it has in stage - 1."""
         for (prompt, videos), score_N in zip(self.prompts, scores, strict=True):
             for video, (_, row) in zip(videos, prompt.videos(stage - 1), strict=True):
                 start = row - prompt.first_row[stage - 1]
                 video.score_N = score_N[start : start + video.counts.prefill[stage - 1]]
 
     def enter(self, stage: int) -> Tensor | None:
-        """Rows of stage - 1 that run on in `stage`, rising; None when all of them do."""
+        """Rows of stage - 1 that `stage` runs on, rising; None if it runs on all of them."""
         rows = self.step.num_rows[stage]
         if rows == self.step.num_rows[stage - 1]:
             return None
@@ -120,13 +92,13 @@ class Selection:
         return torch.argsort(keep, descending=True, stable=True)[:rows]
 
     def kept_for_decode(self, stage: int) -> Tensor | None:
-        """Rows of `stage` that it holds for decoding beside the text; None for text alone."""
+        """Rows of `stage` that are cached for decoding beside the text; None for text alone."""
         evicted = [(prompt, videos) for prompt, videos in self.prompts if prompt.plan.evicts]
         videos = [video for _, of_prompt in evicted for video in of_prompt]
         wanted = [video.counts.decode[stage] for video in videos]
         if not sum(wanted):
             return None
-        # A share of each video, not of each event: every video counts as one.
+        # The share is one of each video, not of each event.
         score_N = torch.cat([video.score_N for video in videos])
         video_N = torch.cat(
             [torch.full_like(video.event_N, number) for number, video in enumerate(videos)]
@@ -136,11 +108,11 @@ class Selection:
         return row_N[event_topk(score_N, video_N, torch.cat(count), sum(wanted))]
 
     def _losing(self, stage: int) -> list[tuple[StagedPrompt, list[_Video]]]:
-        """Prompts that lose rows at the entry of `stage`."""
+        """Prompts that have fewer rows in `stage` than before."""
         return [(p, videos) for p, videos in self.prompts if p.rows[stage] < p.rows[stage - 1]]
 
     def _narrow(self, stage: int) -> Tensor:
-        """Kept among these prompts' visual tokens, as one index [M]; updates the videos."""
+        """Tokens to keep of all videos that lose rows, as one index [M]; updates the videos."""
         events, counts, scores, totals = [], [], [], []
         first = 0
         videos = [video for _, of_prompt in self._losing(stage) for video in of_prompt]

@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from metok_vllm import events
 from metok_vllm.config import METokConfig
 from metok_vllm.events import (
     EventMap,
@@ -16,7 +17,8 @@ from metok_vllm.events import (
     analyse,
     budgeted_classes,
     event_deviation,
-    natural_classes,
+    event_maximum,
+    key_events,
     segment,
 )
 from metok_vllm.plan.tokens import FrameBudget, frame_budget
@@ -31,6 +33,15 @@ from tests.reference.strategies import (
     rules,
     scores,
 )
+
+
+def natural_classes(
+    event_T: torch.Tensor, relevance_T: torch.Tensor, config: METokConfig
+) -> torch.Tensor:
+    """Key events and stride classes as `analyse` chooses them, of events that a test cut."""
+    relevance_E = event_maximum(event_T, relevance_T, int(event_T[-1]) + 1)
+    key_E = key_events(relevance_E, config.key_event_ratio)
+    return events.natural_classes(event_T, relevance_T, key_E, config.key_frames_per_event)
 
 
 def config_of(rule: Rule) -> METokConfig:

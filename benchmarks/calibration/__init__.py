@@ -1,1 +1,1 @@
-"""Calibration: which layers of a model still need its visual tokens, found without labels."""
+"""`metok calibrate`: the layers at which a model can lose visual tokens, found without labels."""

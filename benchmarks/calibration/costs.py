@@ -1,7 +1,7 @@
-"""What a setting costs on the calibration's prompts: prefill FLOPs of the decoder, bytes of KV.
+"""The cost of a setting on the calibration's prompts: prefill FLOPs of the decoder, bytes of KV.
 
-`StageCosts` is the same arithmetic as `metok_vllm.plan.accounting` a layer at a time, so that
-thousands of boundaries can be ranked; the figures that are reported come from `accounting` itself.
+Reported figures come from `metok_vllm.plan.accounting`. `StageCosts` does the same arithmetic per
+layer, which is fast enough to rank thousands of boundaries.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BLOCK_SIZE = 16
 
 @dataclass(frozen=True)
 class Costs:
-    """Means over prompts. KV is what the cache groups hold once decoding runs, in whole blocks."""
+    """Means over prompts. `kv_bytes` are the whole blocks that a request holds while decoding."""
 
     prefill_flops: float
     kv_bytes: float
 
 
 def head_sizes(text_config: Any) -> tuple[int, int]:
-    """Numbers in one token's keys of a layer, and bytes of its keys and values at two a number."""
+    """Elements of one token's keys in a layer, and bytes of its keys and values in 16 bits."""
     heads = text_config.num_attention_heads
     head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
     kv_size = (getattr(text_config, "num_key_value_heads", None) or heads) * head_size
@@ -38,7 +38,7 @@ def head_sizes(text_config: Any) -> tuple[int, int]:
 def costs(
     text_config: Any, layout: StageLayout | None, plans: Sequence[PromptPlan], decoded: int
 ) -> Costs:
-    """Costs of prompts under their plans with `decoded` tokens of answer; no layout: dense."""
+    """Costs of prompts with `decoded` answer tokens under their plans; dense without a layout."""
     _, token_bytes = head_sizes(text_config)
     layers = int(text_config.num_hidden_layers) if layout is None else layout.layers_per_group
     flops = blocks = 0
@@ -51,7 +51,7 @@ def costs(
 
 
 class StageCosts:
-    """Mean FLOPs that one layer of each stage costs under the plans of one keep ratio."""
+    """Mean FLOPs of one layer in each stage under the plans of one keep ratio."""
 
     def __init__(self, text_config: Any, plans: Sequence[PromptPlan]) -> None:
         kv_size, _ = head_sizes(text_config)
@@ -73,10 +73,9 @@ class StageCosts:
 
 
 def possible_layouts(num_layers: int, least_p2: int, most_groups: int) -> list[StageLayout]:
-    """Boundaries with p2 >= `least_p2` that the engine accepts, in at most so many cache groups.
+    """Layouts with p2 >= `least_p2` and at most `most_groups` cache groups that the engine accepts.
 
-    Every group costs the host some work in each step. Raises ConfigError for a decoder that is too
-    shallow.
+    Every group costs host time in each step. Raises ConfigError for a decoder with too few layers.
     """
     StageLayout.of(None, num_layers)
     found = []

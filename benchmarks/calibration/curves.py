@@ -1,8 +1,8 @@
-"""Sensitivity curves: how far the answer moves when one thing is done at one layer alone.
+"""Sensitivity curves: the divergence when one part of METok acts at one layer alone.
 
-`drop[k]`: every visual token is gone from layer k on. `first[r][k]` and `second[r][k]`: what METok
-does at its first and its second boundary, done at layer k with keep ratio r and nothing else.
-`decode[k]`: the prefill is dense, the answer sees only text from layer k on.
+`drop[k]`: no visual token from layer k on. `first[r][k]` and `second[r][k]`: only METok's first or
+second selection, at layer k with keep ratio r. `decode[k]`: a dense prefill, after which decoding
+attends only to text from layer k on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Curves:
     second: dict[float, Curve]
 
     def least_layer(self, budget: float) -> int | None:
-        """The least k from which all visual tokens can go, there and at every later layer."""
+        """The least layer such that dropping all visual tokens from it, or from any later layer,
+        stays within the budget; None if there is none."""
         least = None
         for layer in sorted(self.drop, reverse=True):
             if self.drop[layer].worst > budget:
@@ -37,7 +38,7 @@ class Curves:
         return least
 
     def predicted(self, boundaries: tuple[int, int, int], keep_ratio: float) -> float:
-        """The divergence of all three boundaries if what each does alone simply added up."""
+        """The sum of the divergences that the three boundaries have alone."""
         p0, p1, p2 = boundaries
         first, second = self.first[keep_ratio][p0], self.second[keep_ratio][p1]
         return first.worst + second.worst + self.drop[p2].worst
@@ -59,19 +60,20 @@ def measure_curves(meter: Meter, keep_ratios: Sequence[float]) -> Curves:
     decode = {k: Setting((k, L, L), decode_keep=0.0, drops=()) for k in range(L)}
     first = {r: {k: Setting((k, L, L), r, drops=(1,)) for k in range(1, L)} for r in keep_ratios}
     second = {r: {k: Setting((k, k, L), r, drops=(2,)) for k in range(1, L)} for r in keep_ratios}
-    wanted = [drop, decode, *first.values(), *second.values()]
-    meter.measure([s for by_layer in wanted for s in by_layer.values()], "curves")
-
-    def curve(by_layer: dict[int, Setting]) -> Curve:
-        found = meter.measure(list(by_layer.values()), "curves")
-        return dict(zip(by_layer, found, strict=True))
-
+    # Measured together, they share each prompt's dense run.
+    together = [drop, decode, *first.values(), *second.values()]
+    meter.measure([s for by_layer in together for s in by_layer.values()], "curves")
     return Curves(
-        curve(drop),
-        curve(decode),
-        {ratio: curve(by_layer) for ratio, by_layer in first.items()},
-        {ratio: curve(by_layer) for ratio, by_layer in second.items()},
+        _curve(meter, drop),
+        _curve(meter, decode),
+        {ratio: _curve(meter, by_layer) for ratio, by_layer in first.items()},
+        {ratio: _curve(meter, by_layer) for ratio, by_layer in second.items()},
     )
+
+
+def _curve(meter: Meter, by_layer: dict[int, Setting]) -> Curve:
+    found = meter.measure(list(by_layer.values()), "curves")
+    return dict(zip(by_layer, found, strict=True))
 
 
 def _plain(curve: Curve) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""A Hugging Face decoder run layer by layer on the rows that are left of a prompt.
+"""A Hugging Face decoder run layer by layer on a subset of a prompt's rows.
 
-The model's own layers do the work; only their attention function is replaced by one that hands out
-the rotated queries and keys and that takes keys and values of rows that ran before.
+The model's own layers run; only their attention function is replaced. It returns the rotated
+queries and keys and accepts keys and values of rows that ran earlier.
 
 Shape suffixes: M rows, D hidden, H query heads, G KV heads, V vocabulary, 1 a batch of one.
 """
@@ -22,8 +22,8 @@ ATTENTION = "metok_calibration"
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Rotated queries and keys, and values, of a layer's own rows: [1, heads, M, head size]."""
+class QKV:
+    """Rotated queries and keys, and values, of a layer's rows: [1, heads, M, head size] each."""
 
     query: Tensor
     key: Tensor
@@ -37,31 +37,31 @@ class Seen:
         return attention_mass(q_MHD, k_MGD, [query_rows], [len(k_MGD)], self.scale)
 
     def rows(self, kept_M: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of some rows; None for all."""
+        """Keys and values of some rows; None selects all."""
         if kept_M is None:
             return self.key, self.value
         return self.key[:, :, kept_M], self.value[:, :, kept_M]
 
-    def without_queries(self) -> Seen:
-        """What is worth keeping of every layer at once."""
+    def without_queries(self) -> QKV:
+        """Keys and values alone, which is what later rows read."""
         return replace(self, query=self.query[:, :, :0])
 
 
 @dataclass
-class Attention:
-    """One call of a layer's attention: what it sees beside its own rows, and what it was given.
+class AttentionCall:
+    """One call of a layer's attention, with its captured `qkv`.
 
-    `before` are keys and values [1, G, M, head size] that every row sees.
+    `prefix` are keys and values [1, G, M, head size] that every row attends to.
     """
 
-    before: tuple[Tensor, Tensor] | None = None
-    seen: Seen | None = None
+    prefix: tuple[Tensor, Tensor] | None = None
+    qkv: QKV | None = None
 
 
 class Decoder:
     """The layers, last norm and head of a loaded video model with a Qwen2-like decoder.
 
-    Raises ConfigError for a decoder whose layers do not all see the whole prompt.
+    Raises ConfigError for layers without full attention.
     """
 
     def __init__(self, model: Any) -> None:
@@ -73,24 +73,21 @@ class Decoder:
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise ConfigError(
-                f"metok calibrate needs layers that see the whole prompt, got {sorted(kinds)}",
-                "model",
+                f"metok calibrate needs layers with full attention, got {sorted(kinds)}", "model"
             )
         AttentionInterface.register(ATTENTION, _attend)
         self.model.set_attn_implementation(ATTENTION)
         self.num_layers: int = len(self.model.layers)
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device  # type: ignore[no-any-return]
+        self.device: torch.device = self.model.embed_tokens.weight.device
 
     def embed(self, ids: list[int]) -> Tensor:
         """Rows of the embedding table, [M, D]."""
         ids_M = torch.tensor(ids, dtype=torch.int64, device=self.device)
-        return self.model.embed_tokens(ids_M)  # type: ignore[no-any-return]
+        embeds_MD: Tensor = self.model.embed_tokens(ids_M)
+        return embeds_MD
 
-    def angles(self, hidden_MD: Tensor, position_M: Tensor) -> tuple[Tensor, Tensor]:
-        """The rotary embedding of rows at these positions of the prompt."""
+    def rotary(self, hidden_MD: Tensor, position_M: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary embedding at these positions of the prompt."""
         cos, sin = self.model.rotary_emb(hidden_MD[None], position_M[None])
         return cos, sin
 
@@ -98,17 +95,17 @@ class Decoder:
         self,
         number: int,
         hidden_MD: Tensor,
-        angles: tuple[Tensor, Tensor],
-        before: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, Seen]:
-        """One layer, causal among the rows; `before` is seen by all of them."""
-        call = Attention(before)
+        rotary: tuple[Tensor, Tensor],
+        prefix: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, QKV]:
+        """One layer with causal attention among the rows; all rows also attend to `prefix`."""
+        call = AttentionCall(prefix)
         out = self.model.layers[number](
-            hidden_MD[None], attention_mask=None, position_embeddings=angles, metok_call=call
+            hidden_MD[None], attention_mask=None, position_embeddings=rotary, metok_call=call
         )
         out_1MD = out[0] if isinstance(out, tuple) else out
-        assert call.seen is not None
-        return out_1MD[0], call.seen
+        assert call.qkv is not None
+        return out_1MD[0], call.qkv
 
     def logprobs(self, hidden_MD: Tensor) -> Tensor:
         """Log-probabilities of the token after each row, float32 [M, V]."""
@@ -123,17 +120,17 @@ def _attend(
     attention_mask: Tensor | None,
     scaling: float,
     *,
-    metok_call: Attention,
+    metok_call: AttentionCall,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' `AttentionInterface` wants it: [1, M, H, head size]."""
-    assert attention_mask is None, "rows are chosen by leaving the others out"
-    metok_call.seen = Seen(query, key, value, scaling)
+    """Attention with the signature of transformers' `AttentionInterface`: [1, M, H, head size]."""
+    assert attention_mask is None, "rows are selected by leaving the others out"
+    metok_call.qkv = QKV(query, key, value, scaling)
     mask_MM = None
-    if metok_call.before is not None:
-        earlier, rows = metok_call.before[0].shape[2], query.shape[2]
-        key = torch.cat([metok_call.before[0], key], dim=2)
-        value = torch.cat([metok_call.before[1], value], dim=2)
+    if metok_call.prefix is not None:
+        earlier, rows = metok_call.prefix[0].shape[2], query.shape[2]
+        key = torch.cat([metok_call.prefix[0], key], dim=2)
+        value = torch.cat([metok_call.prefix[1], value], dim=2)
         mask_MM = torch.ones(rows, earlier + rows, dtype=torch.bool, device=query.device)
         mask_MM = mask_MM.tril(earlier)
     grouped = query.shape[1] != key.shape[1]

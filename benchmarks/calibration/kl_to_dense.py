@@ -1,7 +1,7 @@
-"""How far a distribution moved from the dense model's: one prompt, then a mean over prompts.
+"""KL divergence of next-token distributions from the dense model's: per prompt, then the mean.
 
-Divergence is KL(dense || pruned) in nats. The answer is the dense model's own, teacher-forced, so
-an answer whose every token is still the most likely one is the answer that decoding would give.
+KL(dense || pruned) in nats. The answer is the dense model's own, teacher-forced: if each of its
+tokens is still the most likely one, greedy decoding gives the same answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from metok_vllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Moved:
+class PromptDivergence:
     """One prompt: KL and agreement at the first token and at each following one."""
 
     kl: tuple[float, ...]
@@ -26,8 +26,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Means over prompts. `first` and `following` are KL in nats, `agreement` the share of tokens
-    that stay the most likely one, `same_answers` the share of prompts where all of them do."""
+    """Means over prompts. `first` and `following` are KL in nats.
+
+    `agreement` is the share of tokens that stay the most likely one, `same_answers` the share of
+    prompts for which all tokens do.
+    """
 
     first: float
     following: float
@@ -35,12 +38,12 @@ class Divergence:
     same_answers: float
 
     def __post_init__(self) -> None:
-        # moved() refuses what is not: NaN would be within every budget.
+        # NaN would be within every budget; compare() has refused it.
         assert math.isfinite(self.first + self.following)
 
     @property
     def worst(self) -> float:
-        """What is held against the budget: the first token or those after it."""
+        """The value to compare with a budget: the larger of `first` and `following`."""
         return max(self.first, self.following)
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,10 +51,10 @@ class Divergence:
         return asdict(self)
 
 
-def moved(dense_SV: Tensor, pruned_SV: Tensor) -> Moved:
-    """Compare log-probabilities [S, V] of the same S tokens. Never negative.
+def compare(dense_SV: Tensor, pruned_SV: Tensor) -> PromptDivergence:
+    """Compare log-probabilities [S, V] of the same S tokens; KL is never negative.
 
-    Raises ConfigError where they are not finite.
+    Raises ConfigError for values that are not finite.
     """
     assert dense_SV.shape == pruned_SV.shape
     check_finite(dense_SV)
@@ -59,11 +62,11 @@ def moved(dense_SV: Tensor, pruned_SV: Tensor) -> Moved:
     dense, pruned = dense_SV.double(), pruned_SV.to(dense_SV.device).double()
     kl_S = (dense.exp() * (dense - pruned)).sum(-1).clamp(min=0)
     same_S = dense.argmax(-1) == pruned.argmax(-1)
-    return Moved(tuple(kl_S.tolist()), tuple(same_S.tolist()))
+    return PromptDivergence(tuple(kl_S.tolist()), tuple(same_S.tolist()))
 
 
 def check_finite(logprobs_SV: Tensor) -> None:
-    """Raise ConfigError for numbers that overflowed: NaN would be within every budget."""
+    """Raises ConfigError for values that overflowed."""
     if not bool(logprobs_SV.isfinite().all()):
         raise ConfigError(
             "log-probabilities of the model are not finite, as where its numbers overflow: use "
@@ -72,8 +75,8 @@ def check_finite(logprobs_SV: Tensor) -> None:
         )
 
 
-def divergence(prompts: Sequence[Moved]) -> Divergence:
-    """Means: of the first tokens over prompts, of the following ones over all such tokens."""
+def mean_divergence(prompts: Sequence[PromptDivergence]) -> Divergence:
+    """The mean of first tokens over prompts, and of following tokens over all such tokens."""
     assert prompts
     following = [kl for prompt in prompts for kl in prompt.kl[1:]]
     agrees = [same for prompt in prompts for same in prompt.agrees]

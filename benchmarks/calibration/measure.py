@@ -1,13 +1,8 @@
 """Divergence of many settings over all prompts: one dense run a prompt, then each setting.
 
-Only one prompt's dense run is held at a time, so memory does not grow with the number of prompts.
+Only one prompt's dense run is in memory at a time. The chosen settings are measured again on videos
+that the search did not see, because a search favours settings that fit its own videos by chance.
 """
-# MERGED DOC
-# """What was chosen, on videos that had no part in choosing it.
-#
-# The least of many noisy figures is too low: the search prefers settings that its own videos happen
-# to like. A video that it did not see has no such preference.
-# """
 
 from __future__ import annotations
 
@@ -21,33 +16,33 @@ from torch import Tensor
 
 from metok_vllm.benchmarks.calibration.kl_to_dense import (
     Divergence,
-    Moved,
+    PromptDivergence,
     check_finite,
-    divergence,
-    moved,
+    compare,
+    mean_divergence,
 )
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.passes import (
-    Prompt,
+    dense_logprobs,
     greedy_answer,
-    logprobs,
+    run_dense,
     run_pruned,
-    run_whole,
 )
-from metok_vllm.benchmarks.calibration.prompts import Ask
-from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
+from metok_vllm.benchmarks.calibration.setting import Prompt, Setting, plan_of
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion
 from metok_vllm.errors import MediaError
 from metok_vllm.video import MediaLimits, read_video
 
-DENSE, STAGE1 = (2, 3), (1, 2, 3)  # the stages a prompt is encoded for: without stage 1, with it
-Say = Callable[[str], None]
+DENSE, STAGE1 = (2, 3), (1, 2, 3)  # stages of a prompt that is encoded without stage 1, and with it
+HOST = torch.device("cpu")
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt in both encodings, and what the dense model answers.
+    """One prompt in both encodings and the dense model's answer, on the host.
 
-    `logprobs_SV` are those of the tokens of `answer`. Kept on the host.
+    `logprobs_SV` are the dense log-probabilities of the S tokens of `answer`.
     """
 
     dense: Prompt
@@ -62,137 +57,139 @@ class Sample:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a setting does without stage 1 and behind it, None where it is not served with it."""
+    """A setting's divergence without stage 1, and with it if the setting is served with it."""
 
     setting: Setting
-    without: Divergence
-    behind: Divergence | None
+    without_stage1: Divergence
+    with_stage1: Divergence | None
 
     @property
     def worst(self) -> float:
-        """What is held against a budget: that of requests with stage 1 and of those without."""
-        return max(found.worst for found in (self.without, self.behind) if found is not None)
+        """The divergence to compare with a budget: the larger of both encodings."""
+        both = (self.without_stage1, self.with_stage1)
+        return max(found.worst for found in both if found is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        behind = None if self.behind is None else self.behind.to_dict()
-        return {"divergence": self.without.to_dict(), "with_stage1": behind}
+        with_stage1 = None if self.with_stage1 is None else self.with_stage1.to_dict()
+        return {"divergence": self.without_stage1.to_dict(), "with_stage1": with_stage1}
 
 
 @torch.inference_mode()
 def take_samples(
-    model: CalibratedModel, asks: Sequence[Ask], frames: int, tokens: int, say: Say
+    model: CalibratedModel, questions: Sequence[VideoQuestion], tokens: int, progress: Progress
 ) -> list[Sample]:
-    """Every question's prompt and dense answer.
+    """The prompt and the dense answer of at most `tokens` tokens for every question.
 
-    Raises MediaError naming a file it cannot read, ConfigError where the model's numbers overflow.
+    Raises MediaError with the file's name, ConfigError if the model's numbers overflow.
     """
     samples = []
     limits = MediaLimits.from_env()
-    for number, ask in enumerate(asks, start=1):
-        say(f"dense answers: {number} of {len(asks)}")
+    for number, question in enumerate(questions, start=1):
+        progress(f"dense answers: {number} of {len(questions)}")
         try:
-            video = read_video(ask.video.read_bytes(), frames, limits=limits)
+            video = read_video(question.video.read_bytes(), question.frames, limits=limits)
         except MediaError as error:
-            raise MediaError(f"{ask.video.name}: {error}", error.reason) from error
-        dense = model.prompt(video.frames_THWC, ask.question, DENSE)
-        stage1 = model.prompt(video.frames_THWC, ask.question, STAGE1)
+            raise MediaError(f"{question.video.name}: {error}", error.reason) from error
+        dense = model.prompt(video.frames_THWC, question.question, DENSE)
+        stage1 = model.prompt(video.frames_THWC, question.question, STAGE1)
         answer, logprobs_SV = greedy_answer(model.decoder, dense, tokens, model.ends)
         check_finite(logprobs_SV)
-        samples.append(Sample(dense.on_host(), stage1.on_host(), answer, logprobs_SV.cpu()))
+        samples.append(Sample(dense.to(HOST), stage1.to(HOST), answer, logprobs_SV.cpu()))
     return samples
 
 
 class Meter:
-    """Measures settings on all samples and remembers what it measured."""
+    """Measures settings on all samples and caches the results."""
 
-    def __init__(self, model: CalibratedModel, samples: Sequence[Sample], say: Say) -> None:
+    def __init__(
+        self, model: CalibratedModel, samples: Sequence[Sample], progress: Progress
+    ) -> None:
         self.model = model
         self.samples = samples
-        self.say = say
-        self.known: dict[tuple[Setting, tuple[int, ...]], Divergence] = {}
+        self.progress = progress
+        self.results: dict[tuple[Setting, tuple[int, ...]], Divergence] = {}
 
     def measure(
-        self, settings: Sequence[Setting], what: str, stages: tuple[int, ...] = DENSE
+        self, settings: Sequence[Setting], title: str, stages: tuple[int, ...] = DENSE
     ) -> list[Divergence]:
-        """The divergence of each setting; `what` is said while it takes time."""
-        new = [s for s in dict.fromkeys(settings) if (s, stages) not in self.known]
+        """The divergence of each setting. Progress messages start with `title`."""
+        new = [s for s in dict.fromkeys(settings) if (s, stages) not in self.results]
         if new:
-            found = self._run(new, what, stages)
-            self.known.update({(s, stages): divergence(found[s]) for s in new})
-        return [self.known[setting, stages] for setting in settings]
+            found = self._run(new, title, stages)
+            self.results.update({(s, stages): mean_divergence(found[s]) for s in new})
+        return [self.results[setting, stages] for setting in settings]
 
-    def measured(self, setting: Setting, stages: Sequence[int], what: str) -> Measured:
-        """A setting as a server with these stages can be asked for it: each request may leave
-        stage 1 out."""
-        (without,) = self.measure([setting], what)
-        behind = self.measure([setting], what, STAGE1)[0] if 1 in stages else None
-        return Measured(setting, without, behind)
+    def measured(self, setting: Setting, stages: Sequence[int], title: str) -> Measured:
+        """A setting in every encoding that requests to a server with these stages may use."""
+        (without,) = self.measure([setting], title)
+        with_stage1 = self.measure([setting], title, STAGE1)[0] if 1 in stages else None
+        return Measured(setting, without, with_stage1)
 
     @torch.inference_mode()
     def _run(
-        self, settings: Sequence[Setting], what: str, stages: tuple[int, ...]
-    ) -> dict[Setting, list[Moved]]:
+        self, settings: Sequence[Setting], title: str, stages: tuple[int, ...]
+    ) -> dict[Setting, list[PromptDivergence]]:
+        # Settings that differ in `decode_keep` alone share their prefill.
         families: dict[object, list[Setting]] = defaultdict(list)
         for s in settings:
             families[s.boundaries, s.keep_ratio, s.drops].append(s)
-        found: dict[Setting, list[Moved]] = {setting: [] for setting in settings}
+        found: dict[Setting, list[PromptDivergence]] = {setting: [] for setting in settings}
         for number, sample in enumerate(self.samples, start=1):
-            prompt = sample.prompt(stages).on(self.model.decoder.device)
-            whole = run_whole(self.model.decoder, prompt, sample.answer[:-1])
+            prompt = sample.prompt(stages).to(self.model.decoder.device)
+            dense = run_dense(self.model.decoder, prompt, sample.answer[:-1])
             for done, family in enumerate(families.values(), start=1):
-                self.say(
-                    f"{what}: prompt {number} of {len(self.samples)}, "
+                self.progress(
+                    f"{title}: prompt {number} of {len(self.samples)}, "
                     f"setting {done} of {len(families)}"
                 )
                 plans = [plan_of(s, prompt, self.model.grid, self.model.config) for s in family]
                 boundaries = family[0].boundaries
-                outputs = run_pruned(self.model.decoder, prompt, whole, boundaries, plans)
+                outputs = run_pruned(self.model.decoder, prompt, dense, boundaries, plans)
                 for setting, logprobs_SV in zip(family, outputs, strict=True):
-                    found[setting].append(moved(sample.logprobs_SV, logprobs_SV.cpu()))
+                    found[setting].append(compare(sample.logprobs_SV, logprobs_SV.cpu()))
         return found
 
     @torch.inference_mode()
-    def encoding_alone(self) -> Divergence:
-        """What stage 1 does before any layer drops a token."""
+    def stage1_alone(self) -> Divergence:
+        """The divergence of stage 1 without any drop inside the decoder."""
         compared = []
         for number, sample in enumerate(self.samples, start=1):
-            self.say(f"stage 1 alone: prompt {number} of {len(self.samples)}")
-            prompt = sample.stage1.on(self.model.decoder.device)
-            whole = run_whole(self.model.decoder, prompt, sample.answer[:-1])
-            output_SV = logprobs(self.model.decoder, whole)
-            compared.append(moved(sample.logprobs_SV, output_SV.cpu()))
-        return divergence(compared)
+            self.progress(f"stage 1 alone: prompt {number} of {len(self.samples)}")
+            prompt = sample.stage1.to(self.model.decoder.device)
+            dense = run_dense(self.model.decoder, prompt, sample.answer[:-1])
+            output_SV = dense_logprobs(self.model.decoder, dense)
+            compared.append(compare(sample.logprobs_SV, output_SV.cpu()))
+        return mean_divergence(compared)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Settings by the names of their budgets, measured on `prompts` about `videos` held out.
+    """Settings by the name of their budget, measured on `prompts` about `videos` held out.
 
-    `choices` are those of each budget, `beside` those with the boundaries that are served.
+    `choices` are each budget's own, `served_presets` those with the boundaries that are served.
     """
 
     videos: int
     prompts: int
     choices: Mapping[str, Measured]
-    beside: Mapping[str, Measured]
+    served_presets: Mapping[str, Measured]
 
-    def over(self, budgets: Mapping[str, float]) -> list[str]:
-        """A sentence for each setting that goes over its budget here."""
-        said = []
+    def over_budget(self, budgets: Mapping[str, float]) -> list[str]:
+        """A sentence for each setting whose divergence here exceeds its budget."""
+        sentences = []
         for name, found in self.choices.items():
             if found.worst > budgets[name]:
-                said.append(_sentence(name, found, budgets[name]))
-        for name, found in self.beside.items():
+                sentences.append(_sentence(name, found, budgets[name]))
+        for name, found in self.served_presets.items():
             is_choice = name in self.choices and self.choices[name].setting == found.setting
             if found.worst > budgets[name] and not is_choice:
-                said.append(
-                    _sentence(f"{name} with the layers that are served", found, budgets[name])
-                )
-        return said
+                label = f"{name} with the layers that are served"
+                sentences.append(_sentence(label, found, budgets[name]))
+        return sentences
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: how much was held out. The figures stand with the settings."""
+        """JSON-ready: the numbers of videos and prompts. The figures stand with the settings."""
         return {"videos": self.videos, "prompts": self.prompts}
 
 
@@ -200,20 +197,20 @@ def measure_held_out(
     meter: Meter,
     videos: int,
     choices: Mapping[str, tuple[Setting, Sequence[int]]],
-    beside: Mapping[str, Measured],
+    served_presets: Mapping[str, Measured],
 ) -> HeldOut:
-    """The settings chosen, with the stages they are served with, on the samples of `meter`."""
-    what = "held-out videos"
+    """The chosen settings, with the stages they are served with, on the samples of `meter`."""
+    title = "held-out videos"
     return HeldOut(
         videos,
         len(meter.samples),
         {
-            name: meter.measured(setting, stages, what)
+            name: meter.measured(setting, stages, title)
             for name, (setting, stages) in choices.items()
         },
         {
-            name: meter.measured(found.setting, DENSE if found.behind is None else STAGE1, what)
-            for name, found in beside.items()
+            name: meter.measured(found.setting, STAGE1 if found.with_stage1 else DENSE, title)
+            for name, found in served_presets.items()
         },
     )
 
@@ -221,5 +218,5 @@ def measure_held_out(
 def _sentence(name: str, found: Measured, budget: float) -> str:
     return (
         f"{name}: {found.worst:.3g} nats on the held-out videos, over the budget of {budget:g}. "
-        "Search more videos (--num-videos), or ask for less than you need (--divergence)"
+        "Search more videos (--num-videos), or set a lower budget than you need (--divergence)"
     )

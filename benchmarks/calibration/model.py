@@ -1,7 +1,7 @@
 """The model to calibrate: a LLaVA-OneVision checkpoint in Hugging Face, and its prompts.
 
-Real weights, processor and chat template; frames as the server's reader samples them, visual tokens
-and events from the server's own encoder (`metok_vllm.models.stage1`).
+Weights, processor and chat template are the checkpoint's. Frames come from the server's reader,
+visual tokens and events from the server's encoder (`metok_vllm.models.stage1`).
 
 Shape suffixes: T frames, C channels, H height, W width, P patches, D features, N tokens.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, text_window
 from metok_vllm.benchmarks.calibration.decoder import Decoder
-from metok_vllm.benchmarks.calibration.passes import Prompt
+from metok_vllm.benchmarks.calibration.setting import Prompt
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
@@ -35,7 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass
 class CalibratedModel:
-    """Model, processor and configuration; `config` is what the server would be started with."""
+    """Model, processor, and the configuration that the server would start with."""
 
     model: Any
     processor: Any
@@ -46,7 +46,7 @@ class CalibratedModel:
     def load(
         cls, path: str, config: METokConfig, device: str = "cpu", dtype: str = "float32"
     ) -> CalibratedModel:
-        """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
+        """From a folder or hub name. Raises ConfigError if it cannot be loaded or used."""
         ensure_torchvision_ops()
         from transformers import AutoConfig, AutoProcessor, LlavaOnevisionForConditionalGeneration
 
@@ -54,7 +54,7 @@ class CalibratedModel:
             kind = AutoConfig.from_pretrained(path).model_type
             if kind != FAMILY:
                 raise ConfigError(
-                    f"metok calibrate knows LLaVA-OneVision checkpoints ({FAMILY}), got {kind!r}",
+                    f"metok calibrate supports LLaVA-OneVision checkpoints ({FAMILY}), got {kind!r}",
                     "model",
                 )
             processor = AutoProcessor.from_pretrained(path)
@@ -71,7 +71,7 @@ class CalibratedModel:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """The decoder, layer by layer."""
+        """The decoder that runs layer by layer."""
         return Decoder(self.model)
 
     @property
@@ -93,7 +93,7 @@ class CalibratedModel:
     def prompt(
         self, frames_THWC: NDArray[np.uint8], question: str, stages: tuple[int, ...]
     ) -> Prompt:
-        """The chat prompt with the video's tokens in place, with stage 1 or dense."""
+        """The chat prompt with the video's tokens, encoded for `stages`."""
         pixels_TCHW = self._pixels(frames_THWC)
         request = EncodeRequest(KEY, self.config.updated({"stages": stages}), self._query(question))
         visual_ND = self.encoder.encode(pixels_TCHW, self.model.model.image_newline, request)
@@ -114,13 +114,13 @@ class CalibratedModel:
         start = ids.index(self.model.config.video_token_id)
         before, after = self.decoder.embed(ids[:start]), self.decoder.embed(ids[start + 1 :])
         embeds_ND = torch.cat([before, visual_ND.to(before.dtype), after])
-        # A video that ends the prompt leaves its last token to the text: the plan sees to that.
         return Prompt(embeds_ND, start, len(visual_ND), frames, events, stages)
 
     def features(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
         """Patch features in the decoder's width, [T, P, D], before any pooling."""
-        seen_TPD = self._see(self._pixels(frames_THWC))
-        return self.model.model.multi_modal_projector(seen_TPD)  # type: ignore[no-any-return]
+        vision_TPD = self._vision(self._pixels(frames_THWC))
+        features_TPD: Tensor = self.model.model.multi_modal_projector(vision_TPD)
+        return features_TPD
 
     @cached_property
     def encoder(self) -> Stage1Encoder:
@@ -129,7 +129,7 @@ class CalibratedModel:
         size = self.model.config.vision_config.image_size
         pixels = Normalisation.of(video.image_mean, video.image_std, size)
         project = self.model.model.multi_modal_projector
-        return Stage1Encoder(self.config, self._see, project, self.grid, pixels, self.towers)
+        return Stage1Encoder(self.config, self._vision, project, self.grid, pixels, self.towers)
 
     def _ids(self, question: str) -> list[int]:
         content = [{"type": "video"}, {"type": "text", "text": question}]
@@ -152,15 +152,16 @@ class CalibratedModel:
         )["pixel_values_videos"][0]
         return pixels.to(self.model.device, self.model.dtype)
 
-    def _see(self, pixels_TCHW: Tensor) -> Tensor:
+    def _vision(self, pixels_TCHW: Tensor) -> Tensor:
         """Patch features before the projector, [T, P, vision width]."""
         config = self.model.config
         tower = self.model.model.vision_tower
         hidden = tower(pixels_TCHW, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
-        seen_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
-        return seen_TPD[:, 1:] if config.vision_feature_select_strategy == "default" else seen_TPD
+        vision_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
+        has_class_token = config.vision_feature_select_strategy == "default"
+        return vision_TPD[:, 1:] if has_class_token else vision_TPD
 
     def _query(self, question: str) -> tuple[tuple[int, ...], ...]:
         if self.towers is None:

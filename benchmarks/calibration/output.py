@@ -1,4 +1,4 @@
-"""What a calibration leaves behind: a YAML that `metok serve --metok-config` takes, and a JSON."""
+"""The files of a calibration: a YAML for `metok serve --metok-config`, and a JSON record."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ BENCHMARK, SCHEMA = "calibration", 1
 
 
 def write_yaml(path: Path, calibration: Calibration, name: str) -> METokConfig:
-    """Write the choice of the budget `name` and return it as the server will read it.
+    """Write the choice of the budget `name` and return it as the server reads it.
 
-    The name is the preset's where METok has one called so. Raises OSError.
+    If METok has a preset of that name, the file defines the presets as well. Raises OSError.
     """
     values = config_values(calibration, name)
-    presets = {k: v for k, v in calibration.beside.items() if k in PRESETS}
+    presets = {k: v for k, v in calibration.served_presets.items() if k in PRESETS}
     if name in PRESETS:
         own = {k: setting_values(calibration, v.setting) for k, v in presets.items()}
         values = {"preset": name, **values, "presets": own}
     comments = [
         "Written by `metok calibrate`; start the server with --metok-config and this file.",
-        *_of_choice(calibration, name),
+        *_choice_comments(calibration, name),
     ]
     if name in PRESETS:
-        comments += _of_presets(calibration, presets)
+        comments += _preset_comments(calibration, presets)
     text = "".join(f"# {line}\n" for line in comments)
     text += yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
     path.write_text(text, encoding="utf-8")
@@ -42,12 +42,11 @@ def write_yaml(path: Path, calibration: Calibration, name: str) -> METokConfig:
     return served
 
 
-def _of_choice(calibration: Calibration, name: str) -> list[str]:
+def _choice_comments(calibration: Calibration, name: str) -> list[str]:
     choice, budget = calibration.choices[name], calibration.budgets[name]
     assert choice is not None
     stages, held = calibration.served_stages(name), calibration.held_out
-    behind = None if choice.with_stage1 is None else choice.with_stage1[0]
-    with_stage1 = behind if 1 in stages else None
+    with_stage1 = choice.with_stage1[0] if 1 in stages else None
     size = f"{calibration.prompts} prompts searched, {calibration.answer_tokens} answer tokens"
     lines = [
         f"Divergence from dense at most {budget:g} nats, at the first token and at the following:",
@@ -66,16 +65,16 @@ def _of_choice(calibration: Calibration, name: str) -> list[str]:
     return lines
 
 
-def _of_presets(calibration: Calibration, presets: Mapping[str, Measured]) -> list[str]:
-    with_stage1 = any(found.behind is not None for found in presets.values())
+def _preset_comments(calibration: Calibration, presets: Mapping[str, Measured]) -> list[str]:
+    with_stage1 = any(found.with_stage1 is not None for found in presets.values())
     condition = "with stage 1 and without it" if with_stage1 else "without stage 1"
     lines = [f"The presets have the layers above; each is within its budget {condition}:"]
     for name, found in presets.items():
         budget, held = calibration.budgets[name], calibration.held_out
         line = f"  {name} {budget:g}: {_nats(found)}"
         if held is not None:
-            verdict = " (OVER)" if held.beside[name].worst > budget else ""
-            line += f"; held out {_nats(held.beside[name])}{verdict}"
+            verdict = " (OVER)" if held.served_presets[name].worst > budget else ""
+            line += f"; held out {_nats(held.served_presets[name])}{verdict}"
         lines.append(line)
     lines += [
         f"  {name}: left out, so that a request for it gets the paper's values, not measured here"
@@ -86,17 +85,18 @@ def _of_presets(calibration: Calibration, presets: Mapping[str, Measured]) -> li
 
 
 def _nats(found: Measured) -> str:
-    """Both encodings of a setting in words."""
-    said = f"{found.without.first:.4g} and {found.without.following:.4g} (stage 1 off)"
-    if found.behind is not None:
-        said += f", {found.behind.first:.4g} and {found.behind.following:.4g} (with stage 1)"
-    return said
+    """The divergences of both encodings as text."""
+    without, with_stage1 = found.without_stage1, found.with_stage1
+    text = f"{without.first:.4g} and {without.following:.4g} (stage 1 off)"
+    if with_stage1 is not None:
+        text += f", {with_stage1.first:.4g} and {with_stage1.following:.4g} (with stage 1)"
+    return text
 
 
 def record(
     calibration: Calibration, environment: Mapping[str, Any], configuration: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The whole calibration, JSON-ready."""
+    """The complete calibration, JSON-ready."""
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
         **calibration.to_dict(),

@@ -1,9 +1,7 @@
-"""A calibration in words: what was chosen for each budget, and where the budget goes."""
-# MERGED DOC
-# """The sensitivity curves as a picture, drawn from the JSON alone.
-#
-# Needs matplotlib (`pip install "metok-vllm[bench]"`).
-# """
+"""A calibration's JSON as tables and as a chart of the sensitivity curves.
+
+The chart needs matplotlib (`pip install "metok-vllm[bench]"`).
+"""
 
 from __future__ import annotations
 
@@ -14,20 +12,19 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+from metok_vllm.benchmarks.throughput.charts import new_figure
 
 PARTS = {
     "drop_from_p2": "no visual token from p2 on",
     "select_at_p1": "+ selection at p1",
     "select_at_p0": "+ selection at p0",
-    "decode": "+ decoding on what is kept",
+    "decode": "+ decoding on the kept tokens",
 }
 Record = Mapping[str, Any]
 
 
 def choices_table(record: Record) -> Table:
-    """One line a budget, one for the same setting behind stage 1, those of the videos held out,
-    and stage 1 alone as the last."""
+    """The choice of each budget, with stage 1, on held-out videos; the last row is stage 1 alone."""
     table = _table("Cheapest settings within the budget (KL in nats a token)")
     table.add_column("budget", no_wrap=True)
     headings = ("p0 p1 p2", "keep", "decode", "first", "after", "agree", "FLOPs", "KV")
@@ -36,24 +33,25 @@ def choices_table(record: Record) -> Table:
     for name, preset in record["presets"].items():
         label = f"{name} {preset['budget']:g}"
         if preset["config"] is None:
-            table.add_row(label, "none holds", *[""] * (len(headings) - 1))
+            table.add_row(label, "none within", *[""] * (len(headings) - 1))
             continue
         config = preset["config"]
         layers = " ".join(map(str, config["pruning_layers"]))
         keeps = (f"{config['keep_ratio']:g}", f"{config['decode_keep']:g}")
         table.add_row(label, layers, *keeps, *_moved(preset["divergence"]), *_saved(preset))
-        if (behind := preset["with_stage1"]) is not None:
-            table.add_row("  and stage 1", "", "", "", *_moved(behind), *_saved(behind))
+        if (with_stage1 := preset["with_stage1"]) is not None:
+            figures = (*_moved(with_stage1), *_saved(with_stage1))
+            table.add_row("  and stage 1", "", "", "", *figures)
         if (held := preset["held_out"]) is not None:
             table.add_row("  held out", "", "", "", *_moved(held["divergence"]), "", "")
-            if (behind := held["with_stage1"]) is not None:
-                table.add_row("  held out, stage 1", "", "", "", *_moved(behind), "", "")
+            if (with_stage1 := held["with_stage1"]) is not None:
+                table.add_row("  held out, stage 1", "", "", "", *_moved(with_stage1), "", "")
     table.add_row("stage 1 alone", "", "", "", *_moved(record["stage1_alone"]), "", "")
     return table
 
 
 def parts_table(record: Record) -> Table:
-    """The divergence after each part is switched on, and how much of the budget that is."""
+    """The divergence after each part of METok is added, and its share of the budget."""
     table = _table("Where the budget goes (cumulative)")
     table.add_column("part", no_wrap=True)
     chosen = {n: p for n, p in record["presets"].items() if p["config"] is not None}
@@ -87,38 +85,33 @@ def _share(value: float, budget: float) -> str:
     return f"{value / budget:.0%}" if budget else "-"
 
 
-Record = Mapping[str, Any]
 
-# Told apart by colour-blind readers (Okabe and Ito).
+# Distinguishable for colour-blind readers (Okabe and Ito).
 DROP, DECODE, BUDGET = "#0072b2", "#d55e00", "#8a9199"
 RATIO_COLOURS = ("#009e73", "#56b4e9", "#e69f00", "#cc79a7")
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp")
-LEAST = 1e-6  # nats; what is below is drawn here, as noise
+LEAST = 1e-6  # nats; smaller values are noise and are drawn here
 
 
 def draw_chart(record: Record, path: Path) -> None:
-    """Divergence over the layer from which tokens go, and the boundaries that were chosen.
+    """Divergence by the layer from which tokens are dropped, and the chosen boundaries.
 
-    Raises NoMatplotlib where it cannot draw, OSError where it cannot write, ValueError for a
-    picture that matplotlib refuses to draw. `path` ends as one of SUFFIXES.
+    `path` ends with one of SUFFIXES. Raises ChartError without matplotlib, OSError if the file
+    cannot be written, ValueError if matplotlib refuses to draw.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise NoMatplotlib("matplotlib is missing: pip install 'metok-vllm[bench]'") from error
-    figure = Figure(figsize=(9, 5), dpi=150, layout="constrained")
+    figure = new_figure(9, 5)
     axes = figure.add_subplot()
     curves = record["curves"]
     _line(axes, curves["drop"], "first", DROP, "-", "o", "all dropped from k on: first token")
     _line(axes, curves["drop"], "following", DROP, "--", "", "all dropped from k on: following")
-    _line(axes, curves["decode"], "following", DECODE, "--", "s", "decoding sees text from k on")
+    _line(axes, curves["decode"], "following", DECODE, "--", "s", "decoding on text from k on")
     for (ratio, curve), colour in zip(curves["first"].items(), RATIO_COLOURS, strict=False):
         _line(axes, curve, "worst", colour, ":", "", f"selected at k as at p0, ratio {ratio}")
     for name, preset in record["presets"].items():
         axes.axhline(preset["budget"], color=BUDGET, linewidth=0.8)
         chosen = preset["config"]
         layers = "none" if chosen is None else ", ".join(map(str, chosen["pruning_layers"]))
-        # Curves fall from left to right, so that there is room on the left.
+        # Curves fall from left to right, which leaves the left free for labels.
         axes.annotate(
             f"{name}: {layers}", (0, max(preset["budget"], LEAST)), fontsize=7, va="bottom"
         )

@@ -1,4 +1,4 @@
-"""A whole calibration: samples, curves, and the cheapest setting within each budget."""
+"""A calibration: samples, curves, and the cheapest setting within each budget."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from metok_vllm.benchmarks.calibration.measure import (
     HeldOut,
     Measured,
     Meter,
+    Progress,
     Sample,
-    Say,
     measure_held_out,
     take_samples,
 )
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
-from metok_vllm.benchmarks.calibration.prompts import Ask, hold_out
+from metok_vllm.benchmarks.calibration.prompts import hold_out
 from metok_vllm.benchmarks.calibration.search import Choice, Search, share_saved
 from metok_vllm.benchmarks.calibration.setting import Setting
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import StageLayout
 
 KEEP_RATIOS = (0.5, 0.6, 0.76, 0.9)
 DECODE_KEEPS = (0.0, 0.1, 0.25, 0.5, 1.0)
-MOST_GROUPS = 12  # the paper's (3, 10, 19) of 28 layers makes 10
+MOST_GROUPS = 12  # the paper's boundaries (3, 10, 19) of 28 layers make 10
+# Written out in every configuration, so that a preset's name does not bring its own values.
+SELECTION = ("num_events", "key_event_ratio", "key_frames_per_event", "strides")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found. `choices` has an entry a budget, None where nothing that was tried holds.
+    """The result. `choices` has an entry a budget, None if no attempt was within it.
 
-    `beside` are settings for the budgets on a server with the boundaries and stages of the chosen
-    one, as a server has one layout for all requests; a budget that none holds there is left out.
-    `held_out` is None where there was one video only; `prompts` are those that were searched.
+    A server has one layout for all requests. `served_presets` are settings for the budgets on the
+    layout and stages of the served choice; a budget without one is left out. `held_out` is None
+    with a single video. `prompts` counts those of the search.
     """
 
     config: METokConfig
@@ -48,7 +51,7 @@ class Calibration:
     prompts: int
     answer_tokens: int
     num_layers: int
-    beside: Mapping[str, Measured] = field(default_factory=dict)
+    served_presets: Mapping[str, Measured] = field(default_factory=dict)
     held_out: HeldOut | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,21 +69,21 @@ class Calibration:
                 name: {
                     "config": setting_values(self, found.setting),
                     **found.to_dict(),
-                    "held_out": None if held is None else held.beside[name].to_dict(),
+                    "held_out": None if held is None else held.served_presets[name].to_dict(),
                 }
-                for name, found in self.beside.items()
+                for name, found in self.served_presets.items()
             },
             "curves": self.curves.to_dict(),
         }
 
     def served_stages(self, name: str) -> list[int]:
-        """The stages of this budget's configuration: 1 only where its measure is within, too."""
+        """The stages of this budget's configuration; stage 1 only if that is within the budget."""
         choice = self.choices[name]
         assert choice is not None
         return choice.stages(self.budgets[name])
 
     def least_layer(self, name: str) -> int | None:
-        """The least layer from which all visual tokens can go within this budget."""
+        """The least layer from which all visual tokens can be dropped within this budget."""
         return self.curves.least_layer(self.budgets[name])
 
     def _choice(self, name: str) -> dict[str, Any]:
@@ -88,10 +91,7 @@ class Calibration:
         found: dict[str, Any] = {"budget": budget, "least_drop_layer": self.least_layer(name)}
         if choice is None:
             return {**found, "config": None}
-        stage1 = None
-        if choice.with_stage1 is not None:
-            moved, costs = choice.with_stage1
-            stage1 = {**moved.to_dict(), "saved": share_saved(self.dense, costs)}
+        moved, costs = choice.with_stage1
         return {
             **found,
             "config": config_values(self, name),
@@ -99,69 +99,71 @@ class Calibration:
             "saved": share_saved(self.dense, choice.costs),
             "cache_groups": choice.layout.num_groups,
             "parts": {part: moved.to_dict() for part, moved in choice.parts.items()},
-            "with_stage1": stage1,
+            "with_stage1": {**moved.to_dict(), "saved": share_saved(self.dense, costs)},
             "held_out": None if self.held_out is None else self.held_out.choices[name].to_dict(),
         }
 
 
 def calibrate(
     model: CalibratedModel,
-    asks: Sequence[Ask],
+    questions: Sequence[VideoQuestion],
     budgets: Mapping[str, float],
-    frames: int,
     tokens: int,
-    say: Say,
+    progress: Progress,
     keep_ratios: Sequence[float] = KEEP_RATIOS,
     decode_keeps: Sequence[float] = DECODE_KEEPS,
     most_groups: int = MOST_GROUPS,
     served: str | None = None,
 ) -> Calibration:
-    """Measure and search on every second video, then measure what was chosen on the others.
+    """Search on every second video, then measure the choices on the others.
 
-    `say` is told what is being done; `served` names the budget whose boundaries the others shall
-    do with, too. Raises ConfigError for a decoder that is too shallow and for a model whose
-    numbers overflow, MediaError for a video that cannot be read.
+    Dense answers have at most `tokens` tokens. `served` names the budget whose boundaries are
+    served; the other budgets get a setting with the same boundaries. Raises ConfigError for a
+    decoder with too few layers and for a model whose numbers overflow, MediaError for an unreadable
+    video.
     """
     num_layers = model.decoder.num_layers
-    StageLayout.of(None, num_layers)  # refuses before the hours, not after
-    unseen = hold_out(asks)
-    taken = take_samples(model, asks, frames, tokens, say)
+    StageLayout.of(None, num_layers)  # refuses a shallow decoder before hours of measuring
+    held_out_videos = hold_out(questions)
+    all_samples = take_samples(model, questions, tokens, progress)
     samples: list[Sample] = []
-    held: list[Sample] = []
-    for ask, sample in zip(asks, taken, strict=True):
-        (held if ask.video in unseen else samples).append(sample)
-    meter = Meter(model, samples, say)
+    held_out: list[Sample] = []
+    for question, sample in zip(questions, all_samples, strict=True):
+        (held_out if question.video in held_out_videos else samples).append(sample)
+    meter = Meter(model, samples, progress)
     curves = measure_curves(meter, keep_ratios)
     search = Search(meter, curves, keep_ratios, decode_keeps, most_groups)
-    choices = {name: search.find(budget, with_stage1=True) for name, budget in budgets.items()}
-    beside: dict[str, Measured] = {}
+    choices = {name: search.find(budget) for name, budget in budgets.items()}
+    served_presets: dict[str, Measured] = {}
     if served is not None and (chosen := choices[served]) is not None:
-        beside = _beside(search, chosen, served, budgets)
+        served_presets = _served_presets(search, chosen, served, budgets)
     settings = {
         name: (choice.setting, choice.stages(budgets[name]))
         for name, choice in choices.items()
         if choice is not None
     }
-    judge = Meter(model, held, say)
+    judge = Meter(model, held_out, progress)
     return Calibration(
         config=model.config,
         budgets=budgets,
         curves=curves,
         choices=choices,
         dense=search.dense_cost(),
-        stage1_alone=meter.encoding_alone(),
+        stage1_alone=meter.stage1_alone(),
         prompts=len(samples),
         answer_tokens=sum(len(sample.answer) for sample in samples),
         num_layers=num_layers,
-        beside=beside,
-        held_out=measure_held_out(judge, len(unseen), settings, beside) if held else None,
+        served_presets=served_presets,
+        held_out=measure_held_out(judge, len(held_out_videos), settings, served_presets)
+        if held_out
+        else None,
     )
 
 
-def _beside(
+def _served_presets(
     search: Search, chosen: Choice, served: str, budgets: Mapping[str, float]
 ) -> dict[str, Measured]:
-    """Settings with the boundaries and stages of the one that is served, which is its own."""
+    """A setting for each budget with the boundaries and stages of the served choice."""
     stages = chosen.stages(budgets[served])
     found = {
         name: chosen.setting if name == served else search.find_at(chosen.layout, budget, stages)
@@ -173,9 +175,6 @@ def _beside(
         if setting is not None
     }
 
-
-# What decides which tokens are chosen is written out: a preset's name must not bring its own.
-SELECTION = ("num_events", "key_event_ratio", "key_frames_per_event", "strides")
 
 
 def config_values(calibration: Calibration, name: str) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def config_values(calibration: Calibration, name: str) -> dict[str, Any]:
 
 
 def setting_values(calibration: Calibration, setting: Setting) -> dict[str, Any]:
-    """What a request may set of a setting."""
+    """The fields of a setting that a request may change."""
     config = calibration.config.to_dict()
     return {
         "keep_ratio": setting.keep_ratio,

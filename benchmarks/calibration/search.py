@@ -1,9 +1,9 @@
 """The cheapest setting whose measured divergence is within a budget.
 
-The curves only say in which order to try: what each boundary does alone is added up, and of the
-settings whose sum is at most some multiple of the budget the cheapest ones are measured, whole.
-The multiple falls until one of them holds. What is chosen was measured; that nothing cheaper
-would hold is not proven, because not every setting is tried.
+The curves give the order of the attempts: a candidate's predicted divergence is the sum of its
+boundaries' own. Of the candidates predicted within some multiple of the budget, the cheapest ones
+are measured. The multiple falls until one is within the budget. The choice was measured; a cheaper
+setting may exist, because not all are tried.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.prompt import PromptPlan
 
-# Multiples of the budget, falling; at each so many of the cheapest settings are measured.
-LADDER = (8.0, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.06)
-A_RUNG = 4
+# Multiples of the budget, and the number of candidates that are measured at each.
+MULTIPLES = (8.0, 4.0, 2.8, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.12, 0.06)
+TRIED_PER_MULTIPLE = 4
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Boundaries and a keep ratio, what they cost, and what the curves expect of them."""
+    """Boundaries and a keep ratio with their prefill FLOPs and predicted divergence."""
 
     layout: StageLayout
     keep_ratio: float
@@ -35,39 +35,37 @@ class Candidate:
     predicted: float
 
     def setting(self, decode_keep: float) -> Setting:
-        """All of METok's stages 2 and 3 with these."""
+        """The complete setting of stages 2 and 3."""
         return Setting(self.layout.boundaries, self.keep_ratio, decode_keep)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen for one budget, with what it does and costs.
+    """The choice for one budget with its costs and divergences.
 
-    `parts` are divergences as the parts of METok are switched on one after another: the drop from
-    p2 on, selection at p1, selection at p0, decoding on what is kept. The last is the whole.
-    `with_stage1` is the same setting behind stage 1, None where it was not asked for.
+    `parts` are the divergences as METok's parts are added: the drop from p2 on, selection at p1,
+    selection at p0, decoding on the kept tokens. The last one is the whole setting. `with_stage1`
+    is the same setting with stage 1.
     """
 
     setting: Setting
     layout: StageLayout
     costs: Costs
     parts: dict[str, Divergence]
-    with_stage1: tuple[Divergence, Costs] | None
+    with_stage1: tuple[Divergence, Costs]
 
     @property
     def divergence(self) -> Divergence:
-        """That of the whole setting."""
+        """The divergence of the whole setting."""
         return list(self.parts.values())[-1]
 
     def stages(self, budget: float) -> list[int]:
-        """Stages to serve it with: 1 only where its measure is within the budget, too."""
-        behind = self.with_stage1
-        within = behind is not None and behind[0].worst <= budget
-        return [1, 2, 3] if within else [2, 3]
+        """Stages to serve it with; stage 1 only if its divergence is within the budget, too."""
+        return [1, 2, 3] if self.with_stage1[0].worst <= budget else [2, 3]
 
 
 class Search:
-    """Candidates of one calibration; `find` may be called for several budgets."""
+    """The candidates of one calibration; `find` may be called for several budgets."""
 
     def __init__(
         self,
@@ -91,26 +89,27 @@ class Search:
                 self.candidates.append(Candidate(layout, ratio, of_stage.flops(layout), predicted))
         self.candidates.sort(key=lambda c: (c.flops, c.layout.num_groups, c.predicted))
 
-    def find(self, budget: float, with_stage1: bool) -> Choice | None:
-        """The cheapest setting that was seen to hold, or None if none of those tried does."""
+    def find(self, budget: float) -> Choice | None:
+        """The cheapest measured setting within the budget; None if no attempt is within it."""
         tried: set[Candidate] = set()
         least_p2 = self.curves.least_layer(budget)
         if least_p2 is None:
             return None
-        able = [c for c in self.candidates if c.layout.boundaries[2] >= least_p2]
-        for multiple in LADDER:
-            rung = [c for c in able if c.predicted <= multiple * budget and c not in tried]
-            if (found := self._best(rung[:A_RUNG], budget)) is not None:
-                return self._choice(*found, with_stage1)
-            tried.update(rung[:A_RUNG])
-        gentlest = sorted((c for c in able if c not in tried), key=lambda c: (c.predicted, c.flops))
-        found = self._best(gentlest[:A_RUNG], budget)
-        return None if found is None else self._choice(*found, with_stage1)
+        allowed = [c for c in self.candidates if c.layout.boundaries[2] >= least_p2]
+        for multiple in MULTIPLES:
+            cheapest = [c for c in allowed if c.predicted <= multiple * budget and c not in tried]
+            attempts = cheapest[:TRIED_PER_MULTIPLE]
+            if (found := self._best(attempts, budget)) is not None:
+                return self._choice(*found)
+            tried.update(attempts)
+        safest = sorted((c for c in allowed if c not in tried), key=lambda c: (c.predicted, c.flops))
+        found = self._best(safest[:TRIED_PER_MULTIPLE], budget)
+        return None if found is None else self._choice(*found)
 
     def find_at(self, layout: StageLayout, budget: float, stages: Sequence[int]) -> Setting | None:
-        """The cheapest setting with the boundaries that are already laid out, or None.
+        """The cheapest setting with a fixed layout, or None.
 
-        Where stage 1 is among the server's `stages` it holds with stage 1 and without.
+        If stage 1 is among the server's `stages`, it is within the budget with stage 1 and without.
         """
         fixed = [c for c in self.candidates if c.layout == layout]
         found = self._best(fixed, budget, (DENSE, STAGE1) if 1 in stages else (DENSE,))
@@ -123,13 +122,13 @@ class Search:
         return [plan_of(setting, prompt, model.grid, model.config) for prompt in prompts]
 
     def cost(self, setting: Setting, layout: StageLayout, stages: tuple[int, ...] = DENSE) -> Costs:
-        """Costs of a setting, from the product's own accounting."""
+        """Costs of a setting by the product's own accounting."""
         return costs(
             self.meter.model.text_config, layout, self.plans(setting, stages), self._decoded
         )
 
     def dense_cost(self) -> Costs:
-        """What the same prompts cost without METok."""
+        """Costs of the same prompts without METok."""
         plans = self.plans(Setting((1, 2, 3), decode_keep=0.0))
         return costs(self.meter.model.text_config, None, plans, self._decoded)
 
@@ -139,25 +138,24 @@ class Search:
 
     def _best(
         self,
-        rung: Sequence[Candidate],
+        attempts: Sequence[Candidate],
         budget: float,
         encodings: Sequence[tuple[int, ...]] = (DENSE,),
     ) -> tuple[Setting, StageLayout] | None:
-        able = [
+        within = [
             (candidate.setting(keep), candidate.layout)
-            for candidate in sorted(rung, key=lambda c: (c.flops, c.layout.num_groups))
+            for candidate in sorted(attempts, key=lambda c: (c.flops, c.layout.num_groups))
             for keep in self.decode_keeps
         ]
         for stages in encodings:
-            settings = [setting for setting, _ in able]
+            settings = [setting for setting, _ in within]
             found = self.meter.measure(settings, f"settings for {budget:g}", stages)
-            able = [a for a, moved in zip(able, found, strict=True) if moved.worst <= budget]
-        return able[0] if able else None
+            within = [w for w, moved in zip(within, found, strict=True) if moved.worst <= budget]
+        return within[0] if within else None
 
-    def _choice(self, setting: Setting, layout: StageLayout, with_stage1: bool) -> Choice:
+    def _choice(self, setting: Setting, layout: StageLayout) -> Choice:
         p, ratio = setting.boundaries, setting.keep_ratio
-        L = self.meter.model.decoder.num_layers
-        assert p[2] < L
+        assert p[2] < self.meter.model.decoder.num_layers
         steps = {
             "drop_from_p2": Setting((p[2], p[2], p[2]), drops=(3,)),
             "select_at_p1": Setting((p[1], p[1], p[2]), ratio, drops=(2, 3)),
@@ -165,16 +163,14 @@ class Search:
             "decode": setting,
         }
         found = self.meter.measure(list(steps.values()), "parts")
-        behind = None
-        if with_stage1:
-            (moved,) = self.meter.measure([setting], "with stage 1", STAGE1)
-            behind = (moved, self.cost(setting, layout, STAGE1))
+        (moved,) = self.meter.measure([setting], "with stage 1", STAGE1)
+        with_stage1 = (moved, self.cost(setting, layout, STAGE1))
         parts = dict(zip(steps, found, strict=True))
-        return Choice(setting, layout, self.cost(setting, layout), parts, behind)
+        return Choice(setting, layout, self.cost(setting, layout), parts, with_stage1)
 
 
 def share_saved(dense: Costs, chosen: Costs) -> dict[str, Any]:
-    """Shares of the dense costs that are saved, 0 to 1."""
+    """The saved shares of the dense costs, 0 to 1."""
     return {
         "prefill_flops": 1 - chosen.prefill_flops / dense.prefill_flops,
         "kv_bytes": 1 - chosen.kv_bytes / dense.kv_bytes,

@@ -1,7 +1,9 @@
-"""One way to drop visual tokens, and the engine's own plan for it.
+"""A prompt, one way to drop its visual tokens, and the engine's own plan for that.
 
-Curves need parts of METok alone (one boundary, one drop), the search all of it. A setting with
-everything on gives exactly the plan that scheduler and worker would compute.
+Sensitivity curves use parts of METok (one boundary, one drop), the search all of it. A setting with
+all parts gives exactly the plan of scheduler and worker.
+
+Shape suffixes: N prompt tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -10,22 +12,57 @@ import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from metok_vllm.benchmarks.calibration.passes import Prompt
+import torch
+from torch import Tensor
+
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan, key_share
 from metok_vllm.plan.step import StagedPrompt, StagedStep
+from metok_vllm.pruning import TokenEvents
 
 ALL_BOUNDARIES = (1, 2, 3)
 VIDEO = "calibrated"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Boundaries p0 <= p1 <= p2 (equal ones leave a stage without layers), ratios, and what is on.
+class Prompt:
+    """Embeddings [N, D] with the tokens of one video from `start` on, and its events.
 
-    `drops` says at which of the three boundaries tokens are dropped in the prefill. `decode_keep`
-    None leaves decoding alone: it sees what each layer ran on.
+    `frames` are those of the video, `tokens` its visual tokens, `stages` those it was encoded with.
+    """
+
+    embeds_ND: Tensor
+    start: int
+    tokens: int
+    frames: int
+    events: TokenEvents
+    stages: tuple[int, ...]
+
+    def to(self, device: torch.device) -> Prompt:
+        """The prompt on a device."""
+        events = TokenEvents(
+            self.events.event_N.to(device),
+            self.events.key_E.to(device),
+            self.events.relevance_E.to(device),
+        )
+        return replace(self, embeds_ND=self.embeds_ND.to(device), events=events)
+
+    def __len__(self) -> int:
+        return len(self.embeds_ND)
+
+    @property
+    def query_rows(self) -> int:
+        """Rows whose attention scores the visual tokens: the text after the video."""
+        return max(len(self) - self.start - self.tokens, 1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Boundaries p0 <= p1 <= p2 and ratios. Equal boundaries leave a stage without layers.
+
+    `drops` lists the boundaries at which the prefill drops tokens. With `decode_keep` None,
+    decoding attends to all rows that a layer ran on.
     """
 
     boundaries: tuple[int, int, int]
@@ -35,41 +72,41 @@ class Setting:
 
 
 def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) -> PromptPlan:
-    """What the engine does to the prompt, in one step. `grid`: patches a side of a frame."""
-    decode = 1.0 if setting.decode_keep is None else setting.decode_keep
+    """The engine's plan for the prompt in one step. `grid` is the number of patches a side."""
     served = config.updated(
         {
             "enabled": True,
             "stages": prompt.stages,
             "keep_ratio": setting.keep_ratio,
-            "decode_keep": decode,
+            "decode_keep": 1.0 if setting.decode_keep is None else setting.decode_keep,
         }
     )
-    wishes = Pruning.of(served, key_share(prompt.frames, grid, served))
-    video = (VIDEO, prompt.start, prompt.tokens, wishes)
+    pruning = Pruning.of(served, key_share(prompt.frames, grid, served))
+    video = (VIDEO, prompt.start, prompt.tokens, pruning)
     plan = PromptPlan.of(len(prompt), [video], step_tokens=len(prompt))
     assert plan is not None, "stages 2 and 3 are on"
     if setting.drops == ALL_BOUNDARIES and setting.decode_keep is not None:
         return plan
     (span,) = plan.videos
-    partial = replace(span, counts=_partly(span, setting))
+    partial = replace(span, counts=_partial_counts(span, setting))
     prunes, evicts = bool(setting.drops), setting.decode_keep is not None
     return replace(plan, videos=(partial,), prunes=prunes, evicts=evicts)
 
 
-def _partly(span: VideoSpan, setting: Setting) -> VideoCounts:
-    ran = [span.tokens]
-    for stage in range(1, NUM_STAGES):
-        ran.append(span.counts.prefill[stage] if stage in setting.drops else ran[-1])
-    held = list(ran)
-    if setting.decode_keep is not None:
-        share = Fraction(repr(setting.decode_keep))
-        held[1:] = [math.ceil(share * n) for n in ran[1:]]
-    return VideoCounts(tuple(ran), tuple(held))
-
-
 def step_of(plan: PromptPlan) -> StagedStep:
-    """A step with this prompt alone."""
+    """An engine step with this prompt alone."""
     rows = tuple(plan.prompt_tokens - dropped for dropped in plan.prefill_dropped)
     prompt = StagedPrompt(VIDEO, plan, 0, (0,) * NUM_STAGES, rows)
     return StagedStep((prompt,), rows)
+
+
+def _partial_counts(span: VideoSpan, setting: Setting) -> VideoCounts:
+    prefill = [span.tokens]
+    for stage in range(1, NUM_STAGES):
+        drops = stage in setting.drops
+        prefill.append(span.counts.prefill[stage] if drops else prefill[-1])
+    decode = list(prefill)
+    if setting.decode_keep is not None:
+        share = Fraction(repr(setting.decode_keep))
+        decode[1:] = [math.ceil(share * count) for count in prefill[1:]]
+    return VideoCounts(tuple(prefill), tuple(decode))

@@ -1,8 +1,8 @@
-"""`python -m metok_vllm.benchmarks.quality.budget_effect`: what fixing the counts in advance costs.
+"""`python -m metok_vllm.benchmarks.quality.budget_effect`: the accuracy cost of fixed token counts.
 
-A server has to know a prompt's visual tokens before it looks at the video, so METok here shares
-out fixed totals (docs/metok.md). In the paper's rule content decides how many. No engine can lay
-out a prompt by that, so both run in Hugging Face transformers, on the same questions.
+A server needs a prompt's length before it decodes the video, so METok here distributes fixed
+totals (docs/metok.md). The paper's own counts depend on content, which no engine can lay out. Both
+run in Hugging Face transformers on the same questions.
 
 Shape suffixes: T frames, P patches, D features, E events, N tokens, S steps, V vocabulary.
 """
@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from metok_vllm.benchmarks.calibration.model import KEY, CalibratedModel
-from metok_vllm.benchmarks.calibration.passes import Prompt, run_pruned, run_whole
-from metok_vllm.benchmarks.calibration.setting import VIDEO
+from metok_vllm.benchmarks.calibration.passes import run_dense, run_pruned
+from metok_vllm.benchmarks.calibration.setting import VIDEO, Prompt
 from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.questions.bootstrap import Draws
-from metok_vllm.benchmarks.questions.prompts import Asked, read_folder
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion, read_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.kernels.adaptive_pool import adaptive_pool
@@ -41,42 +41,42 @@ RULES = ("budgeted", "unbudgeted")
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question under one rule: answered rightly or not, and tokens that entered the decoder."""
+    """One question under one rule: the correctness and the tokens that entered the decoder."""
 
-    asked: Asked
+    question: VideoQuestion
     right: bool
     tokens: int
 
 
 @torch.inference_mode()
 def answer(
-    model: CalibratedModel, asked: Asked, frames_THWC: NDArray[np.uint8], rule: str
+    model: CalibratedModel, question: VideoQuestion, frames_THWC: NDArray[np.uint8], rule: str
 ) -> Outcome:
-    """Run METok by a rule of RULES, with the right answer read after the prompt.
+    """Run METok by a rule of RULES, with the right answer teacher-forced after the prompt.
 
-    Greedy decoding gives that answer exactly when each of its tokens is the likeliest next one.
+    Greedy decoding gives that answer exactly if each of its tokens is the most likely next one.
     """
-    assert asked.answer is not None
+    assert question.answer is not None
     assert model.config.pruning_layers is not None
-    # The server's own encoder decides about events either way.
-    prompt = model.prompt(frames_THWC, asked.question, model.config.stages)
+    # The server's encoder finds the events under both rules.
+    prompt = model.prompt(frames_THWC, question.question, model.config.stages)
     share = key_share(prompt.frames, model.grid, model.config)
     if rule == "unbudgeted":
-        prompt = unbudgeted(model, frames_THWC, asked.question)
+        prompt = unbudgeted(model, frames_THWC, question.question)
         share = true_key_share(prompt.events)
     video = (VIDEO, prompt.start, prompt.tokens, Pruning.of(model.config, share))
     plan = PromptPlan.of(len(prompt), [video], step_tokens=len(prompt))
     assert plan is not None, "stages 2 and 3 are on"
-    wanted = model.processor.tokenizer(asked.answer)["input_ids"]
-    whole = run_whole(model.decoder, prompt, wanted)
-    (logprobs_SV,) = run_pruned(model.decoder, prompt, whole, model.config.pruning_layers, [plan])
-    *said, last = logprobs_SV.argmax(-1).tolist()
-    return Outcome(asked, said == wanted and last in model.ends, prompt.tokens)
+    expected = model.processor.tokenizer(question.answer)["input_ids"]
+    dense = run_dense(model.decoder, prompt, expected)
+    (logprobs_SV,) = run_pruned(model.decoder, prompt, dense, model.config.pruning_layers, [plan])
+    *tokens, last = logprobs_SV.argmax(-1).tolist()
+    return Outcome(question, tokens == expected and last in model.ends, prompt.tokens)
 
 
 def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question: str) -> Prompt:
-    """The prompt with every frame at the paper's own stride, as the last `model.prompt` saw it."""
-    events = model.encoder.remembered[KEY].events
+    """The prompt with every frame at the paper's own stride, by the last prompt's events."""
+    events = model.encoder.events.entries[KEY].events
     tokens_ND, event_N = adaptive_pool(
         model.features(frames_THWC),
         events.natural_T,
@@ -85,36 +85,36 @@ def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question:
         model.grid,
         model.config.strides,
     )
-    known = TokenEvents(event_N, events.key_E, events.event_relevance_E)
-    return model.prompt_of(question, tokens_ND, known, len(frames_THWC), model.config.stages)
+    token_events = TokenEvents(event_N, events.key_E, events.event_relevance_E)
+    return model.prompt_of(question, tokens_ND, token_events, len(frames_THWC), model.config.stages)
 
 
 def true_key_share(events: TokenEvents) -> Fraction:
-    """Share of the tokens that stand in key events: with it, stage 2's totals are the paper's."""
+    """The share of tokens in key events. With it, stage 2's totals equal the paper's."""
     of_key_N = events.key_E[events.event_N]
     return Fraction(int(of_key_N.sum()), len(of_key_N))
 
 
-def compare(model: CalibratedModel, asked: Sequence[Asked]) -> dict[str, list[Outcome]]:
-    """Every question under every rule; a video is read once."""
+def compare(model: CalibratedModel, questions: Sequence[VideoQuestion]) -> dict[str, list[Outcome]]:
+    """Every question under every rule; each video is decoded once."""
     limits = MediaLimits.from_env()
     found: dict[str, list[Outcome]] = {rule: [] for rule in RULES}
-    for video, questions in groupby(asked, key=lambda one: one.video):
-        of_video = list(questions)
+    for video, group in groupby(questions, key=lambda question: question.video):
+        of_video = list(group)
         frames = read_video(video.read_bytes(), of_video[0].frames, limits=limits).frames_THWC
-        for one in of_video:
+        for question in of_video:
             for rule in RULES:
-                found[rule].append(answer(model, one, frames, rule))
+                found[rule].append(answer(model, question, frames, rule))
     return found
 
 
 def rows(found: dict[str, list[Outcome]]) -> list[dict[str, Any]]:
-    """Accuracy, its difference to the first rule and mean tokens, with intervals over videos."""
+    """Accuracy, its difference from the first rule, and tokens, with intervals over videos."""
     first = found[RULES[0]]
-    draws = Draws([one.asked.name for one in first])
+    draws = Draws([one.question.name for one in first])
     made = []
     for rule, outcomes in found.items():
-        videos = [one.asked.name for one in outcomes]
+        videos = [one.question.name for one in outcomes]
         right = [float(one.right) for one in outcomes]
         moved = [float(o.right) - float(f.right) for o, f in zip(outcomes, first, strict=True)]
         accuracy, difference = draws.estimate(videos, right), draws.estimate(videos, moved)
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--metok-config", type=Path, required=True, help="YAML with pruning_layers")
     parser.add_argument("--folder", type=Path, required=True, help="videos and questions.json")
     parser.add_argument("--frames", type=int, default=64)
-    parser.add_argument("--limit", type=int, default=200, help="questions that are asked")
+    parser.add_argument("--limit", type=int, default=200, help="questions to use")
     parser.add_argument("--out", type=Path, help="JSON file")
     chosen = parser.parse_args()
     try:
@@ -155,17 +155,17 @@ def main() -> None:
 
 
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The result, JSON-ready. Raises MetokError for what cannot be used."""
+    """The result, JSON-ready. Raises MetokError for an unusable model, file or folder."""
     config = METokConfig.load(config_file=chosen.metok_config)
     if config.alignment_model is None:
         towers = Path(chosen.model) / "alignment"
         config = config.updated({"alignment_model": str(towers)} if towers.is_dir() else {})
     if config.pruning_layers is None or config.running_stages != (1, 2, 3):
         raise ConfigError("all stages and pruning_layers are needed", "pruning_layers")
-    asked = read_folder(chosen.folder, chosen.frames, chosen.limit)
-    if any(one.answer is None for one in asked):
+    questions = read_folder(chosen.folder, chosen.frames, chosen.limit)
+    if any(question.answer is None for question in questions):
         raise ConfigError("questions.json must have an answer to every question", "questions")
-    found = compare(CalibratedModel.load(chosen.model, config), asked)
+    found = compare(CalibratedModel.load(chosen.model, config), questions)
     settings = {"frames": chosen.frames, "limit": chosen.limit, "preset": config.preset}
     head = record_head("budget_effect", SCHEMA, environment(), settings)
     return {**head, "rows": rows(found)}

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metok_vllm.apportion import share_out
 from metok_vllm.kernels.event_topk import event_topk
-from metok_vllm.pruning import share_out
 
 BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)  # of the Gaussian kernels, summed
 TEMPERATURE = 0.01  # of the softmax over frames

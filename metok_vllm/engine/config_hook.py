@@ -18,13 +18,12 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
-from metok_vllm.engine import staged_config
-from metok_vllm.engine.staging import encode_only, is_staged, stage
+from metok_vllm.engine.staging import encode_only, is_staged, stage, use_v1_runner
 from metok_vllm.errors import ConfigError
 
 logger = init_logger("vllm.metok")
 
-# vLLM's architecture -> ours, and where our class stands.
+# vLLM's architecture -> ours, and the path of our class.
 ARCHITECTURES = {
     "LlavaOnevisionForConditionalGeneration": (
         "MetokLlavaOnevisionForConditionalGeneration",
@@ -48,7 +47,7 @@ def register(problems: Sequence[str] = ()) -> None:
 
 
 def _hook(stock: type[Any], problems: tuple[str, ...]) -> type[Any]:
-    class MetokHook(stock):  # type: ignore[misc]
+    class MetokHook(stock):
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
             stock.verify_and_update_config(vllm_config)
@@ -78,7 +77,7 @@ def enable(vllm_config: Any) -> None:
     _check(config, vllm_config)
     if is_staged(config):
         config = stage(config, vllm_config)
-        staged_config.adopt(vllm_config)
+        use_v1_runner(vllm_config)
     else:
         encode_only(vllm_config)
 
@@ -95,9 +94,9 @@ def enable(vllm_config: Any) -> None:
     logger.info("METok is on: %s", config)
     if not ranks_by_question(config):
         logger.warning(
-            "METok runs without alignment towers: which events are kept finely does not follow "
-            "from the question. Give --metok-alignment-model, or --metok-key-event-ratio 1, which "
-            "keeps all events alike."
+            "METok runs without alignment towers: the question does not decide which events are "
+            "key events. Set --metok-alignment-model, or --metok-key-event-ratio 1 to keep all "
+            "events alike."
         )
 
 

@@ -31,9 +31,9 @@ def register() -> None:
     if flag(parent_watch.VARIABLE, False):
         parent_watch.watch_parent()
     ensure_torchvision_ops()
-    from metok_vllm.engine import vllm_contract as compat
+    from metok_vllm import vllm_contract
 
-    problems = compat.check()
+    problems = vllm_contract.check()
     if problems:
         logger.error("METok is installed but cannot run here: %s", "; ".join(problems))
 

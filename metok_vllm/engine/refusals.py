@@ -1,6 +1,6 @@
-"""What stages 2 and 3 cannot run with, asked at start-up: each by its flag, with the reason.
+"""Settings of vLLM that stages 2 and 3 cannot run with, checked at start-up.
 
-Better a server that does not start than one whose answers are quietly wrong.
+The server does not start with one of them: its answers would be wrong without an error.
 """
 
 from __future__ import annotations
@@ -21,6 +21,15 @@ def check(vllm_config: Any) -> None:
             f"{flag} cannot be combined with METok's stages 2 and 3: {reason}. Leave it out, or "
             "run stage 1 alone (--metok-stages '[1]')",
             "stages",
+        )
+
+
+def check_runner(name: str, *, supported: bool) -> None:
+    """Raise RuntimeError where a worker runs with another model runner than METok extends."""
+    if not supported:
+        raise RuntimeError(
+            f"METok's stages 2 and 3 extend vLLM's V1 model runner, and this worker has {name}: "
+            f"set {RUNNER_VARIABLE}=0, or run stage 1 alone (--metok-stages '[1]')"
         )
 
 

@@ -1,8 +1,9 @@
-"""The plan of a request, as scheduler and worker each read it from the same request."""
+"""Plans of stages 2 and 3: made by the scheduler, sent to the workers with each step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.logger import init_logger
@@ -12,12 +13,29 @@ from metok_vllm.plan.prompt import PromptPlan, Pruning
 
 logger = init_logger("vllm.metok")
 
+ATTRIBUTE = "metok"  # of a SchedulerOutput; pickled with it
+
+
+@dataclass(frozen=True)
+class StagedSchedulerOutput:
+    """METok's part of a SchedulerOutput.
+
+    `plans` are those of requests that are new to the workers, `trims` the number of blocks that a
+    request keeps, by cache group. The pool's null block is not counted.
+    """
+
+    plans: Mapping[str, PromptPlan]
+    trims: Mapping[str, tuple[int, ...]]
+    total_blocks: int
+    free_blocks: int
+    freed_blocks: int
+
 
 def step_tokens(vllm_config: Any) -> int:
-    """Prompt tokens that one step can take beside the decodes of other requests.
+    """Prompt tokens that fit one step beside the decodes of other requests.
 
-    A prompt that needs a whole step to itself would wait until nothing else runs, and whoever comes
-    after it too.
+    A prompt that needed a whole step would wait until no other request runs, and block those
+    behind it.
     """
     scheduler = vllm_config.scheduler_config
     budget = int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
@@ -27,10 +45,10 @@ def step_tokens(vllm_config: Any) -> int:
 def plan_of(
     prompt_tokens: int, features: Sequence[Any] | None, sampling_params: Any, step: int
 ) -> PromptPlan | None:
-    """What stages 2 and 3 do to a request; None where they leave it alone.
+    """The plan of a request; None where stages 2 and 3 leave it alone.
 
-    `features` are vLLM's MultiModalFeatureSpec. Log-probabilities of the prompt need every row of
-    it in every layer, so a request for them is not pruned.
+    `features` are vLLM's MultiModalFeatureSpec. Log-probabilities of the prompt need every row in
+    every layer, so such a request is not pruned.
     """
     if not features or getattr(sampling_params, "prompt_logprobs", None) is not None:
         return None
@@ -38,32 +56,30 @@ def plan_of(
     for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
         if feature.modality != "video":
             continue
-        wishes = _wishes(feature)
-        if wishes is None:
+        found = _pruning_of(feature)
+        if found is None:
             return None
         start, length = int(feature.mm_position.offset), int(feature.mm_position.length)
         if start < end or length < 1 or start + length > prompt_tokens:
             return None
         end = start + length
-        videos.append((wishes[0], start, length, wishes[1]))
+        videos.append((found[0], start, length, found[1]))
     return PromptPlan.of(prompt_tokens, videos, step)
 
 
-def _wishes(feature: Any) -> tuple[str, Pruning] | None:
-    """Key and wishes of a video; None where it is dense or tells nothing that can be read."""
+def _pruning_of(feature: Any) -> tuple[str, Pruning] | None:
+    """Key and settings of a video; None where it is dense or its field cannot be read."""
     if feature.data is None:
-        # A worker is not sent a video that the prefix cache covers, and no request with a plan
-        # reads that cache.
         return None
     try:
         found = read_pruning(feature.data[FIELD].data)
         if found is not None and not (isinstance(found[0], str) and 0 <= found[1].key_share <= 1):
             raise ValueError("key or share")
     except Exception as error:
-        # Features may come from a renderer without METok or of another version, and an exception
-        # in the scheduler ends the engine.
+        # A renderer without METok or of another version may have made the features, and an
+        # exception in the scheduler ends the engine.
         logger.warning_once(
-            "METok leaves requests alone whose videos were prepared by another renderer (%s).",
+            "METok does not prune requests whose videos were prepared by another renderer (%s).",
             type(error).__name__,
         )
         return None

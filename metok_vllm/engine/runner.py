@@ -1,113 +1,100 @@
-"""vLLM's model runner with METok's stages: each cache group sees the batch as its stage does.
+"""vLLM's model runner with METok's stages: each cache group gets its stage's rows and lengths.
 
-Slots, lengths and metadata of all stages are ready before the forward pass, so nothing in it waits
-for the device. A step without a METok prompt runs vLLM's own, possibly compiled, decoder.
+Slots, lengths and metadata of all stages are computed before the forward pass, so nothing in it
+waits for the device. A step without a METok prompt runs vLLM's own, possibly compiled, decoder.
 Source of what is overridden: vllm/v1/worker/gpu_model_runner.py and utils.py, version 0.32.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from metok_vllm.devices import array_on
-from metok_vllm.engine.geometry import BatchGeometry, BatchPlans
 from metok_vllm.engine.kv_cache.spec import put_in_stage
-from metok_vllm.engine.request_plans import plan_of, step_tokens
-from metok_vllm.engine.scheduler_output import NOTE, StepNote
-from metok_vllm.engine.stage_view import StageView, StageViews
+from metok_vllm.engine.request_plans import ATTRIBUTE, StagedSchedulerOutput
 from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
+from metok_vllm.engine.step import BatchGeometry, BatchPlans, StageView, StageViews
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.staged_decoder import StagedInput
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan
 
+if TYPE_CHECKING:
+    from metok_vllm.vllm_contract.surfaces import RunnerSurface
+else:
+    RunnerSurface = object
 
-class StagedRunner:
-    """Mixed in before vLLM's runner by `adopt`."""
 
-    requests: dict[str, Any]
-    input_batch: Any
-    kv_cache_config: Any
-    device: torch.device
+class StagedRunner(RunnerSurface):
+    """Mixed in before vLLM's V1 runner of a platform. Names of its own begin with `metok_`."""
 
-    def adopt_metok(self) -> None:
-        """What `__init__` would do; vLLM's workers build their runner themselves."""
+    def init_metok(self) -> None:
+        """Set the attributes of this class; called once vLLM's `__init__` has run."""
         self.metok_plans: dict[str, PromptPlan] = {}
         self.metok_preempted: set[str] = set()
         self.metok_views = StageViews()
-        self.metok_note: StepNote | None = None
+        self.metok_output: StagedSchedulerOutput | None = None
         self.metok_batch: BatchPlans | None = None
         self.metok_staged: StagedInput | None = None
-        self.metok_live = False
-
-    @cached_property
-    def metok_step_tokens(self) -> int:
-        return step_tokens(self.vllm_config)  # type: ignore[attr-defined]
+        self.metok_scheduled = False  # a step with tokens is being prepared, no dummy run
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
-        staged = self.get_model().staged  # type: ignore[attr-defined]
+        super().load_model(*args, **kwargs)
+        staged = self.get_model().staged
         for number, layer in enumerate(staged.layers):
             put_in_stage(staged.attention_of(layer), staged.layout.stage_of_layer(number))
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize_kv_cache(*args, **kwargs)  # type: ignore[misc]
-        mode = self.compilation_config.cudagraph_mode  # type: ignore[attr-defined]
+        super().initialize_kv_cache(*args, **kwargs)
+        mode = self.compilation_config.cudagraph_mode
         if mode is not None and mode.has_full_cudagraphs():
-            # Something put back what the configuration hook ruled out.
+            # A setting applied after the configuration hook.
             raise ConfigError(
                 f"cudagraph_mode {mode.name} replays one set of sequence lengths, and METok's "
                 "stages 2 and 3 have four: set it to PIECEWISE",
                 "stages",
             )
-        for groups in self.attn_groups:  # type: ignore[attr-defined]
+        for groups in self.attn_groups:
             for group in groups:
                 StagedAttentionGroup.adopt(group, self.metok_views)
         StagedBlockTables.adopt(self.input_batch.block_table, self.metok_build_stage_views)
-        names = [group.layer_names for group in self.kv_cache_config.kv_cache_groups]
-        staged = self.get_model().staged  # type: ignore[attr-defined]
-        of_name = {name: gid for gid, group in enumerate(names) for name in group}
+        groups = self.kv_cache_config.kv_cache_groups
+        staged = self.get_model().staged
+        group_of_name = {
+            name: gid for gid, group in enumerate(groups) for name in group.layer_names
+        }
         self.metok_group_of_layer = [
-            of_name[staged.attention_of(layer).layer_name] for layer in staged.layers
+            group_of_name[staged.attention_of(layer).layer_name] for layer in staged.layers
         ]
-        self.metok_stage_of_group = [
-            group.kv_cache_spec.stage for group in self.kv_cache_config.kv_cache_groups
-        ]
+        self.metok_stage_of_group = [group.kv_cache_spec.stage for group in groups]
 
     def _update_states(self, scheduler_output: Any) -> Any:
-        staged = self.get_model().staged  # type: ignore[attr-defined]
-        self.metok_note = getattr(scheduler_output, NOTE)
+        staged = self.get_model().staged
+        output: StagedSchedulerOutput = getattr(scheduler_output, ATTRIBUTE)
+        self.metok_output = output
         for request_id in scheduler_output.finished_req_ids:
             self.metok_plans.pop(request_id, None)
             staged.forget(request_id)
         if scheduler_output.scheduled_new_reqs:
-            self.metok_batch = None  # a new request may have the id of one that just ended
+            self.metok_batch = None  # a new request may have the id of one that has just ended
         resumed = scheduler_output.scheduled_cached_reqs.resumed_req_ids
         preempted = scheduler_output.preempted_req_ids or set()
         self.metok_preempted |= preempted
         self.metok_preempted -= resumed | scheduler_output.finished_req_ids
         for request_id in preempted | resumed:
             staged.forget(request_id)
-        for new in scheduler_output.scheduled_new_reqs:
-            if new.prompt_token_ids is None or new.req_id in self.metok_note.unplanned:
-                continue
-            tokens, params = len(new.prompt_token_ids), new.sampling_params
-            plan = plan_of(tokens, new.mm_features, params, self.metok_step_tokens)
-            if plan is not None:
-                self.metok_plans[new.req_id] = plan
-        self._cut_rows(self.metok_note.trims)
-        result = super()._update_states(scheduler_output)  # type: ignore[misc]
-        self.metok_live = scheduler_output.total_num_scheduled_tokens > 0
+        self.metok_plans.update(output.plans)
+        self._trim_block_tables(output)
+        result = super()._update_states(scheduler_output)
+        self.metok_scheduled = scheduler_output.total_num_scheduled_tokens > 0
         return result
 
-    def _cut_rows(self, trims: dict[str, tuple[int, ...]]) -> None:
-        """Forget the blocks that the scheduler took back, before new ones are appended."""
-        for request_id, keep in trims.items():
+    def _trim_block_tables(self, output: StagedSchedulerOutput) -> None:
+        """Drop the blocks that the scheduler freed, before new ones are appended."""
+        for request_id, keep in output.trims.items():
             state = self.requests.get(request_id)
             if state is None:
                 continue
@@ -124,11 +111,11 @@ class StagedRunner:
         num_tokens_unpadded: int,
         ubatch_slices: Any = None,
     ) -> Any:
-        by_gid, by_layer = super()._get_slot_mappings(  # type: ignore[misc]
+        by_gid, by_layer = super()._get_slot_mappings(
             num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
         )
-        if self.metok_live and self.metok_staged is not None:
-            # Slots and rows must be equally many in every layer; padding ends at stage 0.
+        if self.metok_scheduled and self.metok_staged is not None:
+            # Every layer needs as many slots as rows; only stage 0 is padded.
             rows = self.metok_staged.step.num_rows
             for gid, group in enumerate(self.kv_cache_config.kv_cache_groups):
                 by_gid[gid] = by_gid[gid][: rows[self.metok_stage_of_group[gid]]]
@@ -136,13 +123,13 @@ class StagedRunner:
         return by_gid, by_layer
 
     def metok_build_stage_views(self) -> list[StageView | None]:
-        """How each cache group sees the batch that was just prepared; None: as vLLM does."""
+        """The view of each cache group on the batch that was just prepared; None: vLLM's own."""
         self.metok_views.clear()
-        if self.metok_live and self.metok_plans:
-            self._look_at_batch()
+        if self.metok_scheduled and self.metok_plans:
+            self._build_views()
         return [self.metok_views.of(stage) for stage in self.metok_stage_of_group]
 
-    def _look_at_batch(self) -> None:
+    def _build_views(self) -> None:
         """Views of all stages; none for a batch without plans."""
         ids = self.input_batch.req_ids
         batch = self.metok_batch
@@ -154,7 +141,7 @@ class StagedRunner:
             return
         count = self.input_batch.num_reqs
         computed_R = self.input_batch.num_computed_tokens_cpu[:count]
-        scheduled_R = self.num_scheduled_tokens.np[:count]  # type: ignore[attr-defined]
+        scheduled_R = self.num_scheduled_tokens.np[:count]
         geometry = BatchGeometry.of(batch, computed_R, scheduled_R)
         stock_rows = geometry.staged is None
         for stage in range(1, NUM_STAGES):
@@ -192,23 +179,23 @@ class StagedRunner:
         return slots
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
-        staged, self.metok_staged, self.metok_live = self.metok_staged, None, False
+        staged, self.metok_staged, self.metok_scheduled = self.metok_staged, None, False
         self.metok_views.clear()  # a dummy run may come before the next step
         if staged is not None:
             kwargs["metok_staged"] = staged
-        return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+        return super()._model_forward(*args, **kwargs)
 
-    def metok_books(self) -> dict[str, Any]:
-        """The evictor's books after the last step, from this worker's own block tables.
+    def metok_evictor_state(self) -> dict[str, Any]:
+        """JSON-ready state after the last step, from this worker's own block tables.
 
-        `blocks` are those of each request by cache group; `stage_of_group` says whose they are.
-        `tokens` had been computed when the last step began, the prompt's among them.
+        `blocks` are those of each request by cache group, `stage_of_group` the stage of each group,
+        `tokens` those computed before the last step, the prompt's included.
         """
-        note = self.metok_note
+        output = self.metok_output
         return {
-            "total_blocks": note.total_blocks if note else None,
-            "free_blocks": note.free_blocks if note else None,
-            "freed_blocks": note.freed_blocks if note else 0,
+            "total_blocks": output.total_blocks if output else None,
+            "free_blocks": output.free_blocks if output else None,
+            "freed_blocks": output.freed_blocks if output else 0,
             "stage_of_group": list(self.metok_stage_of_group),
             "requests": {
                 request_id: {
@@ -217,23 +204,7 @@ class StagedRunner:
                     "blocks": [len(blocks) for blocks in state.block_ids],
                 }
                 for request_id, state in self.requests.items()
-                # vLLM's worker remembers the blocks of a preempted request until it resumes.
+                # vLLM's worker keeps the block ids of a preempted request until it resumes.
                 if request_id not in self.metok_preempted
             },
         }
-
-
-def adopt(runner: Any) -> Any:
-    """Give a runner that vLLM built METok's stages. Raises RuntimeError for one of another kind."""
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    stock = type(runner)
-    if not isinstance(runner, GPUModelRunner):
-        raise RuntimeError(
-            f"METok's stages 2 and 3 extend vLLM's V1 model runner, and this worker built "
-            f"{stock.__module__}.{stock.__qualname__}: set VLLM_USE_V2_MODEL_RUNNER=0, or run "
-            "stage 1 alone (--metok-stages '[1]')"
-        )
-    runner.__class__ = type(f"Metok{stock.__name__}", (StagedRunner, stock), {})
-    runner.adopt_metok()
-    return runner

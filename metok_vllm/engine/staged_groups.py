@@ -1,4 +1,4 @@
-"""vLLM's block tables and attention groups, each seeing the batch as its stage does.
+"""vLLM's block tables and attention groups with the rows and lengths of their stages.
 
 Source of what is overridden: vllm/v1/worker/block_table.py and utils.py, version 0.32.
 """
@@ -15,34 +15,34 @@ from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.utils import AttentionGroup
 
 from metok_vllm.engine.kv_cache.spec import StageSpec
-from metok_vllm.engine.stage_view import StageView, StageViews
+from metok_vllm.engine.step import StageView, StageViews
 
 
-class StagedBlockTables(MultiGroupBlockTable):  # type: ignore[misc]
+class StagedBlockTables(MultiGroupBlockTable):
     """Computes the slots of each cache group from its stage's rows and positions."""
 
-    look: Callable[[], list[StageView | None]]
+    metok_views: Callable[[], list[StageView | None]]
 
     @classmethod
-    def adopt(cls, tables: Any, look: Callable[[], list[StageView | None]]) -> None:
-        """Make vLLM's tables ours; `look` gives the view of each group of the prepared batch."""
+    def adopt(cls, tables: Any, views: Callable[[], list[StageView | None]]) -> None:
+        """Change vLLM's tables in place; `views` gives each group's view of the prepared batch."""
         tables.__class__ = cls
-        tables.look = look
+        tables.metok_views = views
 
     def compute_slot_mapping(
         self, num_reqs: int, query_start_loc: Tensor, positions: Tensor
     ) -> None:
-        for table, view in zip(self.block_tables, self.look(), strict=True):
+        for table, view in zip(self.block_tables, self.metok_views(), strict=True):
             if view is None:
                 table.compute_slot_mapping(num_reqs, query_start_loc, positions)
             else:
                 table.compute_slot_mapping(num_reqs, view.query_start_R1, view.position_N)
 
 
-class SharingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
-    """vLLM builds metadata once for all groups of one spec, where a builder knows how to share it.
+class SharingCPUBuilder(CPUAttentionMetadataBuilder):
+    """A builder whose metadata the cache groups of one spec share, as vLLM's GPU builders do.
 
-    Its GPU builders do. The groups of a stage have the same lengths, so only tables differ.
+    The groups of a stage have the same lengths, so only their block tables differ.
     """
 
     supports_update_block_table = True
@@ -51,14 +51,14 @@ class SharingCPUBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         return replace(metadata, block_table=blk_table, slot_mapping=slot_mapping)
 
 
-class StagedAttentionGroup(AttentionGroup):  # type: ignore[misc]
+class StagedAttentionGroup(AttentionGroup):
     """Builds its metadata from its stage's view of the batch."""
 
     metok_views: StageViews
 
     @classmethod
     def adopt(cls, group: Any, views: StageViews) -> None:
-        """Make one of vLLM's groups ours."""
+        """Change one of vLLM's groups in place."""
         assert isinstance(group.kv_cache_spec, StageSpec), group.layer_names
         group.__class__ = cls
         group.metok_views = views

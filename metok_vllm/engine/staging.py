@@ -1,10 +1,11 @@
-"""Settings of vLLM that stages 2 and 3 need: our scheduler, our worker, piecewise graphs."""
+"""Settings of vLLM that stages 2 and 3 need: scheduler, worker, V1 runner, piecewise graphs."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
@@ -19,6 +20,18 @@ SCHEDULER = "metok_vllm.engine.scheduler.make_scheduler"
 CPU_WORKER = "metok_vllm.engine.cpu_worker.MetokCPUWorker"
 CUDA_WORKER = "metok_vllm.engine.cuda_worker.MetokCUDAWorker"
 CUDA_ENCODING_WORKER = "metok_vllm.engine.cuda_worker.MetokEncodingCUDAWorker"
+
+
+class StagedVllmConfig(VllmConfig):
+    """A VllmConfig for vLLM's V1 model runner, which METok's stages extend.
+
+    vLLM reads its choice from the environment, in several processes. A variable set there would
+    choose for every other engine of this process too; this class reaches only its own engine.
+    """
+
+    @property
+    def use_v2_model_runner(self) -> bool:
+        return False
 
 
 def is_staged(config: METokConfig) -> bool:
@@ -59,10 +72,14 @@ def encode_only(vllm_config: Any) -> None:
         parallel.worker_cls = CUDA_ENCODING_WORKER
 
 
+def use_v1_runner(vllm_config: Any) -> None:
+    """Change a VllmConfig in place, while vLLM builds it."""
+    assert type(vllm_config) in (VllmConfig, StagedVllmConfig), type(vllm_config)
+    vllm_config.__class__ = StagedVllmConfig
+
+
 def _without_full_graphs(compilation: Any) -> None:
     """Full CUDA graphs replay one set of sequence lengths; stages have four."""
-    from vllm.config import CUDAGraphMode
-
     mode = compilation.cudagraph_mode
     if mode is None or mode.has_full_cudagraphs():
         compilation.cudagraph_mode = CUDAGraphMode.PIECEWISE

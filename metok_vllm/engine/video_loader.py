@@ -13,8 +13,8 @@ from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
 NAME = "metok"
 
 
-class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
-    """Probed, limited and decoded in a process that can be killed."""
+class MetokVideoLoader(VideoLoader):
+    """Probes and decodes a video within limits, in a process that can be killed."""
 
     @classmethod
     def load_bytes(cls, data: bytes, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -44,5 +44,5 @@ class MetokVideoLoader(VideoLoader):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Make the loader known to vLLM; selecting it is up to the user."""
+    """Register the loader with vLLM under its name."""
     VIDEO_LOADER_REGISTRY.register(NAME)(MetokVideoLoader)

@@ -1,38 +1,31 @@
-"""What METok adds to a worker: the staged runner, and calls reached with `collective_rpc`."""
+"""What METok adds to a worker of vLLM, and calls reached with `collective_rpc`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from metok_vllm.engine.runner import adopt
+if TYPE_CHECKING:
+    from metok_vllm.vllm_contract.surfaces import WorkerSurface
+else:
+    WorkerSurface = object
 
 logger = init_logger("vllm.metok")
 
 
-class EncodingWorker:
+class EncodingWorker(WorkerSurface):
     """Mixed in before vLLM's worker of a platform."""
 
-    model_runner: Any
-
     def sleep(self, level: int = 1) -> None:
-        """As vLLM's, but nothing is thrown away: loading the weights again would not bring back
-        the alignment towers, which are no part of the model's."""
+        """As vLLM's, but at most level 1: level 2 discards the weights, and reloading them would
+        not restore the alignment towers, which are no part of the model's weights."""
         if level > 1:
             logger.warning(
-                "METok sleeps at level 1 in place of %d: the weights wait in host memory.", level
+                "METok sleeps at level 1 instead of %d: the weights stay in host memory.", level
             )
-        super().sleep(min(level, 1))  # type: ignore[misc]
-
-
-class StagedWorker(EncodingWorker):
-    """The same with stages 2 and 3."""
-
-    def init_device(self) -> None:
-        super().init_device()  # type: ignore[misc]
-        self.model_runner = adopt(self.model_runner)
+        super().sleep(min(level, 1))
 
 
 class MetokWorkerExtension:
@@ -41,11 +34,11 @@ class MetokWorkerExtension:
     model_runner: Any
 
     def metok_events(self, keys: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-        """The events of videos by their cache key; None for one that is not remembered."""
-        stage1 = self.model_runner.get_model().stage1
-        return {key: stage1.recall(key) for key in keys}
+        """The events of videos by their cache key; None for a key that is not stored."""
+        events = self.model_runner.get_model().stage1.events
+        return {key: events.report(key) for key in keys}
 
-    def metok_books(self) -> dict[str, Any] | None:
-        """The evictor's books as this worker knows them; None where no stage needs one."""
-        books = getattr(self.model_runner, "metok_books", None)
-        return None if books is None else books()
+    def metok_evictor_state(self) -> dict[str, Any] | None:
+        """Blocks of each request in this worker's block tables; None without stages 2 and 3."""
+        state = getattr(self.model_runner, "metok_evictor_state", None)
+        return None if state is None else state()

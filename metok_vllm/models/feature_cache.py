@@ -1,13 +1,13 @@
-"""A video's features for its next question: what stage 1 keeps of them, whatever was asked.
+"""Features of videos, cached for the next question about them.
 
-Kept are the frames' means, their image embeddings and their tokens pooled at the strides of the
-request that looked: all that is read after the towers. At LLaVA-OneVision-7B's sizes that is a
-ninth more than the patch features before the projector (261 tokens of 3584 a frame against 729 of
-1152), at 0.5B's less than a third, and neither projector nor pooling runs again.
+An entry has frame means, image embeddings and tokens pooled at the strides of the request that
+computed them: all that is read after the towers. At LLaVA-OneVision-7B's sizes that is a ninth more
+than the patch features before the projector (261 tokens of 3584 per frame, not 729 of 1152), at
+0.5B's less than a third, and neither projector nor pooling runs again.
 
-Bounded by bytes, least recently used first out. Under tensor parallelism every rank sees the same
-requests in the same order and keeps tensors of the same sizes, so all ranks hit and miss alike:
-the vision tower's collectives depend on it.
+Bounded by bytes, least recently used out first. Under tensor parallelism all ranks get the same
+requests in the same order and keep tensors of the same sizes, so they hit and miss alike: the
+vision tower's collectives depend on it.
 
 Shape suffixes: T frames, D features.
 """
@@ -25,7 +25,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """`mean_TD` over a frame's projected patches, float32; `image_TD` None where not asked for.
+    """`mean_TD` over a frame's projected patches, float32; `image_TD` None if not computed.
 
     `pooled` holds a stride's tokens [frames of a chunk, tokens of a frame, D], chunk after chunk.
     """
@@ -36,7 +36,7 @@ class VideoFeatures:
 
     @cached_property
     def nbytes(self) -> int:
-        """Memory held: of whole storages, since a view keeps all of what it looks at."""
+        """Bytes of whole storages, since a view keeps its storage alive."""
         tensors = [self.mean_TD, *(part for parts in self.pooled.values() for part in parts)]
         if self.image_TD is not None:
             tensors.append(self.image_TD)
@@ -47,8 +47,8 @@ class VideoFeatures:
 class FeatureCache:
     """Features by content key and number of frames, at most `most_bytes` of them; 0 is off.
 
-    The number of frames is part of the key because a client may give one id to two videos: that is
-    answered with the features of the first, as in vLLM's own caches, but never with their number.
+    A client may give one id to two videos and then gets the features of the first, as in vLLM's
+    own caches. The number of frames is part of the key, so that it is never a wrong one.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -62,8 +62,8 @@ class FeatureCache:
         return self.most_bytes > 0 and content is not None
 
     def reserve(self, device: torch.device) -> None:
-        """Hold the memory until the first video comes, so that vLLM, which gives the KV cache what
-        its profiling run leaves free, leaves it free. A CPU's KV cache has a size of its own."""
+        """Allocate the cache's memory until the first entry, so that vLLM's profiling run does not
+        give it to the KV cache. Nothing on a CPU, whose KV cache has a fixed size."""
         if self.most_bytes and device.type != "cpu":
             self.reserved = torch.empty(self.most_bytes, dtype=torch.uint8, device=device)
 
@@ -95,6 +95,6 @@ class FeatureCache:
             self.held_bytes -= dropped.nbytes
 
     def clear(self) -> None:
-        """Forget everything, as after new weights."""
+        """Drop all entries, as after new weights."""
         self.entries.clear()
         self.held_bytes = 0

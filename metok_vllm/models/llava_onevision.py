@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
 from vllm.logger import init_logger
 from vllm.model_executor.models.llava_onevision import (
     LlavaOnevisionDummyInputsBuilder,
@@ -28,7 +32,6 @@ from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.config import METokConfig
 from metok_vllm.models import request as wire
 from metok_vllm.models.processing import MetokProcessorMixin
-from metok_vllm.models.ranks import mean_over_ranks
 from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.models.staged_decoder import StagedDecoder, StagedInput
 from metok_vllm.plan.layers import StageLayout
@@ -37,8 +40,8 @@ from metok_vllm.video.limits import MediaLimits
 logger = init_logger("vllm.metok")
 
 
-class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):  # type: ignore[misc]
-    """Processing info that knows METok's settings and how long a video may be."""
+class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):
+    """Processing info with METok's settings and its limit on frames."""
 
     @cached_property
     def metok(self) -> METokConfig:
@@ -54,8 +57,8 @@ class MetokLlavaOnevisionInfo(LlavaOnevisionProcessingInfo):  # type: ignore[mis
         return int(max(longest // max(mm_counts.get("video", 0), 1), 1))
 
 
-class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):  # type: ignore[misc]
-    """LLaVA-OneVision's processor with a token count that METok fixed in advance."""
+class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModalProcessor):
+    """LLaVA-OneVision's processor with METok's token counts."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -63,8 +66,8 @@ class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModal
     info=MetokLlavaOnevisionInfo,
     dummy_inputs=LlavaOnevisionDummyInputsBuilder,
 )
-class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: ignore[misc]
-    """vLLM's LLaVA-OneVision whose videos may be encoded by event."""
+class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):
+    """vLLM's LLaVA-OneVision with videos encoded by event and a decoder in stages."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
@@ -75,7 +78,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
 
     def load_weights(self, weights: Any) -> set[str]:
         loaded: set[str] = super().load_weights(weights)
-        # Loads the towers now, while vLLM measures the weights' memory; new weights see anew.
+        # Load the towers while vLLM profiles memory; cached features are stale after a reload.
         self.stage1.video.cache.clear()
         return loaded
 
@@ -95,10 +98,10 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
             decoder.layers,
             decoder.norm,
             layout,
-            lambda layer: layer.self_attn.attn,  # type: ignore[union-attr]
-            lambda key: self.stage1.token_events(key),
+            _attention_of,
+            self.stage1.token_events,
             mean_over_ranks,
-            lambda keys, watch: self.stage1.note_prefill(keys, watch),
+            self.stage1.events.record_prefill,
         )
 
     def forward(
@@ -120,8 +123,8 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         return self.staged(metok_staged, positions, inputs_embeds)
 
     def embed_multimodal(self, **kwargs: object) -> Any:
-        """As vLLM's; videos whose request asks for it come compressed, each [N1, D]."""
-        stage1 = self.stage1  # vLLM's profiling run comes through here, however weights came
+        """As vLLM's; a video of a request with METok is compressed to [N1, D]."""
+        stage1 = self.stage1  # vLLM's profiling run needs the towers as well
         fields: Any = kwargs.pop(wire.FIELD, None)
         requests = wire.unpack(fields, self.metok) if fields is not None else []
         if not any(requests):
@@ -147,10 +150,10 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         embeddings = super()._process_video_pixels(inputs)
         return [item.squeeze(0) if item.dim() == 3 else item for item in embeddings]
 
-    def _see(self, pixels_TCHW: Tensor) -> Tensor:
-        return self.vision_tower(  # type: ignore[no-any-return]
-            pixels_TCHW, feature_select_strategy=self.config.vision_feature_select_strategy
-        )
+    def _vision_features(self, pixels_TCHW: Tensor) -> Tensor:
+        strategy = self.config.vision_feature_select_strategy
+        features: Tensor = self.vision_tower(pixels_TCHW, feature_select_strategy=strategy)
+        return features
 
     def _build_stage1(self) -> Stage1Encoder:
         vision = self.config.vision_config
@@ -160,7 +163,7 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         pixels = Normalisation.of(processor.image_mean, processor.image_std, vision.image_size)
         stage1 = Stage1Encoder(
             self.metok,
-            self._see,
+            self._vision_features,
             self.multi_modal_projector,
             vision.image_size // vision.patch_size,
             pixels,
@@ -183,3 +186,16 @@ class MetokLlavaOnevision(LlavaOnevisionForConditionalGeneration):  # type: igno
         if self.metok.alignment_mode == "shared":
             towers.share_vision(self.config)
         return towers
+
+
+def _attention_of(layer: Any) -> Any:
+    return layer.self_attn.attn
+
+
+def mean_over_ranks(scores: Tensor) -> Tensor:
+    """The mean over tensor parallel ranks, so that all select alike; each has as many heads."""
+    ranks = get_tensor_model_parallel_world_size()
+    if ranks == 1:
+        return scores
+    total: Tensor = tensor_model_parallel_all_reduce(scores)
+    return total.div(ranks)

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.exceptions import VLLMValidationError
-from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
@@ -24,43 +22,18 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from metok_vllm.alignment import encode_query, text_window
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import METOK
-from metok_vllm.errors import ConfigError
 from metok_vllm.models import request as wire
 from metok_vllm.models.input_checks import check_frames, check_placeholders
 from metok_vllm.models.processor_cache import SentMediaCache
-from metok_vllm.models.query import USER_TURN, QueryFinder
+from metok_vllm.models.query import QueryFinder
 from metok_vllm.plan.prompt import Pruning, key_share
 from metok_vllm.plan.request import RequestPlan, VideoPlan, video_tokens
 from metok_vllm.plan.tokens import dense_tokens
 
-logger = init_logger("vllm.metok")
-
-OPTION = "metok"  # key in mm_processor_kwargs, and of the plan in the result
-VIDEOS = "metok_videos"  # key in the processor's own options
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """Settings of a request that our server has parsed already, and its question.
-
-    `query` empty: the question is read from the prompt. `source` is reported as `query_source`.
-    """
-
-    config: METokConfig
-    query: str = ""
-    source: str = USER_TURN
-
-
-@dataclass(frozen=True)
-class VideoOptions:
-    """Settings of a request's videos inside the processor. `payload` None: the dense input.
-
-    `keys` are each video's key in vLLM's caches and its content's key.
-    """
-
-    config: METokConfig
-    payload: str | None
-    keys: tuple[tuple[str, str], ...]
+if TYPE_CHECKING:
+    from metok_vllm.vllm_contract.surfaces import ProcessorSurface
+else:
+    ProcessorSurface = object
 
 
 @dataclass
@@ -75,10 +48,8 @@ class KeyedInputs(ProcessorInputs):
         return self.hashes
 
 
-class MetokProcessorMixin:
+class MetokProcessorMixin(ProcessorSurface):
     """Mixed in before a model's own multimodal processor. `info.metok` is the METokConfig."""
-
-    info: Any
 
     @cached_property
     def query_finder(self) -> QueryFinder:
@@ -98,14 +69,14 @@ class MetokProcessorMixin:
 
     def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Dense dummies: memory and encoder cache must fit requests that switch METok off."""
-        inputs = super().get_dummy_inputs(*args, **kwargs)  # type: ignore[misc]
-        inputs.hf_processor_mm_kwargs = {OPTION: {"enabled": False}}
+        inputs = super().get_dummy_inputs(*args, **kwargs)
+        inputs.hf_processor_mm_kwargs = {wire.OPTION: {"enabled": False}}
         return inputs
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         """As the base class; the request's plan is added to the result as `metok`."""
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        options = _options(self.info.metok, kwargs.pop(OPTION, None))
+        options = wire.options_of(self.info.metok, kwargs.pop(wire.OPTION, None))
         config = options.config
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         if isinstance(inputs.cache, SentMediaCache):
@@ -115,7 +86,7 @@ class MetokProcessorMixin:
         check_placeholders(inputs, media)
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems):
-            return super().apply(inputs, timing_ctx)  # type: ignore[misc]
+            return super().apply(inputs, timing_ctx)
         check_frames(videos)
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
@@ -126,16 +97,18 @@ class MetokProcessorMixin:
             query_ids = self._query_ids(query)
         payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
-        contents = self._get_mm_hashes(keyed)["video"]  # type: ignore[attr-defined]
+        contents = self._get_mm_hashes(keyed)["video"]
         keys = [wire.video_key(content, payload) for content in contents]
         keyed.hashes = {**keyed.hashes, "video": keys}
-        kwargs[VIDEOS] = VideoOptions(config, payload, tuple(zip(keys, contents, strict=True)))
+        kwargs[wire.VIDEOS] = wire.VideoOptions(
+            config, payload, tuple(zip(keys, contents, strict=True))
+        )
         keyed.hf_processor_mm_kwargs = kwargs
-        result = super().apply(keyed, timing_ctx)  # type: ignore[misc]
+        result = super().apply(keyed, timing_ctx)
         # A video that is given by its id alone has no frames to plan with.
         if all(video is not None for video in videos.data):
             places = result["mm_placeholders"]["video"]
-            result[OPTION] = self._plan(config, source, videos, keys, places)
+            result[wire.OPTION] = self._plan(config, source, videos, keys, places)
         return result
 
     def _query_ids(self, query: str) -> Any:
@@ -177,15 +150,15 @@ class MetokProcessorMixin:
 
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         kwargs = dict(inputs.hf_processor_mm_kwargs)
-        if VIDEOS in kwargs:
-            options, cached = kwargs[VIDEOS], mm_is_cached["video"]
+        if wire.VIDEOS in kwargs:
+            options, cached = kwargs[wire.VIDEOS], mm_is_cached["video"]
             missing = [key for key, hit in zip(options.keys, cached, strict=True) if not hit]
-            kwargs[VIDEOS] = replace(options, keys=tuple(missing))
+            kwargs[wire.VIDEOS] = replace(options, keys=tuple(missing))
         return kwargs
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         rest, options = _without_videos(hf_kwargs)
-        data = super()._apply_hf_processor_main(mm_items, rest)  # type: ignore[misc]
+        data = super()._apply_hf_processor_main(mm_items, rest)
         if "pixel_values_videos" in data:
             assert options is not None, "videos without their options"
             videos = mm_items.get_items("video", VideoProcessorItems)
@@ -203,7 +176,7 @@ class MetokProcessorMixin:
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         rest, _ = _without_videos(hf_processor_mm_kwargs)
-        fields = dict(super()._get_mm_fields_config(hf_inputs, rest))  # type: ignore[misc]
+        fields = dict(super()._get_mm_fields_config(hf_inputs, rest))
         fields[wire.FIELD] = MultiModalFieldConfig.batched("video", keep_on_cpu=True)
         return fields
 
@@ -212,7 +185,7 @@ class MetokProcessorMixin:
     ) -> Sequence[PromptUpdate]:
         rest, options = _without_videos(hf_processor_mm_kwargs)
         updates: Sequence[PromptUpdate]
-        updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)  # type: ignore[misc]
+        updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)
         if options is None or options.payload is None:
             return updates
         token = self.info.get_hf_config().video_token_index
@@ -225,26 +198,12 @@ class MetokProcessorMixin:
         return [*(u for u in updates if u.modality != "video"), video]
 
 
-def _options(base: METokConfig, option: object) -> RequestOptions:
-    """The options of a request; our server's are parsed, those of other callers are a mapping."""
-    if option is None:
-        return RequestOptions(base)
-    if isinstance(option, RequestOptions):
-        return option
-    if not isinstance(option, Mapping):
-        raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
-    try:
-        return RequestOptions(base.for_request(option))
-    except ConfigError as error:
-        raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
-
-
 def _without_videos(
     kwargs: Mapping[str, object],
-) -> tuple[dict[str, object], VideoOptions | None]:
+) -> tuple[dict[str, object], wire.VideoOptions | None]:
     """The processor's options without METok's, and METok's."""
     rest = dict(kwargs)
-    options: Any = rest.pop(VIDEOS, None)
+    options: Any = rest.pop(wire.VIDEOS, None)
     return rest, options
 
 

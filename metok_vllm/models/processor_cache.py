@@ -17,7 +17,7 @@ from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
 MAX_RENDERED = 256
 
 
-class SentMediaCache(LruKeyReplicatedSenderCache):  # type: ignore[misc]
+class SentMediaCache(LruKeyReplicatedSenderCache):
     """Takes the place of `stock` and shares its entries.
 
     Items are rendered in one thread and sent in the event loop's, which only leaves notes: entries

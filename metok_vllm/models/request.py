@@ -1,29 +1,58 @@
-"""One video's settings on their way from the processor to the engine: JSON beside the pixels.
+"""A request's METok settings, from the API server through the processor to the engine.
 
-The worker reads how to encode the video, the scheduler how to prune and evict it. Values were
-checked when the API server parsed the request and are not checked again.
+They are parsed and checked once. The processor gets them as `RequestOptions`; the engine gets JSON
+beside each video's pixels: the worker reads how to encode the video, the scheduler how to prune it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.config.methods import METOK
+from metok_vllm.errors import ConfigError
+from metok_vllm.models.query import USER_TURN
 from metok_vllm.plan.prompt import EVICT, PRUNE, Pruning
 
-FIELD = "metok_request"
+FIELD = "metok_request"  # of a video, beside its pixels
 # Once a request is parsed, `enabled` and `preset` have been applied to the other fields.
 SELECTION_FIELDS = REQUEST_FIELDS - {"enabled", "preset"}
 DEFAULTS = METokConfig()
+OPTION = "metok"  # in mm_processor_kwargs, and of the plan in the processor's result
+VIDEOS = "metok_videos"  # key in the processor's own options
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """Settings of a request that our server has parsed already, and its question.
+
+    `query` empty: the question is read from the prompt. `source` is reported as `query_source`.
+    """
+
+    config: METokConfig
+    query: str = ""
+    source: str = USER_TURN
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """Settings of a request's videos inside the processor. `payload` None: the dense input.
+
+    `keys` are each video's key in vLLM's caches and its content's key.
+    """
+
+    config: METokConfig
+    payload: str | None
+    keys: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -38,6 +67,20 @@ class EncodeRequest:
     config: METokConfig
     query_ids: tuple[tuple[int, ...], ...]  # [W, L]; empty without towers or without a question
     content: str | None = None
+
+
+def options_of(base: METokConfig, option: object) -> RequestOptions:
+    """The options of a request; our server's are parsed, those of other callers are a mapping."""
+    if option is None:
+        return RequestOptions(base)
+    if isinstance(option, RequestOptions):
+        return option
+    if not isinstance(option, Mapping):
+        raise VLLMValidationError(f"metok must be an object, got {type(option).__name__}")
+    try:
+        return RequestOptions(base.for_request(option))
+    except ConfigError as error:
+        raise VLLMValidationError(str(error), parameter=f"metok.{error.field}") from error
 
 
 def selection_payload(config: METokConfig, query_ids: Tensor) -> str:

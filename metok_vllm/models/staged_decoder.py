@@ -1,9 +1,9 @@
 """The decoder of a step that prefills METok prompts: layers in stages, fewer rows at each.
 
-One loop that the model files share. Before each boundary the attention of the text over the visual
-tokens is read off the last layer's queries and keys; the rows that stay are gathered and the next
-stage runs on them. Layers whose cache is to be compact write their kept keys and values again, to
-the front of their slots, with the attention backend's own cache write: no layout is assumed.
+One loop that the model files share. Before each boundary, the attention of the text over the visual
+tokens is computed from the last layer's queries and keys. The next stage runs on the rows that are
+kept. Stages with evicted prompts write the kept keys and values again, to the front of their slots,
+with the attention backend's own cache write, so no cache layout is assumed.
 Source: METok, arXiv 2506.02850, sections 3.2 and 3.3.
 
 Shape suffixes: N rows of the step, M rows of a stage, D hidden, H query heads, G KV heads.
@@ -32,10 +32,10 @@ Saved = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: keys and values, chu
 
 @dataclass(frozen=True)
 class StagedInput:
-    """A step with the cache slots that its evicted prompts end up in.
+    """A step with the cache slots of its evicted prompts after eviction.
 
     `slots[stage][i][group]` are the slots of the i-th evicted prompt from its first visual token
-    on, in the given cache group of the stage; `group_of_layer` says which one a layer belongs to.
+    on, in the given cache group of the stage; `group_of_layer` is the cache group of each layer.
     """
 
     step: StagedStep
@@ -46,9 +46,9 @@ class StagedInput:
 class StagedDecoder:
     """Runs a decoder's layers (`layer(positions, hidden, residual)`) and final norm in stages.
 
-    `attention_of` finds a layer's attention, `events_of` the events of a video by its key;
-    `mean_over_ranks` makes scores agree under tensor parallelism. `timed` is given the keys of the
-    videos that a step selected of and its clock, whose laps are stage 2's scoring and selecting.
+    `attention_of` returns a layer's attention, `events_of` the events of a video by its key.
+    `mean_over_ranks` makes scores equal under tensor parallelism. `record` gets the keys of the
+    videos that a step pruned and its stopwatch, whose laps are stage 2's scoring and selecting.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class StagedDecoder:
         attention_of: Callable[[nn.Module], Any],
         events_of: Callable[[str], TokenEvents | None],
         mean_over_ranks: Callable[[Tensor], Tensor],
-        timed: Callable[[Sequence[str], Stopwatch], None],
+        record: Callable[[Sequence[str], Stopwatch], None],
     ) -> None:
         self.layers = layers
         self.norm = norm
@@ -67,11 +67,11 @@ class StagedDecoder:
         self.attention_of = attention_of
         self.events_of = events_of
         self.mean_over_ranks = mean_over_ranks
-        self.timed = timed
+        self.record = record
         self.saved: dict[str, Saved] = {}
 
     def forget(self, request_id: str) -> None:
-        """Drop what earlier chunks of a prompt left; it ended or starts over."""
+        """Drop the saved rows of a prompt's earlier chunks; it ended or starts again."""
         self.saved.pop(request_id, None)
 
     def __call__(self, given: StagedInput, positions: Tensor, hidden_ND: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class StagedDecoder:
         for stage in range(NUM_STAGES):
             with watch.lap():
                 if scores:
-                    selection.rank(stage, scores)
+                    selection.set_scores(scores, stage)
                 index_M = selection.enter(stage) if stage else None
                 if index_M is not None:
                     h_MD, residual_MD, origin_M = gather_rows(index_M, h_MD, residual_MD, origin_M)
@@ -100,9 +100,9 @@ class StagedDecoder:
             evictor = _Evictor(self, given, selection, stage) if stage else None
             for number in range(starts[stage], starts[stage + 1]):
                 layer = self.layers[number]
-                with _seen(self.attention_of(layer)) as seen:
+                with capture_qkv(self.attention_of(layer)) as captured:
                     h_MD, residual_MD = layer(at, h_MD, residual_MD)
-                q_MHD, k_MGD, v_MGD = seen
+                q_MHD, k_MGD, v_MGD = captured
                 if evictor is not None:
                     evictor.write(number, self.attention_of(layer), k_MGD, v_MGD)
                 if number == last and selecting and stage < NUM_STAGES - 2:
@@ -118,7 +118,7 @@ class StagedDecoder:
             h_MD = torch.zeros_like(hidden_ND).index_copy_(0, origin_M, h_MD)
         watch.stop()
         if selecting:
-            self.timed([video.key for p in selecting for video in p.plan.videos], watch)
+            self.record([video.key for p in selecting for video in p.plan.videos], watch)
         return h_MD
 
     def _score(
@@ -129,7 +129,7 @@ class StagedDecoder:
         k_MGD: Tensor,
         scale: float,
     ) -> list[Tensor]:
-        """Mean attention of each prompt's last rows over all its rows, as one vector a prompt."""
+        """Mean attention of each prompt's last rows over all its rows, one vector per prompt."""
         keys, queries = [], []
         for prompt in prompts:
             end = prompt.first_row[stage] + prompt.rows[stage]
@@ -147,7 +147,7 @@ class StagedDecoder:
 
 
 class _Evictor:
-    """Makes the caches of one stage's layers compact, layer by layer."""
+    """Writes the kept keys and values of one stage's layers to the front of their slots."""
 
     def __init__(
         self, decoder: StagedDecoder, given: StagedInput, selection: Selection, stage: int
@@ -158,11 +158,11 @@ class _Evictor:
         step, device = given.step, selection.device
         self.prompts = step.evicted()
         # Slots of text that earlier chunks computed come first.
-        self.behind = [self._text_before(prompt) for prompt in self.prompts]
+        self.num_saved = [self._text_before(prompt) for prompt in self.prompts]
         self.rows = _indices([part for p in self.prompts for part in p.text_rows(stage)], device)
-        held = selection.kept_for_decode(stage) if self.prompts else None
-        if held is not None:
-            both = held if self.rows is None else torch.cat([self.rows, held])
+        visual = selection.kept_for_decode(stage) if self.prompts else None
+        if visual is not None:
+            both = visual if self.rows is None else torch.cat([self.rows, visual])
             self.rows = both.sort().values
         self.chunks = [
             (prompt, rows)
@@ -180,28 +180,28 @@ class _Evictor:
         )
 
     def write(self, number: int, attention: Any, k_MGD: Tensor, v_MGD: Tensor) -> None:
-        """After layer `number` ran: its kept rows to the front, and what later chunks must know."""
+        """After layer `number` ran: write its kept rows, save the text for later chunks."""
         for prompt, rows in self.chunks:
             saved = self.decoder.saved.setdefault(prompt.request_id, defaultdict(list))
             saved[number].append((k_MGD[rows], v_MGD[rows]))
         group = self.given.group_of_layer[number]
-        for prompt, behind, slots in self._behind(group):
+        for prompt, num_saved, slots in self._with_saved(group):
             chunks = self.decoder.saved[prompt.request_id][number]
             keys = torch.cat([k for k, _ in chunks])
             values = torch.cat([v for _, v in chunks])
-            _write_cache(attention, keys, values, slots[:behind])
+            _write_cache(attention, keys, values, slots[:num_saved])
         if self.rows is not None:
             _write_cache(attention, k_MGD[self.rows], v_MGD[self.rows], self._slots(group))
 
-    def _behind(self, group: int) -> Iterator[tuple[StagedPrompt, int, Tensor]]:
+    def _with_saved(self, group: int) -> Iterator[tuple[StagedPrompt, int, Tensor]]:
         slots = self.given.slots[self.stage]
-        for prompt, behind, by_group in zip(self.prompts, self.behind, slots, strict=True):
-            if behind:
-                yield prompt, behind, by_group[group]
+        for prompt, num_saved, by_group in zip(self.prompts, self.num_saved, slots, strict=True):
+            if num_saved:
+                yield prompt, num_saved, by_group[group]
 
     def _slots(self, group: int) -> Tensor:
         if group not in self.slots:
-            parts = zip(self.behind, self.given.slots[self.stage], strict=True)
+            parts = zip(self.num_saved, self.given.slots[self.stage], strict=True)
             self.slots[group] = torch.cat([by_group[group][skip:] for skip, by_group in parts])
         return self.slots[group]
 
@@ -212,19 +212,19 @@ def _indices(ranges: Sequence[range], device: torch.device) -> Tensor | None:
 
 
 @contextmanager
-def _seen(attention: Any) -> Iterator[list[Tensor]]:
-    """The queries, keys and values that an attention layer was called with, split into heads."""
-    seen: list[Tensor] = []
+def capture_qkv(attention: Any) -> Iterator[list[Tensor]]:
+    """The queries, keys and values that an attention layer is called with, split into heads."""
+    captured: list[Tensor] = []
 
-    def look(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def capture(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         query, key, value = args[:3]
-        seen.append(query.view(-1, attention.num_heads, attention.head_size))
-        seen.append(key.view(-1, attention.num_kv_heads, attention.head_size))
-        seen.append(value.view(-1, attention.num_kv_heads, attention.head_size_v))
+        captured.append(query.view(-1, attention.num_heads, attention.head_size))
+        captured.append(key.view(-1, attention.num_kv_heads, attention.head_size))
+        captured.append(value.view(-1, attention.num_kv_heads, attention.head_size_v))
 
-    handle = attention.register_forward_pre_hook(look)
+    handle = attention.register_forward_pre_hook(capture)
     try:
-        yield seen
+        yield captured
     finally:
         handle.remove()
 

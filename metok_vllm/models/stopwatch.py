@@ -1,4 +1,4 @@
-"""Elapsed time of work on a device, read later so that nobody waits for it."""
+"""Elapsed time of work on a device, read later and without waiting for it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Stopwatch:
 
     @contextmanager
     def lap(self) -> Iterator[None]:
-        """Time a part of the whole apart as well; parts must not lie in each other."""
+        """Time a part separately; laps must not overlap."""
         start = self._mark()
         yield
         self._laps.append((start, self._mark()))
 
     def seconds(self) -> float | None:
-        """Seconds between start and stop; None while the device is still at it."""
+        """Seconds between start and stop; None until the device has reached the end."""
         return _between(self._start, self._end) if self._passed() else None
 
     def lap_seconds(self) -> float | None:
-        """Seconds of all laps together; None while the device is still at the whole."""
+        """Seconds of all laps together; None until the device has reached the end."""
         return sum(_between(*lap) for lap in self._laps) if self._passed() else None
 
     def wait(self) -> None:
-        """Until the device has passed the end; not for what was queued afterwards."""
+        """Wait until the device has reached the end, not for work queued afterwards."""
         if not isinstance(self._end, float):
             self._end.synchronize()
 

@@ -1,9 +1,8 @@
-"""From pixels to what stage 1 decides by and packs: the towers' part of a video's encoding.
+"""Vision and alignment features of one video.
 
-Frames go through the vision tower once, in chunks; of a chunk only its pooled tokens, its frame
-means and its image embeddings stay, so memory is bounded by the chunk and by the pooled video,
-whatever its length. Where there is a feature cache these go into it, and the next question about
-the video begins after the towers.
+Frames pass the vision tower once, in chunks. Only the pooled tokens, frame means and image
+embeddings of a chunk are kept, so memory is bounded by one chunk and the pooled video. With a
+feature cache, the next question about the video needs neither tower.
 
 Shape suffixes: T frames, P patches, C channels, H height, W width, D features.
 """
@@ -25,11 +24,11 @@ from metok_vllm.models.stopwatch import Stopwatch
 
 
 class VideoFeatureEncoder:
-    """The towers of a video model, given as two functions, and those that rank its frames.
+    """The vision tower of a video model, given as two functions, and the alignment towers.
 
     `see` maps pixels [T, C, H, W] to patch features [T, P, vision width]; `project` maps those to
-    the decoder's width [T, P, D], on a `grid` x `grid` layout. A `watch` that is passed gets the
-    towers' and the projector's time as laps.
+    the decoder's width [T, P, D], on a `grid` x `grid` layout. The laps of a `watch` are the time
+    of towers and projector.
     """
 
     def __init__(
@@ -70,21 +69,21 @@ class VideoFeatureEncoder:
         request: EncodeRequest,
         watch: Stopwatch,
     ) -> tuple[VideoFeatures, bool | None]:
-        """Features at these strides, with image embeddings if `images`; whether they were kept
-        from an earlier question, None where none are kept."""
+        """Features at these strides, with image embeddings if `images`, and whether they came from
+        the feature cache (None without one)."""
         if not self.cache.takes(request.content):
-            return self.look(pixels_TCHW, strides, images, watch)[0], None
+            return self.compute(pixels_TCHW, strides, images, watch)[0], None
         found = self.cache.find(request.content, len(pixels_TCHW), strides, images)
         if found is not None:
             return found, True
-        features, _ = self.look(pixels_TCHW, strides, images, watch)
+        features, _ = self.compute(pixels_TCHW, strides, images, watch)
         self.cache.keep(request.content, features)
         return features, False
 
-    def look(
+    def compute(
         self, pixels_TCHW: Tensor, strides: Sequence[int], images: bool, watch: Stopwatch
     ) -> tuple[VideoFeatures, Tensor]:
-        """Features through the towers; beside them the last chunk's patches [T, P, D]."""
+        """Features computed by the towers, and the last chunk's patches [T, P, D]."""
         means, embedded = [], []
         pooled: dict[int, list[Tensor]] = {stride: [] for stride in strides}
         for chunk_TCHW in pixels_TCHW.split(self.chunk_frames):

@@ -1,4 +1,4 @@
-"""Fields added to the last chunk of a stream of server-sent events, without holding up the rest."""
+"""Fields added to the last chunk of a stream of server-sent events, without delaying its tokens."""
 
 from __future__ import annotations
 
@@ -13,40 +13,36 @@ DONE = "data: [DONE]"
 T = TypeVar("T")
 
 
-async def with_more_in_last_chunk(
+async def extend_last_chunk(
     stream: AsyncGenerator[str, None],
-    early: Callable[[], Coroutine[Any, Any, T]],
-    more: Callable[[T], dict[str, Any]],
+    fetch: Callable[[], Coroutine[Any, Any, T]],
+    fields_of: Callable[[T], dict[str, Any]],
 ) -> AsyncGenerator[str, None]:
-    """`stream`, with what `more` gives in the chunk before `[DONE]`; an error chunk stays as it is.
+    """`stream` with `fields_of(await fetch())` added to the chunk before `[DONE]`.
 
-    `early` is asked beside the stream once its first item is there, `more` when all else has been
-    sent, of what `early` gave: what takes long then does not hold up the end of an answer. Leaving
-    early closes `stream` and ends `early`.
+    `fetch` starts at the first item and runs beside the stream, so that its time does not delay
+    the end. An error chunk is not extended. Closing the generator closes `stream` and cancels
+    `fetch`.
     """
     held: str | None = None
-    asked: asyncio.Task[T] | None = None
+    fetching: asyncio.Task[T] | None = None
     try:
         async for item in stream:
-            if asked is None:
-                asked = asyncio.create_task(early())
-            if item.startswith(DONE) and held is not None:
-                yield _extended(held, more(await asked))
+            if fetching is None:
+                fetching = asyncio.create_task(fetch())
+            if held is not None:
+                is_last = item.startswith(DONE)
+                yield _extended(held, fields_of(await fetching)) if is_last else held
                 held = None
-            elif held is not None:
-                yield held
-                held = None
-            if item.startswith(DONE):
-                yield item
-            elif _may_be_last(item):
+            if _may_be_last(item):
                 held = item
             else:
                 yield item
         if held is not None:
             yield held
     finally:
-        if asked is not None:
-            asked.cancel()
+        if fetching is not None:
+            fetching.cancel()
         await stream.aclose()
 
 
@@ -56,9 +52,9 @@ def _extended(item: str, fields: dict[str, Any]) -> str:
 
 
 def _may_be_last(item: str) -> bool:
-    """Whether a stream item can be the last before `[DONE]`: it ends a choice or carries usage.
+    """Whether an item can be the last before `[DONE]`: it finishes a choice or carries usage.
 
-    Only such items are held back, so tokens are passed on the moment they exist. Quotes inside
-    JSON strings are escaped, so an answer cannot contain these marks.
+    Only such items are held back; all others pass at once. Quotes inside JSON strings are escaped,
+    so the text of an answer cannot match.
     """
     return item.startswith("data: {") and ('"finish_reason":"' in item or '"choices":[]' in item)

@@ -1,13 +1,26 @@
-"""What METok reads from the messages of a chat request: its videos and the question."""
+"""The messages of a chat request: their videos, their question, and media parts for vLLM.
+
+vLLM uses a client's `uuid` as the media's identity in caches that all clients share. Here a uuid
+belongs to one tenant, and vLLM never receives it, so the identity is always the content. Media
+sent with a uuid are stored, and a later part with only the uuid loads them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from metok_vllm.errors import ConfigError
 from metok_vllm.models.query import PROMPT_TEXT, USER_TURN
+from metok_vllm.server.media.named import keep_url, named_url
 
-# Instructions of whoever built the client: the only place left where a question can stand.
+UUID = "uuid"
+MAX_UUID = 256
+URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
+OTHER_MEDIA = frozenset(
+    {"input_audio", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil"}
+)
+# Messages that may hold the question if the user wrote no text.
 INSTRUCTION_ROLES = frozenset({"system", "developer"})
 
 
@@ -23,23 +36,20 @@ def count_videos(messages: Any) -> int:
 
 
 def question_of(messages: Any) -> tuple[str, str]:
-    """The question and where it stands, as QueryFinder names places; ("", "") if there is none.
+    """The question and its source as QueryFinder names sources; ("", "") if there is none.
 
-    A turn of the user may be several messages: a caption and a film, or a question and what an
-    agent adds behind it. So all texts since the last answer count. Where the user wrote nothing
-    there, an earlier turn does, and last the instructions.
+    A user's turn may be several messages, such as a caption and a video. So the question is all
+    user text since the last answer, else of an earlier turn, else the instructions.
     """
-    turns = _user_turns(list(messages))
-    for turn in reversed(turns):
+    for turn in reversed(_user_turns(messages)):
         if text := _joined(turn):
             return text, USER_TURN
-    instructions = [message for message in messages if _role(message) in INSTRUCTION_ROLES]
-    text = _joined(instructions)
+    text = _joined([message for message in messages if _role(message) in INSTRUCTION_ROLES])
     return (text, PROMPT_TEXT) if text else ("", "")
 
 
-def _user_turns(messages: Sequence[Any]) -> list[list[Any]]:
-    """Messages of the user between two answers, in order; results of tools end no turn."""
+def _user_turns(messages: Any) -> list[list[Any]]:
+    """Messages of the user between two answers, in order; tool results end no turn."""
     turns: list[list[Any]] = [[]]
     for message in messages:
         role = _role(message)
@@ -50,17 +60,13 @@ def _user_turns(messages: Sequence[Any]) -> list[list[Any]]:
     return turns
 
 
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, Mapping) else None
-
-
 def _joined(messages: Sequence[Any]) -> str:
     texts = ("\n".join(_texts(message)).strip() for message in messages)
     return "\n".join(text for text in texts if text)
 
 
 def _texts(message: Any) -> Iterator[str]:
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = _content(message)
     if isinstance(content, str):
         yield content
     for part in _parts(message):
@@ -69,6 +75,90 @@ def _texts(message: Any) -> Iterator[str]:
             yield text
 
 
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else None
+
+
+def _content(message: Any) -> Any:
+    return message.get("content") if isinstance(message, Mapping) else None
+
+
 def _parts(message: Any) -> list[Any]:
-    content = message.get("content") if isinstance(message, Mapping) else None
+    content = _content(message)
     return content if isinstance(content, list) else []
+
+
+def checked_messages(messages: list[Any], tenant: str) -> list[Any]:
+    """Messages whose media parts have one form and no `uuid`.
+
+    Raises ConfigError, which names the part, for a part in an undocumented form.
+    """
+    return [_checked(message, f"messages.{i}", tenant) for i, message in enumerate(messages)]
+
+
+def _checked(message: Any, where: str, tenant: str) -> Any:
+    if not isinstance(_content(message), list):
+        return message
+    parts = enumerate(_parts(message))
+    return {
+        **message,
+        "content": [_checked_part(part, f"{where}.content.{i}", tenant) for i, part in parts],
+    }
+
+
+def _checked_part(part: Any, where: str, tenant: str) -> Any:
+    if not isinstance(part, Mapping):
+        return part
+    kind = part.get("type")
+    if kind is not None and not isinstance(kind, str):
+        raise ConfigError("the type of a content part must be a string", f"{where}.type")
+    name = part.get(UUID)
+    keys = [key for key in URL_PARTS if key in part]
+    has_one_url = len(keys) == 1 and kind in (None, keys[0])
+    if name is None:
+        if not has_one_url:
+            return part
+        return {**part, "type": keys[0], keys[0]: _url_object(part, keys[0], where)}
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_UUID:
+        raise ConfigError(f"uuid must be a string of 1 to {MAX_UUID} characters", f"{where}.{UUID}")
+    if not has_one_url:
+        raise ConfigError(
+            f"a part with a uuid needs one of {', '.join(URL_PARTS)}, and that as its type", where
+        )
+    key, modality = keys[0], URL_PARTS[keys[0]]
+    url = _url_object(part, key, where)["url"]
+    url = keep_url(tenant, modality, name, url) if url else named_url(tenant, modality, name)
+    rest = {field: value for field, value in part.items() if field != UUID}
+    return {**rest, "type": key, key: {"url": url}}
+
+
+def _url_object(part: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
+    """The object under `key`; its url may be None only where the part has a uuid."""
+    value = part[key]
+    url = value.get("url") if isinstance(value, Mapping) else value
+    if url is not None and not isinstance(url, str):
+        raise ConfigError(f"{key} must hold its url as a string", f"{where}.{key}")
+    if url is None and part.get(UUID) is None:
+        raise ConfigError(f"{key} holds no url", f"{where}.{key}")
+    return {**(value if isinstance(value, Mapping) else {}), "url": url}
+
+
+def has_named_media(body: Any) -> bool:
+    """Whether any object in a JSON body gives media a uuid."""
+    return any(
+        node.get(UUID) is not None
+        and (node.get("type") in URL_PARTS or URL_PARTS.keys() & node or OTHER_MEDIA & node.keys())
+        for node in objects(body)
+    )
+
+
+def objects(body: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in a JSON value, outer before inner."""
+    pending = [body]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict):
+            yield node
+            pending.extend(node.values())
+        elif isinstance(node, list):
+            pending.extend(node)

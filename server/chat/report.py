@@ -1,6 +1,6 @@
 """The `metok` object of a response: what METok did for one request, and what that saved.
 
-Counts come from the plan, events from the worker that encoded the videos.
+Counts come from the request's plan, events from the worker that encoded its videos.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from metok_vllm.engine.request_plans import step_tokens
 from metok_vllm.engine.staging import is_staged
 from metok_vllm.plan.accounting import decoder_prefill_flops, request_blocks, visual_tokens_by_stage
 from metok_vllm.plan.layers import StageLayout
-from metok_vllm.plan.prompt import PromptPlan
+from metok_vllm.plan.prompt import PRUNE, PromptPlan, Pruning
 from metok_vllm.plan.request import RequestPlan, VideoPlan
-from metok_vllm.server.chat.fallbacks import prefill_kind
 
 WorkerEvents = Mapping[str, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What a report must know of the engine. `layout` is None where the decoder runs whole."""
+    """Facts of the engine for a report. `layout` is None if the decoder does not run in stages."""
 
     block_size: int
     step_tokens: int
@@ -33,7 +32,7 @@ class EngineFacts:
 
     @classmethod
     def of(cls, vllm_config: Any, config: METokConfig | None) -> EngineFacts:
-        """Of a running engine and the METok settings that it was started with."""
+        """The facts of an engine that was started with the METok settings `config`."""
         text_config = vllm_config.model_config.hf_text_config
         layout = None
         if config is not None and is_staged(config):
@@ -52,21 +51,21 @@ def metok_report(
     fallback: str | None,
     unpruned: str | None,
 ) -> dict[str, Any]:
-    """JSON-ready report, in which a number that is not finite is null.
+    """JSON-ready report, with null for a number that is not finite.
 
-    `prompt_plan` is what stages 2 and 3 did, None for nothing; `prompt_tokens` what the decoder
-    was given; `workers` one per worker; `fallback` and `unpruned` as `fallbacks.py` names them.
+    `prompt_plan` is what stages 2 and 3 did (None: nothing), `prompt_tokens` the decoder's input,
+    `workers` has the events of each worker. `fallback` and `unpruned` are the reasons below.
 
-    Visual tokens by stage are those its layers ran on, and under `decode` those they hold for
-    decoding; one number where the decoder did not run in stages. KV blocks are those of all cache
-    groups: of the dense prompt, after the prefill, and when the first generated token is decoded
-    (which needs a slot of its own).
+    `stages` counts the visual tokens each stage's layers ran on, `decode` those they keep for
+    decoding; without stages each is one number. `kv_blocks` sums all cache groups: for the dense
+    prompt, after the prefill, and once the first generated token has a slot.
     """
     layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
     dense_prompt = prompt_tokens - encoded + plan.dense_tokens
     on = plan.name != "off"
-    held = visual_tokens_by_stage(encoded, prompt_plan, decode=True)
-    kind = prefill_kind(plan, prompt_tokens, engine.step_tokens)
+    prefill_tokens = visual_tokens_by_stage(encoded, prompt_plan)
+    decode_tokens = visual_tokens_by_stage(encoded, prompt_plan, decode=True)
+    prefill = prefill_kind(plan, prompt_tokens, engine.step_tokens)
     events = [
         event
         for index, video in enumerate(plan.videos)
@@ -79,15 +78,15 @@ def metok_report(
         "query_source": plan.query_source,
         "fallback": fallback,
         "unpruned": unpruned,
-        # Whether a prompt that stages 2 and 3 leave alone was cut is the scheduler's secret.
-        "prefill": None if unpruned == "prompt_logprobs" else kind,
+        # Only the scheduler knows whether an unpruned prompt was chunked.
+        "prefill": None if unpruned == "prompt_logprobs" else prefill,
         "pruning_layers": list(layout.boundaries) if layout is not None else None,
         "events": events,
         "visual_tokens": {
             "dense": plan.dense_tokens,
             "encoded": encoded,
-            "stages": list(visual_tokens_by_stage(encoded, prompt_plan)) if on else [],
-            "decode": list(held) if on else [],
+            "stages": list(prefill_tokens) if on else [],
+            "decode": list(decode_tokens) if on else [],
         },
         "kv_blocks": {
             "dense": request_blocks(dense_prompt, size, layout, None),
@@ -104,9 +103,9 @@ def metok_report(
 def video_events(
     index: int, video: VideoPlan, entry: Mapping[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """Events of one video in order of time, seconds from its start. No entry: no events.
+    """Events of one video in order of time, in seconds from its start; empty without an entry.
 
-    An event starts at its first frame and lasts until the next one starts, or the video ends.
+    An event starts at its first frame and ends where the next one starts, or with the video.
     """
     if entry is None or len(entry["event_of_frame"]) != len(video.timestamps_s):
         return []
@@ -131,7 +130,7 @@ def video_events(
 
 
 def _finite(value: Any, digits: int | None = None) -> float | None:
-    """JSON has no word for infinity and NaN; strict clients refuse Python's."""
+    """The number rounded, None for infinity and NaN, which JSON does not have."""
     number = float(value)
     if not math.isfinite(number):
         return None
@@ -139,9 +138,54 @@ def _finite(value: Any, digits: int | None = None) -> float | None:
 
 
 def worker_entry(workers: Sequence[WorkerEvents], key: str) -> Mapping[str, Any] | None:
-    """What the workers know about a video; with data parallelism only one of them does."""
-    for worker in workers:
-        entry = worker.get(key)
-        if entry is not None:
-            return entry
-    return None
+    """A video's entry; with data parallelism only one worker has it."""
+    return next((worker[key] for worker in workers if worker.get(key) is not None), None)
+
+
+def uses_events(plan: RequestPlan) -> bool:
+    """Whether a video's events set its frames' strides or its layers' token counts."""
+    return 1 in plan.stages or PRUNE in plan.stages
+
+
+def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None:
+    """Why frames were ranked without the question; None if they were not."""
+    if config is None or not uses_events(plan):
+        return None
+    if config.alignment_model is None or config.alignment_mode == "none":
+        return "no_towers"
+    return "no_query" if plan.query_source == "none" else None
+
+
+def unpruned_reason(
+    plan: RequestPlan, prompt_plan: PromptPlan | None, excluded: str | None
+) -> str | None:
+    """Why stages 2 and 3 did less than the request's settings say; None if they did not.
+
+    `excluded` is the reason for which the request was excluded from them, if it was.
+    """
+    if excluded == "beam_search":
+        return excluded  # its plan has no stages 2 and 3
+    pruning = _pruning(plan)
+    if pruning is None:
+        return None
+    if excluded is not None:
+        return excluded
+    if prompt_plan is None:
+        return "chunked_prefill"
+    if prompt_plan.one_step:
+        return None
+    # A chunked prompt is not ranked. Evicting every visual token needs no ranks.
+    needs_ranks = PRUNE in pruning.stages or pruning.decode_keep > 0
+    return "chunked_prefill" if needs_ranks else None
+
+
+def prefill_kind(plan: RequestPlan, prompt_tokens: int, step_tokens: int) -> str | None:
+    """Whether a prompt of stages 2 or 3 is prefilled in one step; None if neither is on."""
+    if _pruning(plan) is None:
+        return None
+    return "one_step" if prompt_tokens <= step_tokens else "chunked"
+
+
+def _pruning(plan: RequestPlan) -> Pruning | None:
+    pruning = next((video.pruning for video in plan.videos if video.pruning is not None), None)
+    return pruning if pruning is not None and pruning.stages else None

@@ -1,7 +1,7 @@
 """vLLM's chat completions with METok's request and response fields.
 
-Everything of the protocol is vLLM's: this adds `metok` to the request, hands it to the processor,
-and adds what METok did to the response, or to the last chunk of a stream.
+The protocol is vLLM's. This passes the request's METok settings to the processor, and adds a report
+to the response, or to the last chunk of a stream.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import logging
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, WithJsonSchema
 from vllm.entrypoints.openai.chat_completion.protocol import (
     ChatCompletionRequest,
     ChatCompletionResponse,
@@ -24,27 +23,26 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbiddenError
-from metok_vllm.models.processing import RequestOptions
+from metok_vllm.models.request import RequestOptions
 from metok_vllm.plan.request import RequestPlan
-from metok_vllm.server.chat.content_parts import checked_messages
-from metok_vllm.server.chat.fallbacks import (
-    asks_prompt_logprobs,
+from metok_vllm.server.chat.last_chunk import extend_last_chunk
+from metok_vllm.server.chat.messages import checked_messages, count_videos, question_of
+from metok_vllm.server.chat.report import (
+    EngineFacts,
     fallback_reason,
+    metok_report,
     unpruned_reason,
     uses_events,
+    worker_entry,
 )
-from metok_vllm.server.chat.field_schema import request_schema
-from metok_vllm.server.chat.last_chunk import with_more_in_last_chunk
-from metok_vllm.server.chat.lost_media import RENDER_AGAIN, PersistentClient
-from metok_vllm.server.chat.messages import count_videos, question_of
-from metok_vllm.server.chat.options import (
-    OPTION,
+from metok_vllm.server.chat.request_fields import (
+    FIELD,
     check_client_options,
+    needs_prompt_logprobs,
     request_config,
     without_pruning,
 )
-from metok_vllm.server.chat.report import EngineFacts, metok_report, worker_entry
-from metok_vllm.server.engine_calls import ask_workers
+from metok_vllm.server.engine_client import RENDER_AGAIN, RetryingClient, call_workers
 from metok_vllm.server.middleware.envelope import ENGINE_DEAD, error_body, shortened
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.requester import current
@@ -52,47 +50,39 @@ from metok_vllm.video.requester import current
 logger = logging.getLogger("vllm.metok")
 
 
-class MetokChatRequest(ChatCompletionRequest):  # type: ignore[misc]
-    """A chat completion request that may carry METok settings."""
-
-    metok: Annotated[dict[str, Any], WithJsonSchema(request_schema())] | None = Field(
-        default=None, description="METok settings for this request; see docs/metok.md."
-    )
-
-
 @dataclass(frozen=True)
-class _Pending:
-    """`whole` says why stages 2 and 3 leave the prompt alone; None: as the plan says."""
+class _RenderedRequest:
+    """`excluded` is why stages 2 and 3 leave the prompt whole; None if they do not."""
 
     plan: RequestPlan
     prompt_tokens: int
-    whole: str | None = None
+    excluded: str | None = None
 
 
-# Set while a request is rendered, read when its answer is put together, in the same task.
-_pending: ContextVar[_Pending | None] = ContextVar("metok_pending", default=None)
+# Set when a request is rendered and read when it is answered, in the same task.
+_RENDERED: ContextVar[_RenderedRequest | None] = ContextVar("metok_rendered", default=None)
 
 
-class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
-    """vLLM's handler, wrapped around an existing one whose settings it shares.
+class MetokServingChat(OpenAIServingChat):
+    """vLLM's chat handler with METok, made from an existing one, whose attributes it copies.
 
-    Raises ConfigError and MediaError, which the endpoint turns into envelopes.
+    Raises ConfigError and MediaError, which the error handlers answer.
     """
 
     def __init__(self, stock: OpenAIServingChat, limits: MediaLimits) -> None:
         self.__dict__.update(stock.__dict__)
         self.trust_mm_kwargs = stock.online_renderer.trust_request_mm_kwargs
-        # Client options are checked here, before METok's own join them.
+        # This class checks the client's options itself, before it adds METok's.
         self.online_renderer = copy.copy(stock.online_renderer)
         self.online_renderer.trust_request_mm_kwargs = True
-        self.engine_client = PersistentClient(stock.engine_client)
+        self.engine_client = RetryingClient(stock.engine_client)
         self.limits = limits
         settings = getattr(self.model_config.hf_config, "metok", None)
         self.metok = METokConfig.from_dict(settings) if settings else None
 
     async def render_chat_request(self, request: ChatCompletionRequest) -> Any:
-        """As vLLM's, with METok's settings for the processor and its plan kept for the answer."""
-        _pending.set(None)
+        """As vLLM's; passes METok's settings to the processor and stores the request's plan."""
+        _RENDERED.set(None)
         RENDER_AGAIN.set(None)
         config = request_config(request, self.metok)
         videos = count_videos(request.messages)
@@ -109,27 +99,28 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         requester.add_salt(request.cache_salt)
         requester.videos = videos
         request.messages = checked_messages(request.messages, requester.tenant)
-        whole = "prompt_logprobs" if asks_prompt_logprobs(request) else None
+        excluded = "prompt_logprobs" if needs_prompt_logprobs(request) else None
         if videos and config is not None:
             if request.use_beam_search:
-                asked, config = config, without_pruning(config)
-                whole = "beam_search" if config is not asked else None
+                unpruned = without_pruning(config)
+                excluded = "beam_search" if unpruned is not config else None
+                config = unpruned
             # A chat template may change the text, so the question is passed on as it was sent.
             options = RequestOptions(config, *question_of(request.messages))
-            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), OPTION: options}
+            request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), FIELD: options}
         result = await super().render_chat_request(request)
         if isinstance(result, tuple):
             for engine_input in result[1]:
-                plan = engine_input.pop(OPTION, None)
+                plan = engine_input.pop(FIELD, None)
                 if engine_input.get("mm_hashes"):
                     RENDER_AGAIN.set(lambda: self._render_again(request))
                 if plan is not None and plan.videos:
-                    # Text may have been cut away before the videos since the plan was made.
+                    # vLLM may have truncated text before the videos after the plan was made.
                     plan = plan.moved(
                         place.offset for place in engine_input["mm_placeholders"]["video"]
                     )
                     tokens = self._extract_prompt_len(engine_input)
-                    _pending.set(_Pending(plan, tokens, whole))
+                    _RENDERED.set(_RenderedRequest(plan, tokens, excluded))
         return result
 
     async def _render_again(self, request: ChatCompletionRequest) -> Any:
@@ -137,25 +128,24 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
         if not isinstance(result, tuple):
             raise ConfigError("the request cannot be rendered a second time")
         (engine_input,) = result[1]
-        engine_input.pop(OPTION, None)
+        engine_input.pop(FIELD, None)
         return engine_input
 
     def _check_sampling(self, request: ChatCompletionRequest) -> None:
-        """Raise what vLLM raises for sampling values, before media are read for nothing."""
-        most = self.model_config.max_model_len
+        """Raise vLLM's errors for sampling values before the media are read."""
+        max_tokens = self.model_config.max_model_len
         if request.use_beam_search:
-            request.to_beam_search_params(most, self.default_sampling_params)
+            request.to_beam_search_params(max_tokens, self.default_sampling_params)
         else:
-            request.to_sampling_params(most, self.default_sampling_params)
+            request.to_sampling_params(max_tokens, self.default_sampling_params)
 
     async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, with `metok` on the response of a request with videos."""
-        pending = _pending.get()
+        rendered = _RENDERED.get()
         response = await super().chat_completion_full_generator(*args, **kwargs)
-        if pending is not None and isinstance(response, ChatCompletionResponse):
-            # Nothing is heard of a request between its start and its whole answer: only now are
-            # its events there for sure.
-            response.metok = self._report(pending, await self._events(pending.plan))
+        if rendered is not None and isinstance(response, ChatCompletionResponse):
+            # Only a complete answer shows that the videos are encoded and their events stored.
+            response.metok = self._report(rendered, await self._events(rendered.plan))
         return response
 
     def chat_completion_stream_generator(
@@ -163,37 +153,35 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
     ) -> AsyncGenerator[str, None]:
         """As vLLM's, with `metok` in the last chunk of a request with videos."""
         stream = super().chat_completion_stream_generator(*args, **kwargs)
-        pending = _pending.get()
-        return stream if pending is None else self._with_report(stream, pending)
+        rendered = _RENDERED.get()
+        return stream if rendered is None else self._with_report(stream, rendered)
 
     def create_streaming_error_response(
         self, message: str | Exception, *args: Any, **kwargs: Any
     ) -> str:
-        """As vLLM's; a client is told that the engine is dead, not to read the server's log."""
+        """As vLLM's, with METok's message for a dead engine and with long messages cut."""
         if isinstance(message, EngineDeadError):
             return error_body(503, ENGINE_DEAD).decode()
         text: str = super().create_streaming_error_response(message, *args, **kwargs)
         return shortened(text.encode()).decode()
 
     def _with_report(
-        self, stream: AsyncGenerator[str, None], pending: _Pending
+        self, stream: AsyncGenerator[str, None], rendered: _RenderedRequest
     ) -> AsyncGenerator[str, None]:
-        # The engine answers between two steps, and under load a step holds somebody's prompt: who
-        # asks it at the end makes the client wait for that, and start its next request later.
-        async def events() -> list[Any]:
-            return await self._events(pending.plan)
+        # A busy engine answers only between two steps. Fetched beside the stream, the events do
+        # not delay its end.
+        return extend_last_chunk(
+            stream,
+            lambda: self._events(rendered.plan),
+            lambda events: {FIELD: self._report(rendered, events)},
+        )
 
-        def report(events: list[Any]) -> dict[str, Any]:
-            return {OPTION: self._report(pending, events)}
-
-        return with_more_in_last_chunk(stream, events, report)
-
-    def _report(self, pending: _Pending, events: list[Any]) -> dict[str, Any]:
-        plan, tokens = pending.plan, pending.prompt_tokens
+    def _report(self, rendered: _RenderedRequest, events: list[Any]) -> dict[str, Any]:
+        plan, tokens = rendered.plan, rendered.prompt_tokens
         engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
-        prompt_plan = None if pending.whole else plan.prompt_plan(tokens, engine.step_tokens)
+        prompt_plan = None if rendered.excluded else plan.prompt_plan(tokens, engine.step_tokens)
         fallback = fallback_reason(plan, self.metok)
-        unpruned = unpruned_reason(plan, prompt_plan, pending.whole)
+        unpruned = unpruned_reason(plan, prompt_plan, rendered.excluded)
         metrics.count_request(plan, prompt_plan)
         for reason in (fallback, unpruned):
             if reason is not None:
@@ -213,12 +201,12 @@ class MetokServingChat(OpenAIServingChat):  # type: ignore[misc]
             return []
         keys = [video.key for video in plan.videos]
         try:
-            engines = await ask_workers(self.engine_client, "metok_events", keys)
+            engines = await call_workers(self.engine_client, "metok_events", keys)
         except Exception:
-            # The answer is there; a report without events is better than an error in its place.
+            # The answer is complete, so it is sent with a report without events.
             logger.warning("The events of a request could not be fetched.", exc_info=True)
             return []
-        workers = [answer for engine in engines for answer in engine]
+        workers = [worker for engine in engines for worker in engine]
         for key in keys:
             entry = worker_entry(workers, key)
             if entry is not None:

@@ -1,13 +1,18 @@
-"""The evictor's books, seen from outside: two metrics, and `GET /metok/books` for debugging.
+"""The block evictor's state for users: two metrics, and `GET /metok/books` for debugging.
 
-The engine is asked when somebody wants to know. It answers between two steps, so a busy one may
-take its time: then a scrape shows the last values, and no second question is asked meanwhile.
+The engine is asked when a client reads them. It answers between two steps, which may take a
+while, so a scrape waits briefly and then shows the last values.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -15,83 +20,123 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from metok_vllm import metrics
-from metok_vllm.server.engine_calls import ask_workers
-from metok_vllm.server.middleware.counter_high_water import HighMarks
+from metok_vllm.server.engine_client import call_workers
+from metok_vllm.server.middleware.access import METRICS_PATHS, route_path
 from metok_vllm.server.middleware.envelope import error_response
-from metok_vllm.server.middleware.paths import METRICS_PATHS, route_path
 
 logger = logging.getLogger("vllm.metok")
 
 SCRAPE_WAIT_S = 1.0
 DEBUG_WAIT_S = 5.0
-NO_BOOKS = (
-    "This server keeps no books: METok's stages 2 and 3 are off here. They are on with "
+NO_EVICTOR = (
+    "This server has no block evictor, because METok's stages 2 and 3 are off. Start it with "
     "--metok-stages '[1, 2, 3]'."
 )
 BUSY = "The engine is in the middle of a step. Try again later."
+HIGH_WATER_FILE = "metok_marks.json"
 
-Books = dict[str, Any]
+State = dict[str, Any]
 router = APIRouter()
 
 
-class EngineBooks:
-    """The books of every engine behind this server. Every answer goes into the metrics."""
+class EvictorStates:
+    """Reads the evictor state of every engine behind this server, and updates the metrics."""
 
     def __init__(self, engine_client: Any) -> None:
         self._engine_client = engine_client
-        self._marks = HighMarks()
-        self._asking: asyncio.Task[list[Books]] | None = None
+        self._freed_blocks = CounterHighWater()
+        self._running: asyncio.Task[list[State]] | None = None
 
-    async def read(self, wait_s: float) -> list[Books] | None:
-        """Each engine's books now; None when the answer takes longer than `wait_s`.
+    async def read(self, wait_s: float) -> list[State] | None:
+        """The state of each engine; None if the answer takes longer than `wait_s` seconds.
 
-        Raises what the call raises, such as vLLM's EngineDeadError.
+        A read joins one that is running. Raises what the call raises, such as EngineDeadError.
         """
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.ensure_future(self._ask())
-            self._asking.add_done_callback(self._take)
-        asking = self._asking
-        await asyncio.wait({asking}, timeout=wait_s)
-        return asking.result() if asking.done() else None
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._read())
+            self._running.add_done_callback(self._update_metrics)
+        running = self._running
+        await asyncio.wait({running}, timeout=wait_s)
+        return running.result() if running.done() else None
 
-    async def _ask(self) -> list[Books]:
-        answers = await ask_workers(self._engine_client, "metok_books")
-        # The workers of a tensor-parallel group all have the same to say.
-        of_engine = [next((b for b in workers if b is not None), None) for workers in answers]
-        return [{**books, "held_blocks": held_blocks(books)} for books in of_engine if books]
+    async def _read(self) -> list[State]:
+        engines = await call_workers(self._engine_client, "metok_evictor_state")
+        # The workers of a tensor-parallel group have equal states.
+        states = [next((s for s in workers if s is not None), None) for workers in engines]
+        return [{**state, "held_blocks": held_blocks(state)} for state in states if state]
 
-    def _take(self, asked: asyncio.Task[list[Books]]) -> None:
-        if asked.cancelled() or asked.exception() is not None:
+    def _update_metrics(self, done: asyncio.Task[list[State]]) -> None:
+        if done.cancelled() or done.exception() is not None:
             return
-        books = asked.result()
-        metrics.set_blocks_held(sum(b["held_blocks"] for b in books))
-        metrics.count_blocks_freed(self._marks.rise([b["freed_blocks"] for b in books]))
+        states = done.result()
+        metrics.set_blocks_held(sum(state["held_blocks"] for state in states))
+        freed = self._freed_blocks.increase([state["freed_blocks"] for state in states])
+        metrics.count_blocks_freed(freed)
 
 
-def held_blocks(books: Books) -> int:
-    """Blocks that METok requests hold, over all cache groups."""
-    requests = books["requests"].values()
+def held_blocks(state: State) -> int:
+    """KV blocks that METok requests hold, over all cache groups."""
+    requests = state["requests"].values()
     return sum(sum(request["blocks"]) for request in requests if request["metok"])
 
 
-class BooksOnScrape:
-    """Asks for the books before `/metrics` is answered. A scrape never fails because of it."""
+class CounterHighWater:
+    """The highest value seen of each counter, so that an increase is counted once.
 
-    def __init__(self, app: ASGIApp, books: EngineBooks) -> None:
+    Several API servers read the same engines, and prometheus_client sums what each of them
+    counts. So they share the values in a file in `PROMETHEUS_MULTIPROC_DIR`. Without that
+    variable there is one process, and the values stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self._marks: list[int] = []
+
+    def increase(self, values: Sequence[int]) -> int:
+        """By how much `values` exceed the highest so far, summed; then raises those.
+
+        A lower value is a late answer, or comes from an engine that was replaced: it counts 0.
+        """
+        folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+        if not folder:
+            self._marks, increase = _raised(self._marks, values)
+            return increase
+        with (Path(folder) / HIGH_WATER_FILE).open("a+", encoding="ascii") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+            file.seek(0)
+            marks, increase = _raised(json.loads(file.read() or "[]"), values)
+            if increase:
+                file.truncate(0)
+                file.write(json.dumps(marks))
+            return increase
+
+
+def _raised(marks: Sequence[int], values: Sequence[int]) -> tuple[list[int], int]:
+    """The marks raised to `values`, and the sum of the increases."""
+    missing = [0] * (len(values) - len(marks))
+    before = [*marks, *missing]
+    after = [max(mark, value) for mark, value in zip(before, values, strict=False)]
+    after += before[len(values) :]
+    return after, sum(after) - sum(before)
+
+
+class EvictorMetrics:
+    """Updates the evictor's metrics before `/metrics` is answered. Its errors fail no scrape."""
+
+    def __init__(self, app: ASGIApp, evictors: EvictorStates) -> None:
         self.app = app
-        self.books = books
+        self.evictors = evictors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_scrape(scope):
             try:
-                await self.books.read(SCRAPE_WAIT_S)
+                await self.evictors.read(SCRAPE_WAIT_S)
             except Exception:
-                logger.debug("The evictor's books could not be read.", exc_info=True)
+                logger.debug("The block evictor's state could not be read.", exc_info=True)
         await self.app(scope, receive, send)
 
 
 def is_scrape(scope: Scope) -> bool:
-    """Whether somebody wants the metrics."""
+    """Whether the request reads the metrics."""
     if scope["type"] != "http" or scope["method"] != "GET":
         return False
     return route_path(scope) in METRICS_PATHS
@@ -99,15 +144,14 @@ def is_scrape(scope: Scope) -> bool:
 
 @router.get("/metok/books")
 async def metok_books(raw_request: Request) -> Response:
-    """Blocks and tokens by request, and the pool, engine by engine. Request ids, no content.
+    """Blocks and tokens by request, and the block pool, of every engine. Needs the API key.
 
-    404 where no stage evicts or prunes, 503 while the engine is busy; behind the API key.
+    404 where stages 2 and 3 are off, 503 while the engine is busy.
     """
-    state = raw_request.app.state
-    books: EngineBooks | None = state.metok_books
-    if books is None:
-        return error_response(404, NO_BOOKS)
-    engines = await books.read(DEBUG_WAIT_S)
+    evictors: EvictorStates | None = raw_request.app.state.metok_evictors
+    if evictors is None:
+        return error_response(404, NO_EVICTOR)
+    engines = await evictors.read(DEBUG_WAIT_S)
     if engines is None:
         return error_response(503, BUSY)
     return JSONResponse({"engines": engines})

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
-from metok_vllm.events import budgeted_classes, natural_classes, segment
+from metok_vllm.events import budgeted_classes, segment
+from tests.test_events import natural_classes
 from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive, pack_index, pool_frames
 from metok_vllm.plan.tokens import encoded_tokens, frame_budget
 from tests.reference import stage1

@@ -89,13 +89,13 @@ def test_towers_and_projector_are_not_stage_1_s_own(
         Normalisation((0.5,) * 3, (0.5,) * 3, 5),
         None,
     )
-    look = stage1.video.look
+    look = stage1.video.compute
 
     def slower(*args: Any) -> Any:
         clock[0] += 0.25
         return look(*args)
 
-    monkeypatch.setattr(stage1.video, "look", slower)
+    monkeypatch.setattr(stage1.video, "compute", slower)
     newline_D = torch.zeros(3)
     for key in "ab":
         stage1.encode(torch.randn(3, 3, 5, 5), newline_D, EncodeRequest(key, METokConfig(), ()))
@@ -104,9 +104,9 @@ def test_towers_and_projector_are_not_stage_1_s_own(
         clock[0] += 0.5
     clock[0] += 1.5
     watch.stop()
-    stage1.note_prefill(["a", "b", "of another rule", "forgotten"], watch)
+    stage1.events.record_prefill(["a", "b", "of another rule", "forgotten"], watch)
     for key in "ab":
-        first, again = stage1.recall(key), stage1.recall(key)
+        first, again = stage1.events.report(key), stage1.events.report(key)
         assert first is not None
         assert again is not None
         assert [first[name] for name in TOLD] == [10.25, 0.25, 0.5, 0.125]
@@ -124,12 +124,12 @@ def test_another_prefill_of_an_encoded_video_is_told_alone(clock: list[float]) -
     )
     request = EncodeRequest("a", METokConfig(), ())
     stage1.encode(torch.randn(3, 3, 5, 5), torch.zeros(3), request)
-    stage1.recall("a")
+    stage1.events.report("a")
     watch = Stopwatch(CPU)
     clock[0] += 2.0
     watch.stop()
-    stage1.note_prefill(["a"], watch)
-    told = stage1.recall("a")
+    stage1.events.record_prefill(["a"], watch)
+    told = stage1.events.report("a")
     assert told is not None
     assert [told[name] for name in TOLD] == [None, None, 2.0, 0]
 

@@ -185,14 +185,14 @@ def test_what_is_decided_follows_the_question() -> None:
     for query in (QUERY, OTHER_QUERY):
         setting.ask(LONG, query)
         alone.ask(LONG, query)
-        (key, *_) = reversed(setting.stage1.remembered)
-        here, there = setting.stage1.recall(key), alone.stage1.recall(key)
+        (key, *_) = reversed(setting.stage1.events.entries)
+        here, there = setting.stage1.events.report(key), alone.stage1.events.report(key)
         assert here is not None
         assert there is not None
         assert 0 < here["own_seconds"] < here["seconds"]
         told.append(here)
         once = {"seconds": None, "own_seconds": None, "cached": None}
-        assert {**here, **once} == {**there, **once} == setting.stage1.recall(key)
+        assert {**here, **once} == {**there, **once} == setting.stage1.events.report(key)
     assert [entry["cached"] for entry in told] == [False, True]
     assert told[0]["relevance_of_frame"] != told[1]["relevance_of_frame"]
     assert setting.seen == len(LONG)

@@ -92,7 +92,7 @@ class TestCounts:
         encoded = video_tokens(frames, grid, config)
         pruning = Pruning.of(config, key_share(frames, grid, config))
         strides = config.strides
-        assert pruning.counts(encoded).ran == planned_tokens(
+        assert pruning.counts(encoded).prefill == planned_tokens(
             frames, encoded, events, ratio, per_event, strides, grid, keep, stage1
         )
 
@@ -103,16 +103,16 @@ class TestCounts:
         assert counts.decode == (100, 16, 9, 0)
 
     def test_stages_that_are_off_leave_the_tokens(self) -> None:
-        assert wishes((2,)).counts(100).held == (100, 61, 35, 0)
-        assert wishes((3,)).counts(100).ran == (100,) * NUM_STAGES
-        assert wishes((3,)).counts(100).held == (100, 0, 0, 0)
-        assert wishes((3,), decode=Fraction(1)).counts(100).held == (100, 100, 100, 0)
+        assert wishes((2,)).counts(100).decode == (100, 61, 35, 0)
+        assert wishes((3,)).counts(100).prefill == (100,) * NUM_STAGES
+        assert wishes((3,)).counts(100).decode == (100, 0, 0, 0)
+        assert wishes((3,), decode=Fraction(1)).counts(100).decode == (100, 100, 100, 0)
 
     def test_shares_are_the_decimals_that_users_write(self) -> None:
         config = METokConfig(keep_ratio=0.07, decode_keep=0.29)
         pruning = Pruning.of(config, Fraction(1))
         assert (pruning.keep_ratio, pruning.decode_keep) == (Fraction(7, 100), Fraction(29, 100))
-        assert pruning.counts(100).ran[1] == 7  # as a float, 0.07 * 100 is over 7
+        assert pruning.counts(100).prefill[1] == 7  # as a float, 0.07 * 100 is over 7
 
     def test_the_share_of_key_events_without_stage_1_is_theirs(self) -> None:
         config = METokConfig(stages=(2, 3))

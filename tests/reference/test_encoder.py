@@ -174,7 +174,7 @@ def test_encoded_video_equals_the_reference(
     expected = features.stage1_from_checkpoint(
         root / "video", root / family if family else None, mode, pixels_TCHW, QUERY, config
     )
-    decided = encoder.recall("a-video")
+    decided = encoder.events.report("a-video")
     assert decided is not None
     assert decided["event_of_frame"] == expected.event_T
     assert decided["class_of_frame"] == expected.class_T
@@ -256,14 +256,14 @@ def test_half_precision_keeps_the_contract(
     tokens_ND = encoder.encode(random_pixels(13).to(dtype), half.image_newline, request)
     assert tokens_ND.dtype == dtype
     assert len(tokens_ND) == encoded_tokens(13, 5, config)
-    decided = encoder.recall("a-video")
+    decided = encoder.events.report("a-video")
     assert decided is not None
     assert all(map(math.isfinite, decided["relevance_of_frame"]))
     assert torch.isfinite(tokens_ND).all()
 
 
 def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metok_vllm.models.stage1.LEAST_REMEMBERED", 2)
+    monkeypatch.setattr("metok_vllm.models.event_store.MIN_CAPACITY", 2)
     encoder = Stage1Encoder(
         METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, 5, PIXELS, None, 2
     )
@@ -274,11 +274,11 @@ def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) 
 
     encode("a")
     encode("b")
-    first = encoder.recall("a")
+    first = encoder.events.report("a")
     assert first is not None
     assert first["seconds"] > 0
     encode("c")
-    again = encoder.recall("a")
+    again = encoder.events.report("a")
     assert again is not None
     assert again["seconds"] is None
-    assert encoder.recall("b") is None
+    assert encoder.events.report("b") is None

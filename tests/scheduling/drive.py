@@ -1,6 +1,6 @@
 """One engine's life without a model: requests arrive and go, steps are scheduled and delivered.
 
-The books are checked after every call into the scheduler, see `books_check`.
+The books are checked after every call into the scheduler, see `invariants`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from typing import Any
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from metok_vllm.engine.request_plans import plan_of, step_tokens
-from metok_vllm.engine.scheduler_output import NOTE
+from metok_vllm.engine.request_plans import ATTRIBUTE, plan_of, step_tokens
 from metok_vllm.plan.prompt import PromptPlan
-from tests.scheduling.asks import Arrival, Ask, make_arrival
+from tests.scheduling.arrivals import Arrival, Ask, make_arrival
 from tests.scheduling.paper_worker import Names, PaperWorker
 from tests.scheduling.settings import Settings, make_config, make_scheduler
 
@@ -111,8 +110,7 @@ class Drive:
         self.counts["preempted"] += sum(
             request.num_preemptions - preempted[name] for name, request in self._requests()
         )
-        note = getattr(output, NOTE)
-        self.counts["trimmed"] += len(note.trims)
+        self.counts["trimmed"] += len(getattr(output, ATTRIBUTE).trims)
         written = self.worker.execute(output)
         lives, samples = {}, set()
         for name, count in output.num_scheduled_tokens.items():

@@ -152,7 +152,7 @@ class PaperWorker(StagedRunner, PaperRunner):
 
     def __init__(self, config: Any, settings: Settings, contents: dict[str, Names]) -> None:
         super().__init__(config, settings)
-        self.adopt_metok()
+        self.init_metok()
         self.metok_stage_of_group = settings.stage_of_group
         self.metok_group_of_layer = list(range(len(settings.stage_of_group)))
         self.contents = contents

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.scheduling.asks import pick_ask
-from tests.scheduling.books_check import check, check_after_schedule, check_empty
+from tests.scheduling.arrivals import pick_ask
+from tests.scheduling.invariants import check, check_after_schedule, check_empty
 from tests.scheduling.drive import Drive
 from tests.scheduling.settings import Pick
 

@@ -15,8 +15,8 @@ from vllm.multimodal.inputs import (
 
 from metok_vllm.engine.request_plans import plan_of
 from metok_vllm.models.request import FIELD
-from tests.scheduling.asks import Ask, make_arrival
-from tests.scheduling.books_check import check_waiting_requests_hold_nothing
+from tests.scheduling.arrivals import Ask, make_arrival
+from tests.scheduling.invariants import check_waiting_requests_hold_nothing
 from tests.scheduling.drive import Drive, Life
 from tests.scheduling.runs import deliver, finish, schedule, steps_to_finish
 from tests.scheduling.settings import Settings
@@ -88,7 +88,7 @@ def test_streaming_session_is_the_same_to_scheduler_and_worker() -> None:
     drive.arrive(Ask((40,)))
     name = drive.arrive(Ask((4, 8), (0,), PRUNED, resumable=True))
     drive.schedule()
-    assert drive.worker.metok_plans.keys() == drive.scheduler.books.plans.keys()
+    assert drive.worker.metok_plans.keys() == drive.scheduler.evictor_state.plans.keys()
     drive.deliver()
     drive.abort(name)
     finish(drive)
@@ -186,7 +186,7 @@ def test_video_of_another_renderer_is_left_alone(kind: str) -> None:
     """Through a rendered request; an exception in the scheduler would end the engine."""
     drive = Drive(Settings())
     arrive_with(BROKEN_FIELDS.get(kind), drive, without=kind == "no field")
-    assert not drive.scheduler.books.plans
+    assert not drive.scheduler.evictor_state.plans
     schedule(drive)
     assert not drive.worker.metok_plans
     deliver(drive)

@@ -13,8 +13,8 @@ from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.kv_cache.evictor import StageManager
 from metok_vllm.engine.runner import StagedRunner
 from metok_vllm.plan.prompt import PromptPlan
-from tests.scheduling.asks import Ask
-from tests.scheduling.books_check import check_nothing_in_flight_is_taken_back
+from tests.scheduling.arrivals import Ask
+from tests.scheduling.invariants import check_nothing_in_flight_is_taken_back
 from tests.scheduling.drive import Drive
 from tests.scheduling.runs import deliver, finish, run_event, schedule
 from tests.scheduling.settings import Settings, pick_settings
@@ -26,7 +26,7 @@ def trim_without_steps_in_flight(patch: Patch) -> None:
     stock = StageManager.trim
 
     def trim(self: Any, request_id: str) -> int:
-        self.books.reach[request_id] = 0
+        self.evictor_state.max_allocated_tokens[request_id] = 0
         return stock(self, request_id)
 
     patch.setattr(StageManager, "trim", trim)
@@ -47,8 +47,8 @@ def trim_too_early(patch: Patch) -> None:
     patch.setattr(scheduling.StagedScheduling, "_evict", evict)
 
 
-def worker_is_not_told(patch: Patch) -> None:
-    patch.setattr(StagedRunner, "_cut_rows", lambda self, trims: None)
+def worker_does_not_trim(patch: Patch) -> None:
+    patch.setattr(StagedRunner, "_trim_block_tables", lambda self, output: None)
 
 
 def prompts_are_cut(patch: Patch) -> None:
@@ -87,24 +87,24 @@ def nothing_is_moved(patch: Patch) -> None:
     patch.setattr(StagedRunner, "_compact_slots", lambda self, geometry, stage: [])
 
 
-def room_is_overstated(patch: Patch) -> None:
-    stock = StagedCacheManager._room
-    patch.setattr(StagedCacheManager, "_room", lambda self, name, n: stock(self, name, n) + 1)
+def capacity_is_overstated(patch: Patch) -> None:
+    stock = StagedCacheManager._capacity
+    patch.setattr(StagedCacheManager, "_capacity", lambda self, name, n: stock(self, name, n) + 1)
 
 
 LOST = "lost"  # by the worker that reads it, or by the step that is about to write to it
 MISTAKES: list[tuple[Callable[[Patch], None], str | None]] = [
     (trim_without_steps_in_flight, LOST),
     (trim_too_early, LOST),
-    (worker_is_not_told, None),
-    (prompts_are_cut, "runs whole|has no block"),
+    (worker_does_not_trim, None),
+    (prompts_are_cut, "one step|has no block"),
     (pruned_prefix_is_shared, "others can find"),
     (nothing_is_trimmed, "group"),
     (tail_is_freed_twice, None),
     (plan_outlives_its_request, None),
     (prefill_gets_too_little, "has no block"),
     (nothing_is_moved, LOST),
-    (room_is_overstated, None),
+    (capacity_is_overstated, None),
 ]
 
 

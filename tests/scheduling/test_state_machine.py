@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.scheduling.asks import pick_ask
-from tests.scheduling.books_check import check
+from tests.scheduling.arrivals import pick_ask
+from tests.scheduling.invariants import check
 from tests.scheduling.drive import Drive
 from tests.scheduling.runs import deliver, finish, schedule
 from tests.scheduling.settings import Pick, pick_settings

@@ -1,31 +1,57 @@
-"""The block evictor: a stage's block table holds what the stage holds, and no more.
+"""The block evictor: a stage's block table has blocks for the tokens that the stage caches.
 
-While a METok prompt is prefilled, a stage gets slots for the tokens that it runs on. Once that step
-is processed, what decoding does not need is at the end of the table (the model wrote the rest to
-the front), and these blocks go back to the pool at once.
+In the prefill of a METok prompt, a stage gets slots for the tokens that it runs on. The model
+writes those that decoding needs to the front of the table. Once the step is processed, the blocks
+at the end return to the pool.
 Source of what is overridden: vllm/v1/core/single_type_kv_cache_manager.py, version 0.32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from metok_vllm.engine.kv_cache.evictor_state import EvictorState
 from metok_vllm.engine.kv_cache.spec import StageSpec
+from metok_vllm.plan.prompt import PromptPlan
 
 
-class StageManager(FullAttentionManager):  # type: ignore[misc]
-    """Blocks of one cache group. Requests without a plan are vLLM's own business."""
+@dataclass
+class EvictorState:
+    """Plans and allocations by request id, shared by the block managers of all stages.
+
+    `max_allocated_tokens` is the largest number of tokens that a request got slots for since its
+    prefill began; trimming removes the entry. `capacity` is the number of tokens up to which a
+    request has slots in every stage.
+    """
+
+    plans: dict[str, PromptPlan] = field(default_factory=dict)
+    max_allocated_tokens: dict[str, int] = field(default_factory=dict)
+    capacity: dict[str, int] = field(default_factory=dict)
+    freed_blocks: int = 0
+
+    def release(self, request_id: str) -> None:
+        """The request ended or was preempted: its blocks are back in the pool."""
+        self.max_allocated_tokens.pop(request_id, None)
+        self.capacity.pop(request_id, None)
+
+    def drop(self, request_id: str) -> None:
+        """The request ended."""
+        self.plans.pop(request_id, None)
+        self.release(request_id)
+
+
+class StageManager(FullAttentionManager):
+    """Blocks of one cache group; requests without a plan take vLLM's own path."""
 
     def __init__(self, kv_cache_spec: StageSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
         self.stage = kv_cache_spec.stage
-        self.books = EvictorState()  # replaced by the scheduler's, one for all stages
+        self.evictor_state = EvictorState()  # replaced by the scheduler's, one for all stages
 
     def get_num_blocks_to_allocate(
         self,
@@ -38,7 +64,7 @@ class StageManager(FullAttentionManager):  # type: ignore[misc]
         apply_admission_cap: bool = False,
         prefill_end: int = 0,
     ) -> int:
-        plan = self.books.plans.get(request_id)
+        plan = self.evictor_state.plans.get(request_id)
         if plan is None:
             needed: int = super().get_num_blocks_to_allocate(
                 request_id,
@@ -53,21 +79,21 @@ class StageManager(FullAttentionManager):  # type: ignore[misc]
             return needed
         slots = plan.slots(self.stage, num_tokens)
         if apply_admission_cap:
-            # Admission asks about the whole request: a prefill may need more than what follows.
+            # Admission counts the whole request: a prefill may need more blocks than decoding.
             slots = max(slots, plan.slots(self.stage, plan.prompt_tokens))
         return max(self._blocks(slots) - len(self.req_to_blocks.get(request_id, ())), 0)
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
-        plan = self.books.plans.get(request_id)
+        plan = self.evictor_state.plans.get(request_id)
         if plan is None:
             return self._allocate(request_id, num_tokens, num_tokens_main_model)
-        reach = self.books.reach
+        allocated = self.evictor_state.max_allocated_tokens
         if not self.req_to_blocks.get(request_id):
-            reach[request_id] = 0
-        if request_id in reach:
-            reach[request_id] = max(reach[request_id], num_tokens)
+            allocated[request_id] = 0
+        if request_id in allocated:
+            allocated[request_id] = max(allocated[request_id], num_tokens)
         slots = plan.slots(self.stage, num_tokens)
         return self._allocate(request_id, slots, slots)
 
@@ -76,30 +102,30 @@ class StageManager(FullAttentionManager):  # type: ignore[misc]
         return blocks
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        # What a METok request holds was selected by its question: no other prompt may find it.
-        if request.request_id not in self.books.plans:
+        # The blocks of a METok request hold tokens that its question selected: never share them.
+        if request.request_id not in self.evictor_state.plans:
             super().cache_blocks(request, num_tokens, *args, **kwargs)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
-        self.books.release(request_id)
+        self.evictor_state.release(request_id)
         blocks: list[KVCacheBlock] = super().pop_blocks_for_free(request_id)
         return blocks
 
     def trim(self, request_id: str) -> int:
-        """Free the tail that decoding does not need; how many blocks the request still holds.
+        """Free the blocks that decoding does not need; the number that the request keeps.
 
-        Steps in flight may have slots beyond the prompt: nothing that was handed out since the
-        prefill began is taken back, or another request would write to it.
+        Steps in flight may write to slots beyond the prompt, so every slot allocated since the
+        prefill began stays.
         """
-        plan = self.books.plans[request_id]
-        tokens = max(plan.prompt_tokens, self.books.reach[request_id])
+        plan = self.evictor_state.plans[request_id]
+        tokens = max(plan.prompt_tokens, self.evictor_state.max_allocated_tokens[request_id])
         keep = self._blocks(tokens - plan.decode_dropped[self.stage])
         blocks = self.req_to_blocks[request_id]
         tail = blocks[keep:]
         if tail:
             del blocks[keep:]
             self.block_pool.free_blocks(reversed(tail))
-            self.books.freed_blocks += len(tail)
+            self.evictor_state.freed_blocks += len(tail)
         return len(blocks)
 
     def _blocks(self, slots: int) -> int:

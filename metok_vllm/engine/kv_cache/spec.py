@@ -18,7 +18,7 @@ from metok_vllm.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageSpec(FullAttentionSpec):  # type: ignore[misc]
+class StageSpec(FullAttentionSpec):
     """Full attention in the layers of one stage."""
 
     stage: int = 0
@@ -36,7 +36,7 @@ class StageSpec(FullAttentionSpec):  # type: ignore[misc]
         )
 
 
-class StagedAttention(Attention):  # type: ignore[misc]
+class StagedAttention(Attention):
     """vLLM's attention layer with its stage in its cache spec."""
 
     metok_stage: int

@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.processing import RequestOptions
+from metok_vllm.models.request import RequestOptions
 from metok_vllm.server.chat.options import (
     check_client_options,
     request_config,

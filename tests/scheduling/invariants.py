@@ -6,7 +6,7 @@ from collections import Counter
 
 from vllm.v1.request import RequestStatus
 
-from metok_vllm.engine.scheduler_output import NOTE
+from metok_vllm.engine.request_plans import ATTRIBUTE
 from tests.scheduling.drive import Drive, Life
 
 
@@ -23,9 +23,9 @@ def check(drive: Drive) -> None:
 def check_after_schedule(drive: Drive, output: object) -> None:
     """What holds when the worker has just run the step that was scheduled."""
     check(drive)
-    note = getattr(output, NOTE)
-    assert note.total_blocks == drive.settings.blocks
-    assert note.free_blocks == drive.pool.get_num_free_blocks()
+    staged = getattr(output, ATTRIBUTE)
+    assert staged.total_blocks == drive.settings.blocks
+    assert staged.free_blocks == drive.pool.get_num_free_blocks()
     batch = drive.worker.input_batch
     for request in drive.scheduler.running:
         name = request.request_id
@@ -35,7 +35,7 @@ def check_after_schedule(drive: Drive, output: object) -> None:
             row = batch.req_ids.index(name)
             assert [table.row(row) for table in batch.block_table] == held
         check_full_blocks_are_cached(drive, name)
-        assert drive.worker.metok_plans.get(name) == drive.scheduler.books.plans.get(name)
+        assert drive.worker.metok_plans.get(name) == drive.scheduler.evictor_state.plans.get(name)
 
 
 def check_every_block_has_one_place(drive: Drive) -> None:
@@ -117,11 +117,11 @@ def check_full_blocks_are_cached(drive: Drive, name: str) -> None:
 
 def check_plans_belong_to_requests(drive: Drive) -> None:
     """Plans live as long as their requests; prefill forms are of running requests only."""
-    books = drive.scheduler.books
+    state = drive.scheduler.evictor_state
     expected = {name: drive.lives[name].plan for name in drive.alive}
-    assert books.plans == {name: plan for name, plan in expected.items() if plan is not None}
+    assert state.plans == {name: plan for name, plan in expected.items() if plan is not None}
     running = {request.request_id for request in drive.scheduler.running}
-    assert books.reach.keys() | books.room.keys() <= running
+    assert state.max_allocated_tokens.keys() | state.capacity.keys() <= running
 
 
 def check_waiting_requests_hold_nothing(drive: Drive) -> None:
@@ -138,10 +138,9 @@ def check_empty(drive: Drive) -> None:
     """Nothing is left of any request."""
     assert not drive.alive
     assert drive.pool.get_num_free_blocks() == drive.settings.blocks
-    assert not drive.scheduler.books.plans
-    assert not drive.scheduler.books.reach
-    assert not drive.scheduler.books.room
-    assert not drive.scheduler.unplanned
+    assert not drive.scheduler.evictor_state.plans
+    assert not drive.scheduler.evictor_state.max_allocated_tokens
+    assert not drive.scheduler.evictor_state.capacity
     assert not any(any(manager.req_to_blocks.values()) for manager in drive.managers)
     assert not any(manager.num_cached_block for manager in drive.managers)
     assert not any(drive.scheduler.encoder_cache_manager.cached.values())

