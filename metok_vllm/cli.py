@@ -1,6 +1,6 @@
-"""The `metok` command: one parser, one module per subcommand, loaded only when it is asked for.
+"""The `metok` command: one parser, and one module per subcommand, imported when it is called.
 
-`metok doctor` must run where nothing else does, so nothing heavy is imported here.
+`metok doctor` must run even if vLLM or torch are broken, so neither is imported here.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from importlib import metadata
 from metok_vllm.console import CommandError, complain
 from metok_vllm.errors import MetokError
 
-# Each module has add_arguments(parser) and run(arguments) -> exit status.
+# Each module has add_arguments(parser), and run(arguments), which returns the exit status.
 COMMANDS = {
     "chat": ("metok_vllm.server.commands.chat", "ask a running server about a video"),
-    "inspect": ("metok_vllm.server.inspect.command", "show the events of a video and why"),
+    "inspect": (
+        "metok_vllm.server.inspect.command",
+        "show the events of a video and their relevance to a question",
+    ),
     "doctor": (
         "metok_vllm.server.commands.doctor",
-        "say what works, what is missing, what is broken",
+        "check the installation and say what is missing or broken",
     ),
     "demo": (
         "metok_vllm.server.commands.demo",
@@ -30,14 +33,14 @@ COMMANDS = {
     "bench": ("metok_vllm.benchmarks.commands.bench", "throughput and latency under load"),
     "calibrate": (
         "metok_vllm.benchmarks.commands.calibrate",
-        "find the layers at which a model can lose its visual tokens",
+        "find the layers at which a model can drop its visual tokens",
     ),
 }
-SERVE_HELP = "vLLM's OpenAI server with METok (takes every flag of `vllm serve`)"
+SERVE_HELP = "vLLM's OpenAI server with METok (accepts every flag of `vllm serve`)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 1 failed, 2 called wrongly."""
+    """Run one command; the exit status: 0 success, 1 failure, 2 wrong usage."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain("interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of a pipe has left: what is still buffered has nowhere to go either.
+        # The reader of the pipe is closed; without this, flushing at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -79,7 +82,7 @@ def _serve(arguments: list[str]) -> int:
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="metok", description="Questions about long videos, answered with fewer tokens."
+        prog="metok", description="Answers questions about long videos with fewer tokens."
     )
     version = f"metok-vllm {metadata.version('metok-vllm')}"
     parser.add_argument("-V", "--version", action="version", version=version)

@@ -1,4 +1,4 @@
-"""The `metok` object of a response as a table: what one answer cost, dense and with METok."""
+"""The `metok` object of a response as text for commands: costs dense and with METok, events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def savings_table(metok: Mapping[str, Any]) -> Table:
-    """Visual tokens, KV blocks and decoder FLOPs, as far as the server reports them."""
+    """A table of visual tokens, KV blocks and decoder FLOPs that the server reports."""
     tokens = metok.get("visual_tokens") or {}
     blocks = metok.get("kv_blocks") or {}
     flops = metok.get("decoder_prefill_flops") or {}
@@ -31,7 +31,7 @@ def savings_table(metok: Mapping[str, Any]) -> Table:
 
 
 def deeper_layers(metok: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """A name and the visual tokens left from each pruning layer on; none where none is pruned."""
+    """A row name and the visual tokens from each pruning layer on; empty if none is pruned."""
     layers = metok.get("pruning_layers") or []
     stages = (metok.get("visual_tokens") or {}).get("stages") or []
     if len(stages) != len(layers) + 1:
@@ -41,19 +41,19 @@ def deeper_layers(metok: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def unpruned_line(metok: Mapping[str, Any]) -> str | None:
-    """Why the decoder pruned less than it could; None where it did what it could."""
+    """Why stages 2 and 3 did less than their settings; None if they did not."""
     reason = metok.get("unpruned")
     if reason is None:
         return None
     why = {
-        "chunked_prefill": "the prompt is longer than one step (--max-num-batched-tokens)",
-        "prompt_logprobs": "log-probabilities of the prompt were asked for",
+        "chunked_prefill": "the prompt does not fit one step (--max-num-batched-tokens)",
+        "prompt_logprobs": "the request asks for prompt log-probabilities",
     }
-    return f"The decoder pruned less than it could: {why.get(reason, reason)}."
+    return f"Stages 2 and 3 did less than their settings: {why.get(reason, reason)}."
 
 
 def events_line(metok: Mapping[str, Any]) -> str:
-    """The events in one line; key events are marked."""
+    """The events in one line, with key events marked."""
     parts = []
     for event in metok.get("events") or []:
         key = " key" if event.get("key") else ""
@@ -63,7 +63,7 @@ def events_line(metok: Mapping[str, Any]) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    # The server sends null for what is no finite number.
+    # The server sends null for a number that is not finite.
     return "?" if value is None else f"{value:.{digits}f}"
 
 
@@ -73,7 +73,7 @@ def count(value: float) -> str:
 
 
 def flop_count(value: float) -> str:
-    """Floating point operations with the prefix that keeps the number short."""
+    """1.5e12 as 1.50 TFLOP."""
     for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= size:
             return f"{value / size:,.2f} {prefix}FLOP"
@@ -81,7 +81,7 @@ def flop_count(value: float) -> str:
 
 
 def share_saved(dense: float, kept: float) -> str:
-    """How much less, in per cent of the dense figure."""
+    """The saving in per cent of the dense figure."""
     if dense <= 0:
         return "-"
     return f"{100 * (1 - kept / dense):.1f} %"

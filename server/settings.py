@@ -1,6 +1,6 @@
-"""How much work the HTTP server takes on: one frozen object, filled from `METOK_SERVER_*`.
+"""Limits of the HTTP server: one frozen object, filled from `METOK_SERVER_*` variables.
 
-The environment carries it so that every API server process sees the same values.
+Every API server process inherits the environment, so all have the same limits.
 """
 
 from __future__ import annotations
@@ -13,43 +13,36 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.video.limits import MediaLimits
 
 ENV_PREFIX = "METOK_SERVER_"
-JSON_ALLOWANCE = 1 << 20
+JSON_ALLOWANCE = 1 << 20  # bytes of a body beside its videos
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits of the HTTP server; 0 switches a limit off. `max_body_bytes` -1: from media limits.
-
-    Raises ConfigError for a value out of range.
-    """
+    """Limits of the HTTP server; 0 means no limit. Raises ConfigError for a value out of range."""
 
     max_inflight: int = setting(
-        256, "requests worked on at once, of one client 7 in 8; more get 429 (0: no limit)"
+        256, "requests in flight, at most 7 in 8 of them by one client; more get 429 (0: no limit)"
     )
-    request_timeout_s: float = setting(
-        600.0, "seconds until a request is ended with 504 (0: no limit)"
-    )
+    request_timeout_s: float = setting(600.0, "seconds until a request ends with 504 (0: no limit)")
     max_body_bytes: int = setting(
-        -1, "bytes of a request body; more get 413 (0: no limit, -1: what the media limits need)"
+        -1, "bytes of a request body; more get 413 (0: no limit, -1: derived from the media limits)"
     )
     max_text_bytes: int = setting(
         4 << 20, "bytes of a JSON body beside its base64 media; more get 413 (0: no limit)"
     )
     max_inflight_body_bytes: int = setting(
-        2 << 30, "bytes of all request bodies held at once; more get 503 (0: no limit)"
+        2 << 30, "bytes of all request bodies in memory; more get 503 (0: no limit)"
     )
     header_timeout_s: float = setting(
-        15.0, "seconds for the headers of a request to arrive; then 408 (0: no limit)"
+        15.0, "seconds in which request headers must arrive, else 408 (0: no limit)"
     )
     body_timeout_s: float = setting(
-        30.0, "seconds for the body of a request to arrive; then 408 (0: no limit)"
+        30.0, "seconds in which a request body must arrive, else 408 (0: no limit)"
     )
     write_timeout_s: float = setting(
-        30.0, "seconds a client may stop reading its answer before it is cut off (0: no limit)"
+        30.0, "seconds without reading after which a client is disconnected (0: no limit)"
     )
-    metrics_without_key: bool = setting(
-        True, "whether /metrics answers without the API key, as Prometheus is usually set up"
-    )
+    metrics_without_key: bool = setting(True, "whether /metrics answers without the API key")
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -61,13 +54,13 @@ class ServerSettings:
                 )
 
     def body_limit(self, limits: MediaLimits) -> int:
-        """Bytes of the largest request body: as many videos as a request may carry, in base64."""
+        """Bytes of the largest request body; by default the most videos of a request in base64."""
         if self.max_body_bytes >= 0:
             return self.max_body_bytes
         return limits.max_videos * base64_size(limits.max_bytes) + JSON_ALLOWANCE
 
     def inflight_body_limit(self, limits: MediaLimits) -> int:
-        """Bytes of all bodies held at once; the largest single body always fits. 0: no limit."""
+        """Bytes of all bodies in memory, at least one of the largest size. 0: no limit."""
         largest = self.body_limit(limits)
         if not self.max_inflight_body_bytes or not largest:
             return 0

@@ -1,7 +1,7 @@
-"""Every method of vLLM that the server overrides or calls, with the parameters it counts on.
+"""What the server relies on in vLLM: methods with their parameters, and attributes.
 
-Compared with the installed vLLM before `metok serve` imports any of it; the engine's own list is
-in `metok_vllm/engine/vllm_contract.py`.
+`metok serve` compares it with the installed vLLM before it starts. The lists of the engine and the
+models, and the check, are in `metok_vllm/vllm_contract/`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ _LAUNCH = "vllm.entrypoints.launchers."
 _MEDIA = "vllm.multimodal.media:MediaConnector."
 _SERVE = "vllm.entrypoints.serve."
 
+# Methods that the server overrides or calls.
 SIGNATURES: dict[str, tuple[str, ...]] = {
     _CHAT + "render_chat_request": ("request",),
     _CHAT + "chat_completion_full_generator": (
@@ -118,4 +119,58 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "vllm.entrypoints.cli.serve:ServeSubcommand.cmd": ("args",),
     "vllm.logger:configure_logging_from_args": ("args",),
     "vllm.utils.system_utils:decorate_logs": ("process_name", "skip_if_decorated"),
+}
+
+# Attributes that the server reads or sets, by class. Not checked are the attributes of vLLM's app
+# state (`engine_client`, `openai_serving_chat`, `server`, `args`), which no class declares.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    # MetokServingChat copies all attributes of vLLM's handler and uses these.
+    "vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat": (
+        "model_config",
+        "engine_client",
+        "online_renderer",
+        "default_sampling_params",
+    ),
+    "vllm.renderers.online_renderer:OnlineRenderer": ("trust_request_mm_kwargs",),
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest": (
+        "messages",
+        "cache_salt",
+        "mm_processor_kwargs",
+        "media_io_kwargs",
+        "use_beam_search",
+        "prompt_logprobs",
+        "echo",
+        "top_logprobs",
+    ),
+    "vllm.entrypoints.openai.responses.protocol:ResponsesRequest": ("input",),
+    "vllm.entrypoints.serve.engine.protocol:ErrorResponse": ("error",),
+    "vllm.v1.engine.async_llm:AsyncLLM": (
+        "vllm_config",
+        "model_config",
+        "engine_core",
+        "errored",
+    ),
+    "vllm.outputs:RequestOutput": ("finished", "outputs"),
+    "vllm.outputs:CompletionOutput": ("finish_reason", "token_ids"),
+    "vllm.sampling_params:SamplingParams": ("n",),
+    "vllm.config.vllm:VllmConfig": (
+        "additional_config",
+        "cache_config",
+        "model_config",
+        "parallel_config",
+        "scheduler_config",
+        "shutdown_timeout",
+    ),
+    "vllm.config.cache:CacheConfig": ("block_size",),
+    "vllm.config.scheduler:SchedulerConfig": ("max_num_seqs",),
+    "vllm.config.parallel:ParallelConfig": ("data_parallel_size", "_api_process_count"),
+    "vllm.config.model:ModelConfig": ("architecture", "hf_config", "hf_text_config"),
+    _MEDIA.removesuffix("."): (
+        "allowed_local_media_path",
+        "allowed_media_domains",
+        "media_io_kwargs",
+    ),
+    "vllm.multimodal.media.base:MediaWithBytes": ("media", "original_bytes"),
+    "vllm.multimodal.media.image:ImageMediaIO": ("image_mode", "rgba_background_color"),
+    "vllm.multimodal.media.video:VideoMediaIO": ("image_io", "num_frames", "video_loader"),
 }

@@ -1,7 +1,7 @@
-"""The connection below a request: headers that never end, answers that nobody reads.
+"""Time limits of HTTP connections: for headers to arrive, and for answers to be read.
 
-uvicorn has no time limit for either. `register` puts this class in the place of uvicorn's own, in
-every process that loads the endpoint plugin, however the server was started.
+uvicorn has neither. `register` replaces uvicorn's connection class in every process that loads
+the endpoint plugin, however the server was started.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from metok_vllm.server.settings import ServerSettings
 
-# Bytes that may come without a request's headers or body getting on.
+# Bytes of incomplete headers, or outside of any request, that a client may send.
 MAX_HEAD_BYTES = 64 << 10
-# Who reads less than this in the time for writing has stopped reading.
+# A client that reads fewer bytes than this within `write_timeout_s` is disconnected.
 MIN_READ_BYTES = 1 << 10
-# How long a client may go on sending a body after its request was answered.
+# How long a client may keep sending the body of a request that is already answered.
 LINGER_S = 10.0
-LAST_WORDS = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-TIMEOUT = LAST_WORDS % b"408 Request Timeout"
-TOO_LARGE = LAST_WORDS % b"431 Request Header Fields Too Large"
+CLOSING_RESPONSE = b"HTTP/1.1 %s\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+TIMEOUT = CLOSING_RESPONSE % b"408 Request Timeout"
+TOO_LARGE = CLOSING_RESPONSE % b"431 Request Header Fields Too Large"
 
 
 class Connection(HttpToolsProtocol):
@@ -39,74 +39,74 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
-        self._stray = self._unread = 0
-        self._got_on = False
+        self._stray_bytes = self._unread_bytes = 0
+        self._is_progress = False
 
     def connection_made(  # type: ignore[override]
         self, transport: asyncio.Transport
     ) -> None:
-        """A client is there; its headers have to follow."""
+        """Start the time limit for headers."""
         super().connection_made(transport)
         self._start(self._headers_late, self.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has gone, or was cut off."""
+        """Cancel all timers."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes from the client; too many that belong to nothing end the connection."""
-        self._got_on = False
+        """Close the connection after too many bytes that complete no headers or body."""
+        self._is_progress = False
         super().data_received(data)
         if self._is_lost() or self.transport.is_closing():
             return
-        self._stray = 0 if self._got_on else self._stray + len(data)
-        if self._stray > MAX_HEAD_BYTES:
+        self._stray_bytes = 0 if self._is_progress else self._stray_bytes + len(data)
+        if self._stray_bytes > MAX_HEAD_BYTES:
             self._close_with(TOO_LARGE)
         elif self._is_idle():
             self._start(self._headers_late, self.header_timeout_s)
 
     def handle_websocket_upgrade(self) -> None:
-        """Another protocol takes over."""
+        """Stop the time limit for headers: the connection is another protocol's now."""
         self._stop(self._headers_late)
         super().handle_websocket_upgrade()
 
     def on_headers_complete(self) -> None:
-        """A request begins."""
-        self._got_on = True
+        """Stop all timers: a request begins."""
+        self._is_progress = True
         for act in (self._headers_late, self._close, self._check_reading):
             self._stop(act)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body has come."""
-        self._got_on = True
+        """Note progress: a part of the body has arrived."""
+        self._is_progress = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """All of the body has come."""
-        self._got_on = True
+        """Stop waiting for the body."""
+        self._is_progress = True
         self._stop(self._close)
         if self.cycle is not None:
             self.cycle.more_body = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """A request is answered; the client still has to read that, and to stop sending."""
+        """Start the time limits for reading the answer and for the end of the body."""
         super().on_response_complete()
         if not self.pipeline and self.cycle.more_body:
             self._start(self._close, LINGER_S)
         self._watch_reading()
 
     def pause_writing(self) -> None:
-        """More is waiting to be read than shall wait, and nothing is added to it."""
+        """Start the time limit for reading: the write buffer is full."""
         super().pause_writing()
         self._watch_reading()
 
     def resume_writing(self) -> None:
-        """Most of it was read."""
+        """Stop the time limit for reading, unless the answer is complete."""
         super().resume_writing()
         if self.cycle is None or self.cycle.response_complete:
             self._watch_reading()
@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
             self._stop(self._check_reading)
 
     def _is_idle(self) -> bool:
-        """Whether the next bytes belong to the headers of a request."""
+        """Whether the next bytes are the headers of a request."""
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         if cycle is None:
             return True
@@ -122,43 +122,43 @@ class Connection(HttpToolsProtocol):
 
     def _headers_late(self) -> None:
         if self._is_idle():
-            self._close_with(TIMEOUT if self._stray else b"")
+            self._close_with(TIMEOUT if self._stray_bytes else b"")
 
     def _watch_reading(self) -> None:
-        """From now on, what waits to be read has to become less."""
+        """Start the time limit in which unread bytes must decrease."""
         self._stop(self._check_reading)
         if not self._is_lost():
-            self._unread = self._waiting_bytes()
-            if self._unread:
+            self._unread_bytes = self._count_unread()
+            if self._unread_bytes:
                 self._start(self._check_reading, self.write_timeout_s)
 
     def _check_reading(self) -> None:
         if self._is_lost():
             return
-        before, self._unread = self._unread, self._waiting_bytes()
-        if self._unread and before - self._unread < MIN_READ_BYTES:
+        before, self._unread_bytes = self._unread_bytes, self._count_unread()
+        if self._unread_bytes and before - self._unread_bytes < MIN_READ_BYTES:
             self.transport.abort()
-        elif self._unread:
+        elif self._unread_bytes:
             self._start(self._check_reading, self.write_timeout_s)
 
-    def _waiting_bytes(self) -> int:
-        """Bytes that the client has not read; 0 when none are left here for it to make room for."""
+    def _count_unread(self) -> int:
+        """Bytes that the client has not read; 0 if the kernel has taken all of them."""
         own = self.transport.get_write_buffer_size()
         if not own:
             return 0
-        # The kernel takes more from us in large steps only, so a slow reader shows in its queue.
+        # The kernel takes bytes in large steps; a slow client's progress shows in its queue only.
         queued = bytearray(4)
         with contextlib.suppress(OSError):
             fcntl.ioctl(self.transport.get_extra_info("socket"), termios.TIOCOUTQ, queued)
         return int(own) + int.from_bytes(queued, sys.byteorder)
 
     def _is_lost(self) -> bool:
-        """Whether the connection is closed, or another protocol's."""
+        """Whether the connection is closed or another protocol's."""
         return self not in self.connections
 
-    def _close_with(self, last_words: bytes) -> None:
-        if last_words:
-            self.transport.write(last_words)
+    def _close_with(self, response: bytes) -> None:
+        if response:
+            self.transport.write(response)
         self.transport.close()
         self._watch_reading()
 
@@ -180,7 +180,7 @@ class Connection(HttpToolsProtocol):
 
 
 def connection_class(settings: ServerSettings) -> type[Connection]:
-    """The class for connections of a server with these settings."""
+    """The connection class with the time limits of `settings`."""
     times = {
         "header_timeout_s": settings.header_timeout_s,
         "write_timeout_s": settings.write_timeout_s,
@@ -189,5 +189,5 @@ def connection_class(settings: ServerSettings) -> type[Connection]:
 
 
 def register(settings: ServerSettings) -> None:
-    """Make it uvicorn's choice wherever none is named, as vLLM's launchers do."""
+    """Make it uvicorn's default class, which vLLM's launchers use."""
     HTTP_PROTOCOLS["auto"] = connection_class(settings)  # type: ignore[assignment]

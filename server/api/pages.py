@@ -1,6 +1,6 @@
-"""What a browser gets: the page to ask a video, and the description of the API.
+"""Pages for browsers: the page to ask about a video, and the API's documentation.
 
-No page loads anything from elsewhere, runs a script of its text, or can be put into a frame.
+Their content security policy forbids other hosts, inline scripts and framing.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ POLICY = (
     "img-src data:; media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE_POLICY = POLICY.format(styles="")
-# Swagger UI writes style attributes.
+# Swagger UI sets style attributes.
 DOCS_POLICY = POLICY.format(styles=" 'unsafe-inline'")
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 FILES = frozenset({"page.css", "page.js", "docs.js"})
 SWAGGER_FILES = frozenset({"swagger-ui.css", "swagger-ui-bundle.js"})
 # FastAPI's own pages load scripts from a public CDN.
-FOREIGN_PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})
+FASTAPI_PAGES = frozenset({"/docs", "/docs/oauth2-redirect", "/redoc"})
 NO_DOCS = "There is no page about the API here. Its description is at /openapi.json."
 DOCS_OFF = "The description of the API is switched off on this server."
 
@@ -34,7 +34,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def page() -> Response:
-    """One page to upload a video, ask, and see the events."""
+    """The page to upload a video, ask about it, and see its events."""
     return _file(_ours("index.html"), PAGE_POLICY)
 
 
@@ -59,11 +59,11 @@ async def page_file(name: str) -> Response:
 
 
 def attach(app: FastAPI) -> None:
-    """Put these pages in the place of FastAPI's."""
+    """Replace FastAPI's pages with these."""
     app.router.routes[:] = [
         route
         for route in app.router.routes
-        if not (isinstance(route, Route) and route.path in FOREIGN_PAGES)
+        if not (isinstance(route, Route) and route.path in FASTAPI_PAGES)
     ]
     app.include_router(router)
 

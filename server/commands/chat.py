@@ -1,4 +1,4 @@
-"""`metok chat VIDEO "QUESTION"`: ask a running server, stream its answer, show what was saved."""
+"""`metok chat VIDEO "QUESTION"`: asks a running server, streams its answer, shows the savings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from metok_vllm.server.savings import events_line, savings_table, unpruned_line
 
 @dataclass
 class Answer:
-    """What came back from the server. Times are seconds from sending the first byte."""
+    """A streamed answer. Times are seconds from sending the first byte."""
 
     model: str
     text: str = ""
@@ -42,29 +42,30 @@ class Answer:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok chat`."""
-    parser.add_argument("video", metavar="VIDEO", help="a video file, or its http(s) address")
-    parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="the server (%(default)s)")
-    parser.add_argument("--model", help="default: the first model that the server names")
+    parser.add_argument("video", metavar="VIDEO", help="a video file or an http(s) URL")
+    parser.add_argument("question", metavar="QUESTION", help="a question about the video")
     parser.add_argument(
-        "--api-key", default=os.environ.get("VLLM_API_KEY"), help="default: $VLLM_API_KEY"
+        "--url", default="http://127.0.0.1:8000", help="URL of the server (%(default)s)"
     )
-    parser.add_argument("--max-tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
-    parser.add_argument("--no-metok", action="store_true", help="answer from all visual tokens")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="default: the server's")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.add_argument("--model", help="served model name (default: the server's first)")
+    api_key = os.environ.get("VLLM_API_KEY")
+    parser.add_argument("--api-key", default=api_key, help="API key (default: $VLLM_API_KEY)")
+    parser.add_argument("--max-tokens", type=int, default=256, help="tokens of the answer at most")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 samples greedily")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for data")
+    parser.add_argument("--no-metok", action="store_true", help="answer with all visual tokens")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="default: the server's preset")
+    parser.add_argument("--json", action="store_true", help="print answer and report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask and print. Raises CommandError when the server cannot be reached or refuses."""
+    """Ask and print. Raises CommandError if the server cannot be reached or answers an error."""
     headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
     timeout = httpx.Timeout(arguments.timeout, connect=10.0)
     url = arguments.url.rstrip("/").removesuffix("/v1")
     body = RequestBody(arguments)
     try:
-        # A proxy of the environment cannot reach this machine's own loopback.
+        # A proxy from the environment cannot reach this machine's loopback.
         local = httpx.URL(url).host in ("127.0.0.1", "localhost", "::1")
         with httpx.Client(
             base_url=url, headers=headers, timeout=timeout, trust_env=not local
@@ -110,7 +111,7 @@ def _ask(client: httpx.Client, body: RequestBody, show: bool) -> Answer:
             response.read()
         _raise_for_error(response)
         for chunk in _events(response):
-            _take(answer, chunk, started, show)
+            _add_chunk(answer, chunk, started, show)
     answer.total_s = time.perf_counter() - started
     if show:
         write("\n")
@@ -118,7 +119,7 @@ def _ask(client: httpx.Client, body: RequestBody, show: bool) -> Answer:
 
 
 def _uploading(body: RequestBody, length: int) -> Iterator[bytes]:
-    """The body, counted as the connection takes it, with a bar on a terminal."""
+    """The body, with a progress bar on a terminal."""
     console = err()
     columns = (TextColumn("uploading"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     progress = Progress(*columns, console=console, transient=True)
@@ -142,20 +143,20 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             raise CommandError("the server sent a chunk that is not JSON") from error
         if chunk.get("error"):
-            raise CommandError(f"the server gave up: {_message(chunk)}")
+            raise CommandError(f"the server ended the stream with an error: {_message(chunk)}")
         yield chunk
-    raise CommandError("the answer broke off: the server closed the stream before its end")
+    raise CommandError("the answer is incomplete: the server closed the stream before its end")
 
 
 def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """Lines end at newlines alone: JSON may hold the other characters that end a line of text."""
+    """Lines of the stream, split at newlines only: JSON may contain other line separators."""
     rest = b""
     for piece in response.iter_bytes():
         *lines, rest = (rest + piece).split(b"\n")
         yield from lines
 
 
-def _take(answer: Answer, chunk: dict[str, Any], started: float, show: bool) -> None:
+def _add_chunk(answer: Answer, chunk: dict[str, Any], started: float, show: bool) -> None:
     answer.usage = chunk.get("usage") or answer.usage
     answer.metok = chunk.get("metok") or answer.metok
     for choice in chunk.get("choices") or []:
@@ -189,7 +190,7 @@ def _message(envelope: Any) -> str:
 def _show_savings(answer: Answer) -> None:
     console = out()
     if answer.metok is None:
-        console.print("\nThis server sent no METok report: it runs without METok's endpoint.")
+        console.print("\nThe server sent no METok report: METok's endpoint plugin is not loaded.")
         return
     console.print()
     console.print(savings_table(answer.metok))

@@ -1,4 +1,4 @@
-"""The request that `metok chat` sends: JSON made piece by piece, however large the video."""
+"""The request body of `metok chat`: JSON that is encoded in chunks, for videos of any size."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 from metok_vllm.console import CommandError
 
-READ_BYTES = 3 << 15  # a multiple of three, so that base64 pieces join without padding
+READ_BYTES = 3 << 15  # a multiple of three, so that no chunk but the last has base64 padding
 _PLACEHOLDER = "metok-video-goes-here"
 
 
 class RequestBody:
-    """The chat request as JSON bytes, made piece by piece so that a file is never held twice.
+    """The chat request as an iterable of JSON bytes; `len` is their number.
 
-    Raises CommandError (status 2) for a file that is not there.
+    Raises CommandError (status 2) if the video file does not exist.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
@@ -48,7 +48,7 @@ class RequestBody:
             request["metok"] = {"enabled": False}
         elif a.preset:
             request["metok"] = {"preset": a.preset}
-        # The video comes first, so the placeholder found is ours and not the question's.
+        # The video comes first, because the question may contain the placeholder too.
         content = [video, {"type": "text", "text": a.question}]
         request = {"messages": [{"role": "user", "content": content}], **request}
         before, _, after = json.dumps(request).partition(_PLACEHOLDER)

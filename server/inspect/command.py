@@ -1,4 +1,4 @@
-"""`metok inspect VIDEO "QUESTION"`: what stage 1 decides about a video, without a server."""
+"""`metok inspect VIDEO "QUESTION"`: the events and strides of stage 1, without a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metok_vllm.server.savings import share_saved
 if TYPE_CHECKING:
     from metok_vllm.server.inspect.inspection import Inspection
 
-# Why frames were ranked without the question, in the words of the server's `fallback` field.
+# Why frames were ranked without the question, by the values of the server's `fallback` field.
 FALLBACKS = {"no_towers": "No alignment towers", "no_query": "No question"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -27,11 +27,13 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok inspect`."""
     parser.add_argument("video", metavar="VIDEO", help="a video file")
-    parser.add_argument("question", metavar="QUESTION")
-    parser.add_argument("-o", "--output", metavar="OUT.png", help="draw the timeline here")
+    parser.add_argument("question", metavar="QUESTION", help="a question about the video")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT.png", help="write the timeline picture to this file"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--model", help="folder or hub name (default: the embedded demo model)")
-    parser.add_argument("--alignment-model", help="folder or hub name of a SigLIP or CLIP")
+    parser.add_argument("--model", help="path or hub name (default: the embedded demo model)")
+    parser.add_argument("--alignment-model", help="path or hub name of a SigLIP or CLIP model")
     parser.add_argument("--alignment-mode", choices=ALIGNMENT_MODES)
     parser.add_argument("--frames", type=int, help="frames to sample (default: 32)")
     parser.add_argument("--preset", choices=sorted(PRESETS))
@@ -42,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rule",
         choices=("budgeted", "natural"),
         default="budgeted",
-        help="budgeted: as served (default); natural: the paper's rule, counts follow content",
+        help="budgeted: a fixed token count, as served (default); natural: the paper's rule",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect and show. Raises MetokError or CommandError for what the user can put right."""
+    """Inspect and print. Raises MetokError or CommandError for what the user can correct."""
     path = Path(arguments.video)
     if not path.is_file():
         raise CommandError(f"no such video file: {arguments.video}", 2)
@@ -87,19 +89,19 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str
     towers = config.alignment_model or (None if arguments.model else str(ALIGNMENT_DIR))
     if towers and config.alignment_mode != "none":
         encoder.add_towers(towers, shared=config.alignment_mode == "shared")
-    seen = encoder.encode(video.frames_THWC, arguments.question, config.encoder_chunk_frames)
+    features = encoder.encode(video.frames_THWC, arguments.question, config.encoder_chunk_frames)
     fallback = None
-    if seen.relevance_T is None:
+    if features.relevance_T is None:
         fallback = "no_towers" if encoder.towers is None else "no_query"
     inspection = build_inspection(
-        analyse(seen.feature_TD, seen.relevance_T, config),
-        adjacent_cosine(seen.feature_TD).tolist(),
+        analyse(features.feature_TD, features.relevance_T, config),
+        adjacent_cosine(features.feature_TD).tolist(),
         video.indices,
         video.timestamps_s,
         video.duration_s,
         question=arguments.question,
         query_source="user_turn" if arguments.question.strip() else "none",
-        grid=seen.grid,
+        grid=features.grid,
         config=config,
         rule=arguments.rule,
     )

@@ -1,7 +1,7 @@
-"""Frame features and relevance from a checkpoint with Hugging Face modules alone, without vLLM.
+"""Frame features and relevance from a checkpoint, with Hugging Face modules and without vLLM.
 
-What `metok inspect` looks through: the vision tower and the projector of a LLaVA-OneVision
-checkpoint, and the alignment towers. The decoder is never loaded.
+`metok inspect` uses the vision tower and projector of a LLaVA-OneVision checkpoint, and the
+alignment towers. The decoder is not loaded.
 
 Shape suffixes: T frames, P patches, C channels, H height, W width, D features.
 """
@@ -30,9 +30,9 @@ from metok_vllm.torch_shims import ensure_torchvision_ops
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """`feature_TD`: mean over a frame's projected patches, float32. `grid`: patches a side.
+    """`feature_TD`: mean over a frame's projected patches, float32. `grid`: patches per side.
 
-    `relevance_T` is None where there are no towers or no question.
+    `relevance_T` is None without alignment towers or without a question.
     """
 
     feature_TD: Tensor
@@ -41,7 +41,7 @@ class FrameFeatures:
 
 
 class FrameEncoder:
-    """The seeing half of a LLaVA-OneVision checkpoint, with alignment towers if there are any."""
+    """Vision tower and projector of a LLaVA-OneVision checkpoint, and optional alignment towers."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model = model
@@ -56,7 +56,7 @@ class FrameEncoder:
 
     @classmethod
     def load(cls, path: str) -> FrameEncoder:
-        """From a folder or hub name. Raises ConfigError for what cannot be loaded or used."""
+        """Load from a path or hub name. Raises ConfigError if it cannot be loaded or used."""
         ensure_torchvision_ops()
         from transformers import AutoConfig, AutoVideoProcessor, LlavaOnevisionModel
 
@@ -66,7 +66,7 @@ class FrameEncoder:
                 raise ConfigError(
                     f"metok inspect reads LLaVA-OneVision checkpoints, got a {config.model_type!r}"
                 )
-            # A decoder without layers: its weights in the checkpoint are skipped, not read.
+            # With no decoder layers, their weights in the checkpoint are not read.
             config.text_config.num_hidden_layers = 0
             config.text_config.layer_types = []
             processor = AutoVideoProcessor.from_pretrained(path)
@@ -91,38 +91,38 @@ class FrameEncoder:
     def encode(
         self, frames_THWC: NDArray[np.uint8], question: str, chunk_frames: int
     ) -> FrameFeatures:
-        """Features of decoded frames, `chunk_frames` at a time so that memory stays bounded."""
+        """Features of decoded frames (uint8); `chunk_frames` at a time, which bounds memory."""
         text_D = self._embed_question(question)
         means, images = [], []
         for start in range(0, len(frames_THWC), chunk_frames):
-            pixels_TCHW = self._normalise(frames_THWC[start : start + chunk_frames])
-            seen_TPD = self._see(pixels_TCHW)
+            pixels_TCHW = self._pixels(frames_THWC[start : start + chunk_frames])
+            patches_TPD = self._patch_features(pixels_TCHW)
             if text_D is not None:
-                images.append(self._embed_images(pixels_TCHW, seen_TPD))
-            projected_TPD = self.model.multi_modal_projector(seen_TPD)
+                images.append(self._embed_images(pixels_TCHW, patches_TPD))
+            projected_TPD = self.model.multi_modal_projector(patches_TPD)
             means.append(projected_TPD.mean(1, dtype=torch.float32))
         relevance_T = None
         if text_D is not None:
             relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
         return FrameFeatures(torch.cat(means), relevance_T, self.grid)
 
-    def _normalise(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
+    def _pixels(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
         frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)
         pixels: Tensor = self.processor(
             videos=[frames_TCHW], do_sample_frames=False, return_tensors="pt"
         )["pixel_values_videos"][0]
         return pixels
 
-    def _see(self, pixels_TCHW: Tensor) -> Tensor:
+    def _patch_features(self, pixels_TCHW: Tensor) -> Tensor:
         """Patch features before the projector, [T, P, vision width]."""
         config = self.model.config
         hidden = self.model.vision_tower(pixels_TCHW, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
-        seen_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
+        patches_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
         if config.vision_feature_select_strategy == "default":
-            return seen_TPD[:, 1:]
-        return seen_TPD
+            return patches_TPD[:, 1:]
+        return patches_TPD
 
     def _embed_question(self, question: str) -> Tensor | None:
         if self.towers is None:
@@ -130,9 +130,9 @@ class FrameEncoder:
         ids_WL = encode_query(self._tokenizer, question, length=self._window)
         return self.towers.embed_text(ids_WL) if len(ids_WL) else None
 
-    def _embed_images(self, pixels_TCHW: Tensor, seen_TPD: Tensor) -> Tensor:
+    def _embed_images(self, pixels_TCHW: Tensor, patches_TPD: Tensor) -> Tensor:
         assert self.towers is not None
         if self.shared:
-            return self.towers.embed_features(seen_TPD)
+            return self.towers.embed_features(patches_TPD)
         target = self.towers.normalisation
         return self.towers.embed_frames(renormalise(pixels_TCHW, self.pixels, target))

@@ -1,7 +1,4 @@
-"""What stage 1 decided about one video, as plain values that print, serialise and draw.
-
-Features come from `frame_features`, without vLLM; `metok inspect` prints and draws it.
-"""
+"""The result of stage 1 for one video as plain values, which `metok inspect` prints and draws."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ class InspectedEvent:
 
 @dataclass(frozen=True)
 class InspectedFrame:
-    """One sampled frame: where it is, how relevant, and how finely it is kept.
+    """One sampled frame: its place, its relevance and its stride.
 
-    `stride_class` is 0 for the finest of the three strides. `stride` is what the chosen rule
-    gives, `natural_stride` what the paper's rule gives without a budget.
+    `stride_class` is 0 for the finest of the three strides. `stride` follows the chosen rule,
+    `natural_stride` the paper's rule, which has no token budget.
     """
 
     index: int
@@ -49,8 +46,8 @@ class InspectedFrame:
 class Inspection:
     """Everything `metok inspect` shows.
 
-    `similarity` has one value fewer than `frames`: the cosine of each frame with the one before
-    it. `tokens_per_frame` belongs to the three stride classes, finest first.
+    `similarity` is the cosine of each frame but the first with the frame before it.
+    `tokens_per_frame` has one value per stride class, finest first.
     """
 
     question: str
@@ -66,7 +63,7 @@ class Inspection:
     encoded_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the names of the server's `metok` object where both have the value."""
+        """JSON-ready; values that the server's `metok` object has too have the same names."""
         frames = [asdict(frame) for frame in self.frames]
         for frame in frames:
             del frame["stride_class"]
@@ -96,10 +93,10 @@ def build_inspection(
     pooling: str = "bilinear",
     rule: str = "budgeted",
 ) -> Inspection:
-    """Read an event map (T frames) into plain values under one of the two rules.
+    """Convert an event map (T frames) to plain values under one of the two rules.
 
     `grid` is the side of a frame's patch grid after the projector, before pooling. Raises
-    ConfigError for a rule that does not exist.
+    ConfigError for an unknown rule.
     """
     if rule not in RULES:
         raise ConfigError(f"rule must be one of {', '.join(RULES)}, got {rule!r}", "rule")

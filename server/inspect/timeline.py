@@ -1,9 +1,8 @@
-"""Draws an Inspection: one picture in which a person sees why each frame was kept.
+"""Draws an Inspection as one picture that shows why each frame keeps its tokens.
 
 Top to bottom: the question and the counts, a legend, a chart over time (events, relevance to the
-question, similarity to the frame before), and the frames in time order, large where many tokens
-were kept. Colours are from the palette of Okabe and Ito, told apart by colour-blind readers too.
-Change the look here and run `pytest tests/server/inspect/test_timeline.py`.
+question, similarity to the frame before), and the frames in time order. A larger frame keeps more
+tokens. The colours are from the colour-blind-safe palette of Okabe and Ito.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class PlacedFrame:
 
 
 def draw_timeline(inspection: Inspection, frames_THWC: NDArray[np.uint8]) -> Image.Image:
-    """The picture, RGB and WIDTH pixels wide; its height follows from the number of frames.
+    """The picture in RGB, WIDTH pixels wide; its height depends on the number of frames.
 
     `frames_THWC` are the sampled frames, uint8, in the order of `inspection.frames`.
     """
@@ -90,10 +89,10 @@ def place_frames(frames: Sequence[InspectedFrame], aspect: float) -> list[Placed
     row, x = 0, MARGIN
     for number, frame in enumerate(frames):
         side = THUMBNAIL_SIDE[frame.stride_class] * shrink
-        # A sliver of a frame must still be seen, so no side gets shorter than 8 pixels.
+        # Frames of extreme aspect stay visible: no side is shorter than 8 pixels.
         width = max(8, round(side * min(1.0, aspect)))
         height = max(8, round(side / max(1.0, aspect)))
-        # Labels below a narrow portrait thumbnail need room too.
+        # The labels below a narrow thumbnail are 54 pixels wide.
         slot = max(width + 2 * BORDER, 54)
         if number and frame.event != frames[number - 1].event and x > MARGIN:
             x += EVENT_GAP - FRAME_GAP
@@ -148,7 +147,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> N
 def _draw_strips(
     image: Image.Image, inspection: Inspection, items: Sequence[PlacedFrame], top: int
 ) -> None:
-    """A bar over the frames of each event in this row, named where there is room."""
+    """A bar over the frames of each event in this row, with a label if it fits."""
     draw = ImageDraw.Draw(image)
     for event in dict.fromkeys(item.frame.event for item in items):
         mine = [item for item in items if item.frame.event == event]

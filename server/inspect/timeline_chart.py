@@ -21,13 +21,13 @@ from metok_vllm.server.inspect.timeline_style import (
     font,
 )
 
-GUTTER = 190  # panel names and scales stand left of this
+GUTTER = 190  # width of the panel names and scales on the left
 BAND = 46
 RELEVANCE = 130
 SIMILARITY = 84
 GAP = 14
 AXIS = 30
-# Shapes are drawn this much larger and scaled down, because Pillow does not smooth its lines.
+# Shapes are drawn this much larger and scaled down, because Pillow does not antialias lines.
 SMOOTH = 3
 
 LEFT, RIGHT = MARGIN + GUTTER, WIDTH - MARGIN
@@ -103,7 +103,7 @@ def _draw_relevance(
 def _draw_similarity(
     pen: _Pen, inspection: Inspection, top: int, scale: tuple[float, float]
 ) -> None:
-    """A dip where a frame looks unlike the one before; diamonds where an event was cut."""
+    """A line with the similarity of each frame to the one before; diamonds where events start."""
     frames = inspection.frames
     points = [
         (
@@ -129,7 +129,7 @@ class _Pen:
         return x * SMOOTH, (y - self._top) * SMOOTH
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, int, int]) -> None:
-        # An event of one frame among many can be narrower than its gap; keep it visible.
+        # A very short event would be narrower than the gap to the next; keep it visible.
         self._draw.rectangle((*self._at(x0, y0), *self._at(max(x1, x0 + 1), y1)), fill=fill)
 
     def line(
@@ -168,18 +168,18 @@ def _draw_event_labels(image: Image.Image, inspection: Inspection, top: int) -> 
     draw.text((MARGIN, top + 14), "events", fill=INK, font=font(16))
     for number, event in enumerate(inspection.events, start=1):
         left = time_to_x(event.start_s, inspection.duration_s)
-        room = time_to_x(event.end_s, inspection.duration_s) - left - 10
+        width = time_to_x(event.end_s, inspection.duration_s) - left - 10
         kind = "key event" if event.key else "event"
         names = [f"{kind} {number}  ·  relevance {event.relevance:.3f}", f"{kind} {number}"]
         names += [f"{number}: {event.relevance:.3f}", f"{number}"]
-        one_line = fitting(names[:1], 16, room)
+        one_line = fitting(names[:1], 16, width)
         ink = EVENT_COLOURS[event.key][1]
         if one_line:
             draw.text((left + 8, top + 14), one_line, fill=ink, font=font(16))
             continue
-        name = fitting(names[1:], 15, room)
+        name = fitting(names[1:], 15, width)
         value = f"{event.relevance:.3f}"
-        two_lines = name == names[1] and font(15).getlength(value) <= room
+        two_lines = name == names[1] and font(15).getlength(value) <= width
         draw.text((left + 5, top + (5 if two_lines else 15)), name, fill=ink, font=font(15))
         if two_lines:
             draw.text((left + 5, top + 24), value, fill=ink, font=font(15))

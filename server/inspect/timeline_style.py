@@ -1,4 +1,4 @@
-"""Colours, type and text fitting that both halves of the timeline picture share."""
+"""Colours, fonts and text fitting of the timeline picture."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OTHER_COLOUR = (203, 208, 213)
 EVENT_COLOURS = {True: (KEY_COLOUR, (255, 255, 255)), False: (OTHER_COLOUR, INK)}
 STRIDE_COLOURS = ((213, 94, 0), (240, 188, 66), (138, 145, 153))
 
-# Pillow's own font has little beyond ASCII; questions in other scripts try the system's.
+# System fonts for questions in other scripts; Pillow's own font has little beyond ASCII.
 _WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc",
     "Arial Unicode.ttf",
@@ -36,7 +36,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font(size: int, text: str = "") -> Font:
-    """The picture's font; one of the system's where `text` needs characters it lacks."""
+    """The picture's font, or a system font if `text` has characters that it lacks."""
     return _font(size, any(ord(c) > 126 and c not in _BUILT_IN for c in text))
 
 
@@ -52,12 +52,12 @@ def _font(size: int, wide: bool) -> Font:
 
 
 def fitting(variants: Sequence[str], size: int, width: float) -> str:
-    """The first of `variants` that fits into `width` pixels, or nothing."""
+    """The first of `variants` that fits into `width` pixels, or an empty string."""
     return next((text for text in variants if font(size, text).getlength(text) <= width), "")
 
 
 def wrapped(text: str, size: int, width: int, max_lines: int) -> list[str]:
-    """`text` in lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    """`text` in lines of at most `width` pixels; a cut text ends in an ellipsis."""
     face = font(size, text)
     lines: list[str] = [""]
     for word in text.split():
@@ -67,7 +67,7 @@ def wrapped(text: str, size: int, width: int, max_lines: int) -> list[str]:
             continue
         if lines[-1]:
             lines.append("")
-        # A word longer than a line (or a script without spaces) breaks anywhere.
+        # A word longer than a line, or a script without spaces, breaks at any character.
         for character in word:
             if face.getlength(lines[-1] + character) > width:
                 lines.append("")

@@ -1,4 +1,4 @@
-"""The body of a request: read whole, within limits, before anything is done with it."""
+"""Reads the whole body of a request within limits, before any other code sees it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections import deque
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from metok_vllm.server.middleware.access import header, is_upload, route_path
 from metok_vllm.server.middleware.envelope import RETRY_AFTER_S, send_error
 from metok_vllm.server.middleware.json_scan import MAX_LIST_ITEMS, JsonScan, ScanError
-from metok_vllm.server.middleware.paths import header, is_upload, route_path
 
-# A body up to this long is taken although others fill the memory: short questions go on.
+# Bodies up to this size are accepted even when others fill the memory.
 SMALL_BODY = 1 << 20
-# Every item of this route is tried against thirty types.
+# pydantic tries every item of this route against thirty types.
 LIST_ITEMS = {"/v1/responses": 2_000}
 
 
 class BodyReader:
-    """Answers 413 to what is too large, 408 to what comes too slowly, 503 when memory is full.
+    """Answers 413 to a body that is too large, 408 if it is too slow, 503 if memory is full.
 
-    `limit` bytes for one body and `total` for all that are held, `seconds` for one to arrive,
-    `max_text` for what is no media in JSON. 0 switches each off. A client that leaves is not
-    answered, and the app never hears of it.
+    `limit`: bytes of one body; `total`: bytes of all bodies in memory; `seconds`: time to arrive;
+    `max_text`: bytes of JSON beside its media. 0 switches a limit off. If the client disconnects,
+    the app is not called.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class BodyReader:
             self.held -= body.size
 
     async def _read(self, body: _Body, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Whether the body is there; if not, the client has its answer or is gone."""
+        """Whether the body is complete. If not, the error is sent or the client disconnected."""
         items = LIST_ITEMS.get(route_path(scope), MAX_LIST_ITEMS)
         scan = None if is_upload(scope) else JsonScan(self.max_text, items)
         try:
@@ -78,11 +78,11 @@ class _TooLargeError(Exception):
 
 
 class _FullError(Exception):
-    """All bodies together are over theirs."""
+    """All bodies together are over their limit."""
 
 
 class _Body:
-    """The chunks of one body, counted in its reader's total until the request is over."""
+    """The chunks of one body. `size` counts in its reader's total until the request ends."""
 
     def __init__(self, reader: BodyReader) -> None:
         self._reader = reader
@@ -90,7 +90,7 @@ class _Body:
         self.size = 0
 
     async def read(self, receive: Receive, scan: JsonScan | None) -> bool:
-        """True when all of it is there, False when the client has left."""
+        """Read to the end; False if the client disconnects first."""
         reader, more = self._reader, True
         while more:
             message = await receive()
@@ -111,7 +111,7 @@ class _Body:
         return True
 
     def replay(self, receive: Receive) -> Receive:
-        """The body again, each chunk let go as it is passed on; then what the client does next."""
+        """A `receive` that returns and frees the chunks, and then passes further messages on."""
         done = False
 
         async def replayed() -> Message:

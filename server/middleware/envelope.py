@@ -1,8 +1,8 @@
 """Errors as OpenAI clients expect them: `{"error": {"message", "type", "param", "code"}}`.
 
-vLLM answers some errors otherwise: a bare string for a wrong key, FastAPI's `detail` for an unknown
-path, no body at all from `/health`. The middleware here is the outermost layer and gives every
-error body that is not an envelope one, and keeps internals out of a 500.
+vLLM answers some errors in other forms: a bare string for a wrong key, FastAPI's `detail` for an
+unknown path, no body from `/health`. `ErrorEnvelope` is the outermost middleware: it rewrites
+those to envelopes and keeps internals out of a 500.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 logger = logging.getLogger("vllm.metok")
 
 MAX_ERROR_BODY = 1 << 20
-# A message may quote what a client sent, but not all of it.
+# Characters of a message, and of a client's value that is quoted in it.
 MAX_MESSAGE = 1000
 MAX_QUOTED = 200
 MAX_PARAM = 100
@@ -44,7 +44,7 @@ MESSAGES = {
     504: "The request took too long.",
 }
 
-# Words without a space, and what stands between quotation marks of one kind.
+# Long words, and long texts between quotation marks of one kind.
 _LONG_PIECES = [
     re.compile(pattern % (MAX_QUOTED + 1))
     for pattern in (r"\S{%d,}", r"(?<!\w)'[^']{%d,}'?", r'"[^"]{%d,}"?', r"`[^`]{%d,}`?")
@@ -60,15 +60,15 @@ def error_body(status: int, message: str, param: str | None = None) -> bytes:
 
 
 def short(text: str) -> str:
-    """A message cut to a length for people, and every quotation in it to MAX_QUOTED characters."""
+    """A message cut to MAX_MESSAGE characters, and each quotation in it to MAX_QUOTED."""
     for quoted in _LONG_PIECES:
-        # What follows the end of this would be cut anyway.
+        # The text behind this slice would be cut anyway.
         text = quoted.sub(lambda piece: cut(piece[0], MAX_QUOTED), text[: 8 * MAX_MESSAGE])
     return cut(text, MAX_MESSAGE)
 
 
 def cut(text: str, length: int) -> str:
-    """The beginning and the last few characters of what is longer than `length`."""
+    """`text`, or its beginning and its last characters where it is longer than `length`."""
     if len(text) <= length:
         return text
     tail = length // 10
@@ -76,13 +76,13 @@ def cut(text: str, length: int) -> str:
 
 
 def error_response(status: int, message: str, param: str | None = None) -> Response:
-    """The envelope as the answer of a route."""
+    """The envelope as a response."""
     content = error_body(status, message, param)
     return Response(content, status_code=status, media_type="application/json")
 
 
 def default_message(status: int) -> str:
-    """A message a person can act on, for a status alone."""
+    """A message for a status alone."""
     return MESSAGES.get(status) or f"{_phrase(status)}."
 
 
@@ -100,9 +100,9 @@ async def send_error(
 
 
 class ErrorEnvelope:
-    """ASGI middleware: every error leaves as an envelope with a message, whoever made it.
+    """ASGI middleware: every error response becomes an envelope with a message.
 
-    A client that leaves in the middle is no error, and is not logged as one.
+    A client that disconnects before the answer is not logged as an error.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -116,7 +116,7 @@ class ErrorEnvelope:
         try:
             await self.app(scope, receive, rewriter.send)
         except ClientDisconnect:
-            logger.info("A client left before its request was complete.")
+            logger.info("A client disconnected before its request was complete.")
         except Exception:
             if rewriter.sent:
                 raise
@@ -125,7 +125,7 @@ class ErrorEnvelope:
 
 
 class _Rewriter:
-    """Passes good responses through untouched, one message at a time, and holds back errors."""
+    """Passes successful responses through unchanged, and rewrites errors once they are complete."""
 
     def __init__(self, send: Send) -> None:
         self._send = send

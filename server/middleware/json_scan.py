@@ -1,8 +1,8 @@
-"""What a JSON body will cost to parse and to validate, counted while it arrives.
+"""Bounds the cost of parsing and validating a JSON body, while its bytes arrive.
 
-Validation takes up to 60 us per list item, in the event loop, and builds several errors for each
-wrong one. The limits here keep the worst body below a second. The scan takes time linear in the
-bytes and no memory to speak of, and it stops at the first limit.
+Validation takes up to 60 us per list item in the event loop, and several errors per invalid item.
+These limits keep the worst body below a second. The scan takes linear time and constant memory,
+and stops at the first limit.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ MAX_DEPTH = 100
 MAX_LIST_ITEMS = 6_000
 MAX_NUMBERS = 200_000
 MAX_MEMBERS = 100_000
-# A string up to this long is text, whatever is in it.
+# Bytes of any string that count as text; only the rest of it can count as media.
 LONG_STRING = 64 << 10
-# `data:video/mp4;base64,` holds a few characters that base64 does not.
+# Characters outside base64 that a media string may hold, as in `data:video/mp4;base64,`.
 MEDIA_PREFIX = 256
 
 MEDIA_KEYS = frozenset(
     b"url data image_url video_url audio_url file_data image_embeds video_embeds audio_embeds "
     b"prompt_embeds".split()
 )
-# Lists of token ids are long, and numbers in the right place cost next to nothing.
+# Keys of token id lists, which may be long because integers are cheap to validate.
 TOKEN_KEYS = frozenset(b"prompt tokens token_ids prompt_token_ids input_ids".split())
 _LONGEST_KEY = max(map(len, MEDIA_KEYS | TOKEN_KEYS))
-# The comma parts frames of a list; JSON may write a slash as `\/`.
+# A comma separates the frames of a list; JSON may write a slash as `\/`.
 _BASE64 = (string.ascii_letters + string.digits + "+/-_=,\\").encode()
 _TOKEN_IDS = b"0123456789, \t\r\n"
 _BRACKETS = re.compile(rb"[\[\]{}]")
@@ -36,7 +36,7 @@ _BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 
 class ScanError(Exception):
-    """A body over a limit; `status` is what the client gets."""
+    """A body over a limit; `status` is the HTTP status of the answer."""
 
     def __init__(self, message: str, status: int = 413) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class ScanError(Exception):
 
 
 class JsonScan:
-    """One body. Malformed JSON is not found here: the parser refuses it."""
+    """The scan of one body. It does not detect malformed JSON; the parser does."""
 
     def __init__(self, max_text: int, max_items: int = MAX_LIST_ITEMS) -> None:
         self._max_text = max_text
@@ -55,13 +55,13 @@ class JsonScan:
         self._open: list[tuple[bool, bool]] = []
         self._head = b""
         self._in_string = self._odd_backslash = False
-        self._start = b""  # of the string at hand, or of the last one
+        self._start = b""  # of the current string, or of the last one
         self._length = self._foreign = 0
         self._key = b""
 
     @property
     def text_bytes(self) -> int:
-        """Bytes so far that are not media."""
+        """Bytes so far that count as text."""
         return self._fed - self._media - self._credit()
 
     def feed(self, data: bytes) -> None:
@@ -82,7 +82,7 @@ class JsonScan:
             )
 
     def _check_encoding(self, data: bytes) -> None:
-        # Python's parser also takes UTF-16 and UTF-32, in which quotes and commas look different.
+        # Python's parser also accepts UTF-16 and UTF-32, which this scan cannot read.
         self._head += data[: 4 - len(self._head)]
         if b"\0" in self._head or self._head.startswith(_BOMS):
             raise ScanError("The body is not JSON in UTF-8.", 400)
@@ -103,12 +103,12 @@ class JsonScan:
         return end + 1
 
     def _end_of_string(self, data: bytes, position: int) -> tuple[int, bool]:
-        """Where the string at hand ends in `data`, and whether that is its closing quote."""
+        """Where the current string ends in `data`, and whether that is its closing quote."""
         self._odd_backslash = False
         quote = data.find(b'"', position)
         if quote > position and data[quote - 1] == _BACKSLASH:
             matched = _REST_OF_STRING.match(data, position)
-            assert matched is not None, "it matches nothing, too"
+            assert matched is not None, "the pattern also matches an empty string"
             quote = matched.end() if data[matched.end() : matched.end() + 1] == b'"' else -1
         if quote >= 0:
             return quote, True
@@ -119,7 +119,7 @@ class JsonScan:
         return len(data), False
 
     def _credit(self) -> int:
-        """Bytes of the string at hand that are media."""
+        """Bytes of the current string that count as media."""
         if self._key not in MEDIA_KEYS or self._foreign > MEDIA_PREFIX:
             return 0
         return max(0, self._length - LONG_STRING)
@@ -141,14 +141,14 @@ class JsonScan:
         return end + 1
 
     def _between(self, data: bytes, start: int, end: int) -> None:
-        """Commas and colons between two brackets or strings."""
+        """Count the commas and colons between two brackets or strings."""
         if start == end:
             return
         commas = data.count(b",", start, end)
         if self._open and self._open[-1][0]:
             if self._open[-1][1]:
                 self._numbers += commas
-                # What is no token id at all costs as much as any wrong item.
+                # Anything but a token id costs as much as an invalid list item.
                 self._count_item(len(data[start:end].translate(None, _TOKEN_IDS)))
             else:
                 self._count_item(commas)

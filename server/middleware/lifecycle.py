@@ -1,7 +1,6 @@
-"""Where the server is in its life, and how many requests it is working on.
+"""The server's phase (loading, serving, draining) and its requests in flight.
 
-loading -> serving -> draining. The HTTP layer asks here whether to take a request; a shutdown
-first lets the requests that are under way finish.
+A shutdown drains first: new requests are refused and running ones may finish.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ WATCH_S = 0.5
 
 
 class Phase(Enum):
-    """Phase of the server's life."""
+    """Phases of a server, in order."""
 
     LOADING = "loading"
     SERVING = "serving"
@@ -34,9 +33,9 @@ class Lifecycle:
         self._inflight: Counter[str] = Counter()
         self._changed = threading.Condition()
         self.before_serving: Callable[[], None] | None = None
-        # Run once the engine is told to end in good order, in a worker thread; may block.
+        # Runs once after a regular shutdown of the engine, in a worker thread; may block.
         self.after_serving: Callable[[], None] | None = None
-        # The server ended although no signal asked it to: its engine died.
+        # Whether the server ended because its engine died, without a signal.
         self.failed = False
 
     @property
@@ -47,12 +46,12 @@ class Lifecycle:
     def inflight(self) -> int:
         return self._inflight.total()
 
-    def held_by(self, client: str) -> int:
+    def inflight_of(self, client: str) -> int:
         """Requests in flight of one client."""
         return self._inflight[client]
 
     def serve(self) -> None:
-        """Loading is over; runs `before_serving`, which may block."""
+        """End loading: runs `before_serving`, which may block, and starts to serve."""
         if self.before_serving is not None:
             self.before_serving()
         with self._changed:
@@ -60,19 +59,22 @@ class Lifecycle:
                 self._phase = Phase.SERVING
 
     def enter(self, client: str = "") -> None:
-        """A generation request was taken."""
+        """Count a request as in flight."""
         with self._changed:
             self._inflight[client] += 1
 
     def leave(self, client: str = "") -> None:
-        """A generation request is over."""
+        """Count a request as complete."""
         with self._changed:
             self._inflight[client] -= 1
-            self._inflight += Counter()  # forgets clients that have none
+            self._inflight += Counter()  # drops clients at 0
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> float:
-        """Refuse new requests and wait for those in flight; seconds left. Blocks its thread."""
+        """Refuse new requests and wait for those in flight. Blocks.
+
+        Returns the seconds left of `timeout_s`.
+        """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             self._phase = Phase.DRAINING
@@ -81,7 +83,7 @@ class Lifecycle:
         return max(0.0, deadline - time.monotonic())
 
 
-# vLLM makes the endpoint plugin, so the launcher and the plugin meet here.
+# vLLM constructs the endpoint plugin, so the launcher shares this object with it here.
 LIFECYCLE = Lifecycle()
 
 
@@ -93,20 +95,19 @@ def drain_before(
 ) -> Callable[..., None]:
     """An engine `shutdown` that first drains for up to `drain_s` seconds, then runs `stop_work`.
 
-    vLLM's own drain starts inside the engine, after the renderer is gone: a request whose video
-    is still being decoded would fail. vLLM calls `shutdown` in a worker thread on SIGTERM, so
-    waiting here leaves the event loop free to finish the answers.
+    vLLM's own drain starts after its renderer is closed, so requests whose videos are still being
+    decoded would fail. On SIGTERM vLLM calls `shutdown` in a worker thread, so waiting here does
+    not block the event loop.
     """
 
     def drained_shutdown(timeout: float | None = None) -> None:
         first = lifecycle.phase is not Phase.DRAINING
         if first:
-            # Signals are served in a worker thread; in the event loop vLLM only cleans up.
+            # vLLM calls it in the event loop only when it cleans up after a dead engine.
             lifecycle.failed = _in_event_loop()
             left = lifecycle.drain(0.0 if lifecycle.failed else drain_s)
             if timeout:
                 timeout = max(left, ENGINE_EXIT_S)
-            # Nobody is waited for any more, so nothing need be decoded for them.
             stop_work()
         shutdown(timeout=timeout)
         if first and not lifecycle.failed and lifecycle.after_serving is not None:
@@ -116,9 +117,9 @@ def drain_before(
 
 
 async def watch_engine(engine_client: Any, stop_work: Callable[[], None]) -> None:
-    """Runs `stop_work`, which ends what is being decoded, once the engine is dead.
+    """Run `stop_work`, which ends all decoding, once the engine is dead.
 
-    vLLM's server then stops, but waits for its requests, and those would wait for their videos.
+    vLLM's server stops then, but waits for requests that would wait for their videos.
     """
     while not engine_client.errored:
         await asyncio.sleep(WATCH_S)
@@ -126,8 +127,8 @@ async def watch_engine(engine_client: Any, stop_work: Callable[[], None]) -> Non
 
 
 def stop_decoding() -> None:
-    """End the decoders, and whoever waits for one."""
-    # Loaded by now if there is anything to end; at the top it would make this file heavy.
+    """End all decoders and fail the requests that wait for one."""
+    # Imported here because the loading phase uses this module and must start fast.
     from metok_vllm.video.pool import POOL
 
     POOL.close()

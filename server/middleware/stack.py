@@ -1,14 +1,14 @@
-"""What stands before vLLM's routes, as plain ASGI classes: a stream passes chunk by chunk.
+"""The middleware around vLLM's routes, as plain ASGI classes that pass streams chunk by chunk.
 
 Outermost first:
 
-- ErrorEnvelope: every error in one form, cut to a length; what was not handled is a 500.
-- KeyCheck, where there are keys: nothing of a request without one is read or counted.
+- ErrorEnvelope: every error as an OpenAI envelope; an unhandled exception is a 500.
+- KeyCheck, if there are keys: a request without one is neither read nor counted.
 - Refusal: 429 and 503 before the client sends its body.
-- BodyReader: the body, whole, within its limits.
-- Admission: counts the request from here.
-- Deadline: ends it in time, and when its client leaves.
-- BooksOnScrape, where there are books: fresh values before `/metrics` is answered.
+- BodyReader: reads the whole body within its limits.
+- Admission: counts the request as in flight.
+- Deadline: ends the request at its deadline, and when its client disconnects.
+- EvictorMetrics, with stages 2 or 3: updates the evictor's metrics before `/metrics` answers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections.abc import Sequence
 
 from fastapi import FastAPI
 
-from metok_vllm.server.middleware.admission import Admission, Refusal
+from metok_vllm.server.middleware.access import KeyCheck
+from metok_vllm.server.middleware.admission import Admission, Deadline, Refusal
 from metok_vllm.server.middleware.body import BodyReader
-from metok_vllm.server.middleware.deadline import Deadline
 from metok_vllm.server.middleware.envelope import ErrorEnvelope
-from metok_vllm.server.middleware.evictor_state import BooksOnScrape, EngineBooks
-from metok_vllm.server.middleware.key_check import KeyCheck
+from metok_vllm.server.middleware.evictor_state import EvictorMetrics, EvictorStates
 from metok_vllm.server.middleware.lifecycle import Lifecycle
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
@@ -35,13 +34,13 @@ def add_middleware(
     limits: MediaLimits,
     *,
     keys: Sequence[str] = (),
-    books: EngineBooks | None = None,
+    evictors: EvictorStates | None = None,
 ) -> None:
-    """Put all of it around `app`. The last one added is the outermost."""
-    # vLLM's SageMaker support has built the stack already; no request has been through it yet.
+    """Add the middleware to `app`, innermost first."""
+    # vLLM's SageMaker support has already built the stack; it is rebuilt at the first request.
     app.middleware_stack = None
-    if books is not None:
-        app.add_middleware(BooksOnScrape, books=books)
+    if evictors is not None:
+        app.add_middleware(EvictorMetrics, evictors=evictors)
     app.add_middleware(Deadline, seconds=settings.request_timeout_s)
     app.add_middleware(Admission, lifecycle=lifecycle, max_inflight=settings.max_inflight)
     app.add_middleware(

@@ -12,7 +12,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
 from metok_vllm.processes.child_server import ChildServer
-from metok_vllm.server.chat.field_schema import request_schema
+from metok_vllm.server.chat.request_fields import request_schema
 from tests.conformance.requests import CHAT, chat_body, post, video_part
 
 pytestmark = pytest.mark.slow

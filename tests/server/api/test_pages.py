@@ -6,8 +6,8 @@ import pytest
 from fastapi import FastAPI
 
 from metok_vllm.server.api import pages
-from metok_vllm.server.middleware.paths import PAGE_PATHS
-from tests.server.api.test_endpoint import call
+from metok_vllm.server.middleware.access import PAGE_PATHS
+from tests.server.api.apps import call
 
 DIRECTIVES = ("default-src", "base-uri", "form-action", "frame-ancestors")
 

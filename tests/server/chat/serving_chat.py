@@ -7,7 +7,8 @@ from typing import Any
 
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.request import RequestPlan, VideoPlan
-from metok_vllm.server.chat.serving import MetokChatRequest, MetokServingChat
+from metok_vllm.server.chat.request_fields import MetokChatRequest
+from metok_vllm.server.chat.serving import MetokServingChat
 from metok_vllm.video.limits import MediaLimits
 
 VIDEO = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}

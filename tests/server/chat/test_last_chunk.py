@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from metok_vllm.server.chat.serving import _Pending
+from metok_vllm.server.chat.serving import _RenderedRequest
 from tests.server.chat.serving_chat import PLAN, Core, serving
 
 CHUNK = '"id":"c","object":"chat.completion.chunk","created":1,"model":"m"'
@@ -50,7 +50,7 @@ def streamed(*items: str) -> list[str]:
             yield item
 
     async def collect() -> list[str]:
-        return [item async for item in chat._with_report(source(), _Pending(PLAN, 7))]
+        return [item async for item in chat._with_report(source(), _RenderedRequest(PLAN, 7))]
 
     return asyncio.run(collect())
 
@@ -114,7 +114,9 @@ class TestStream:
             yield chunk("b", '"stop"')
 
         async def collect() -> None:
-            async for item in chat_on(Core([[{}]]))._with_report(source(), _Pending(PLAN, 7)):
+            async for item in chat_on(Core([[{}]]))._with_report(
+                source(), _RenderedRequest(PLAN, 7)
+            ):
                 passed.append(item)
 
         asyncio.run(collect())
@@ -133,7 +135,7 @@ class TestStream:
             yield DONE
 
         async def collect() -> list[str]:
-            stream = chat_on(core)._with_report(source(), _Pending(PLAN, 7))
+            stream = chat_on(core)._with_report(source(), _RenderedRequest(PLAN, 7))
             return [item async for item in stream]
 
         assert metok_of(asyncio.run(collect())[1]) == REPORT
@@ -151,7 +153,7 @@ class TestStream:
                 closed.append(True)
 
         async def leave() -> None:
-            stream = chat_on(core)._with_report(source(), _Pending(PLAN, 7))
+            stream = chat_on(core)._with_report(source(), _RenderedRequest(PLAN, 7))
             await anext(stream)
             await asyncio.sleep(0)
             await stream.aclose()

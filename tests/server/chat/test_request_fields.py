@@ -1,175 +1,205 @@
+"""What a chat request may set, its schema, and what the server makes of it."""
+
 from __future__ import annotations
 
-import asyncio
-import json
+from dataclasses import replace
 from typing import Any
 
-import httpx
+import jsonschema
 import pytest
-import starlette.requests
-from fastapi import FastAPI, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import ValidationError
+from vllm.exceptions import VLLMValidationError
 
-from metok_vllm.server.api import endpoint
-from metok_vllm.server.chat.field_scope import refuse_elsewhere
-from metok_vllm.server.settings import ServerSettings
-from metok_vllm.video.limits import MediaLimits
-from metok_vllm.video.requester import REQUESTER, Requester, current
-from tests.server.api.test_endpoint import call, lifecycle
-
-
-class Strict(BaseModel):
-    """As vLLM's Anthropic schemas: unknown fields leave no trace."""
-
-    model_config = ConfigDict(extra="ignore")
-    text: str
+from metok_vllm.config import REQUEST_FIELDS, METokConfig
+from metok_vllm.errors import ConfigError
+from metok_vllm.server.chat.request_fields import (
+    MetokChatRequest,
+    check_client_options,
+    needs_prompt_logprobs,
+    request_config,
+    request_schema,
+    without_pruning,
+)
+from tests.server.chat.serving_chat import request
 
 
-@pytest.fixture
-def app() -> FastAPI:
-    app = FastAPI()
-
-    @app.post("/v1/chat/completions")
-    async def chat(body: dict[str, Any]) -> dict[str, Any]:
-        return body
-
-    @app.post("/v1/messages")
-    async def messages(body: Strict) -> str:
-        return body.text
-
-    @app.post("/invocations")
-    async def invocations(request: Request) -> Any:
-        return await request.json()
-
-    @app.post("/bytes")
-    async def raw(request: Request) -> int:
-        return len(await request.body())
-
-    endpoint.install(app, lifecycle(), ServerSettings(), MediaLimits())
-    return app
-
-
-@pytest.mark.parametrize("value", [{"junk": 1}, {"enabled": False}, {}, "on", 0])
-@pytest.mark.parametrize("path", ["/v1/messages", "/invocations", "/bytes"])
-def test_elsewhere_the_field_is_refused(app: FastAPI, path: str, value: Any) -> None:
-    response = call(app, "POST", path, json={"text": "a", "metok": value})
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["param"] == "metok"
-    assert "/v1/chat/completions only" in error["message"]
-    assert path in error["message"]
-
-
-@pytest.mark.parametrize("more", [{}, {"metok": None}, {"other": {"metok": 1}}])
-def test_without_it_nothing_changes(app: FastAPI, more: dict[str, Any]) -> None:
-    assert call(app, "POST", "/v1/messages", json={"text": "a", **more}).json() == "a"
-
-
-def test_at_home_it_is_taken(app: FastAPI) -> None:
-    body = {"messages": [], "metok": {"enabled": False}}
-    for path in ("/v1/chat/completions", "/invocations"):
-        assert call(app, "POST", path, json=body).json() == body
-
-
-def test_a_body_is_parsed_once(app: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[int] = []
-
-    def loads(content: bytes) -> Any:
-        parsed.append(len(content))
-        return json.loads(content)
-
-    # The module of starlette gets a json of its own, so that only its use is counted.
-    monkeypatch.setattr(
-        starlette.requests, "json", type("Json", (), {"loads": staticmethod(loads)})
+class TestOverrides:
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"num_events": 3},
+            {"enabled": False},
+            {"preset": "max"},
+            {"stages": [1, 3]},
+            {"keep_ratio": 0.5, "decode_keep": 0.25},
+        ],
     )
-    assert call(app, "POST", "/v1/messages", json={"text": "a"}).json() == "a"
-    assert len(parsed) == 1
+    def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
+        config = request_config(request(metok=values), METokConfig())
+        assert config == METokConfig().for_request(values)
+        assert config != METokConfig()
+
+    def test_layers_are_laid_out_once(self) -> None:
+        with pytest.raises(ConfigError, match="fixed when the server starts"):
+            request_config(request(metok={"pruning_layers": [2, 4, 6]}), METokConfig())
+
+    @pytest.mark.parametrize("values", [None, {}])
+    def test_nothing_said(self, values: dict[str, Any] | None) -> None:
+        assert request_config(request(metok=values), METokConfig()) == METokConfig()
+
+    @pytest.mark.parametrize(
+        ("values", "param"),
+        [
+            ({"num_event": 3}, "metok.num_event"),
+            ({"stages": [1, 4]}, "metok.stages"),
+            ({"pruning_layers": [1, 2, 3]}, "metok.pruning_layers"),
+            ({"num_events": 0}, "metok.num_events"),
+            ({"preset": "best"}, "metok.preset"),
+            ({"last_user_text": "Ignore the video."}, "metok.last_user_text"),
+        ],
+    )
+    def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            request_config(request(metok=values), METokConfig())
+        assert caught.value.field == param
+
+    def test_a_server_without_metok_says_so(self) -> None:
+        with pytest.raises(ConfigError, match="without METok"):
+            request_config(request(metok={"enabled": True}), None)
+        assert request_config(request(), None) is None
+
+    def test_the_schema_wants_an_object(self) -> None:
+        with pytest.raises(ValidationError):
+            request(metok="balanced")
+
+
+class TestBeamSearch:
+    @pytest.mark.parametrize(
+        ("overrides", "stages"),
+        [
+            ({}, [1]),
+            ({"preset": "max", "num_events": 3, "decode_keep": 0.5}, [1]),
+            ({"stages": [2, 3], "keep_ratio": 0.5}, []),
+        ],
+    )
+    def test_stages_2_and_3_are_left_out(
+        self, overrides: dict[str, Any], stages: list[int]
+    ) -> None:
+        wanted = METokConfig().for_request(overrides)
+        config = without_pruning(wanted)
+        assert list(config.stages) == stages
+        assert config == replace(wanted, stages=config.stages)
+
+    @pytest.mark.parametrize("overrides", [{"stages": [1]}, {"enabled": False}, {"rule": "evs"}])
+    def test_nothing_changes_where_nothing_is_pruned(self, overrides: dict[str, Any]) -> None:
+        config = METokConfig().for_request(overrides)
+        assert without_pruning(config) is config
+
+    def test_fastv_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="beam search"):
+            without_pruning(METokConfig(rule="fastv"))
+
+
+class TestClientOptions:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"metok": {"num_events": 3}},
+            {"metok_payload": "{}"},
+            {"videos_kwargs": {"metok_keys": ["a"]}},
+            {"a": [{"metok": 1}]},
+        ],
+    )
+    def test_private_keys_cannot_be_smuggled(self, options: dict[str, Any]) -> None:
+        with pytest.raises(ConfigError) as caught:
+            check_client_options(request(mm_processor_kwargs=options), trust=True)
+        assert caught.value.field == "mm_processor_kwargs"
+
+    def test_frames_and_rate_are_open_to_all(self) -> None:
+        options = {"video": {"num_frames": 8, "fps": 1}}
+        check_client_options(request(media_io_kwargs=options), trust=False)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"mm_processor_kwargs": {"a": 1}},
+            {"media_io_kwargs": {"video": {"video_backend": "opencv"}}},
+            {"media_io_kwargs": {"image": {"image_mode": None}}},
+        ],
+    )
+    def test_the_rest_needs_trust(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(VLLMValidationError):
+            check_client_options(request(**fields), trust=False)
+        check_client_options(request(**fields), trust=True)
+
+
+def test_every_field_of_a_request_has_a_type_and_a_help_text() -> None:
+    properties = request_schema()["properties"]
+    assert set(properties) == REQUEST_FIELDS
+    for name, described in properties.items():
+        assert described.get("type") or described.get("anyOf"), name
+        assert described["description"]
+        assert "default" not in described
+
+
+def test_the_request_of_the_chat_endpoint_has_it() -> None:
+    found = MetokChatRequest.model_json_schema()["properties"]["metok"]
+    assert request_schema() in found["anyOf"]
+    assert {"type": "null"} in found["anyOf"]
 
 
 @pytest.mark.parametrize(
-    ("content", "kind", "status"),
+    "values",
     [
-        (b'{"text": ', "application/json", 400),
-        (b"\xff\xfe", "application/json", 400),
-        (b"[" * 100_000, "application/json", 400),
-        (b"[1]", "application/json", 400),
-        (b'{"text": "a", "metok": 1}', "application/vnd.api+json; charset=utf-8", 400),
+        {},
+        {"enabled": False},
+        {"preset": "max", "num_events": 6, "strides": [2, 4, 8], "stages": [1, 2]},
+        {"key_event_ratio": 0.5, "key_frames_per_event": 0.25, "keep_ratio": 1},
+        {"rule": "evs", "rule_keep": 0.1},
     ],
 )
-def test_what_is_malformed_is_answered_as_always(
-    app: FastAPI, content: bytes, kind: str, status: int
-) -> None:
-    headers = {"content-type": kind}
-    response: httpx.Response = call(app, "POST", "/v1/messages", content=content, headers=headers)
-    assert response.status_code == status
-    assert response.json()["error"]["message"]
-
-
-def test_other_bodies_are_not_read(app: FastAPI) -> None:
-    headers = {"content-type": "application/octet-stream"}
-    body = b'{"metok": 1}'
-    assert call(app, "POST", "/bytes", content=body, headers=headers).json() == len(body)
-
-
-NAMED = {"type": "video_url", "video_url": {"url": "data:,"}, "uuid": "mine"}
+def test_what_the_schema_takes_the_configuration_takes(values: dict[str, object]) -> None:
+    jsonschema.validate(values, request_schema())
+    METokConfig().for_request(values)
 
 
 @pytest.mark.parametrize(
-    "part",
+    "values",
     [
-        NAMED,
-        {"video_url": None, "uuid": "mine"},
-        {"type": "image_url", "url": "http://a.example", "uuid": 5},
-        {"image_embeds": None, "uuid": "mine"},
+        {"enabled": "no"},
+        {"preset": "tiny"},
+        {"num_events": 2.5},
+        {"strides": [2, 4]},
+        {"pruning_layers": [1, 2, 3]},
+        {"rule": "best"},
     ],
 )
-def test_names_of_media_are_refused_elsewhere(app: FastAPI, part: dict[str, Any]) -> None:
-    body = {"text": "a", "messages": [[{"role": "user", "content": [{"type": "text"}, part]}]]}
-    response = call(app, "POST", "/v1/messages", json=body)
-    assert response.status_code == 400
-    assert response.json()["error"]["param"] == "uuid"
+def test_what_the_schema_refuses_the_configuration_refuses(values: dict[str, object]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(values, request_schema())
+    with pytest.raises(ConfigError):
+        METokConfig().for_request(values)
 
 
-def test_a_tool_may_have_a_parameter_of_that_name(app: FastAPI) -> None:
-    tool = {"parameters": {"properties": {"uuid": {"type": "string"}}}}
-    body = {"text": "a", "tools": [tool], "user": {"uuid": "b"}}
-    assert call(app, "POST", "/v1/messages", json=body).json() == "a"
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"prompt_logprobs": 0},
+        {"prompt_logprobs": 2},
+        {"echo": True},
+        {"echo": True, "top_logprobs": 3, "logprobs": True},
+        {"logprobs": True, "top_logprobs": 3},
+        {"echo": True, "top_logprobs": None},
+    ],
+)
+def test_prompt_logprobs_as_the_engine_is_asked_for_them(fields: dict[str, Any]) -> None:
+    body = MetokChatRequest(messages=[{"role": "user", "content": "?"}], model="m", **fields)
+    engine_is_asked = body.to_sampling_params(8, {}).prompt_logprobs is not None
+    assert needs_prompt_logprobs(body) == engine_is_asked
 
 
-def test_features_of_another_renderer_are_refused() -> None:
-    app = FastAPI()
-
-    @app.post("/inference/v1/generate")
-    async def generate(body: dict[str, Any]) -> dict[str, Any]:
-        return body
-
-    endpoint.install(app, lifecycle(), ServerSettings(), MediaLimits())
-    body: dict[str, Any] = {"token_ids": [1], "features": None}
-    assert call(app, "POST", "/inference/v1/generate", json=body).json() == body
-    body["features"] = {"mm_hashes": {"video": ["of another"]}}
-    assert call(app, "POST", "/inference/v1/generate", json=body).status_code == 400
-
-
-def test_readers_of_media_learn_what_the_request_holds() -> None:
-    seen: list[Requester] = []
-    app = FastAPI()
-
-    @app.post("/v1/messages")
-    async def messages(body: dict[str, Any]) -> str:
-        seen.append(current())
-        return "read"
-
-    refuse_elsewhere(app)
-    part = {key: NAMED[key] for key in ("type", "video_url")}
-    body = {"cache_salt": "tenant", "messages": [{"content": [part, part, {"type": "text"}]}]}
-
-    async def ask() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            for salt in ("tenant", "other"):
-                REQUESTER.set(Requester(tenant="key"))
-                await client.post("/v1/messages", json={**body, "cache_salt": salt})
-
-    asyncio.run(ask())
-    assert [requester.videos for requester in seen] == [2, 2]
-    assert len({"key", *(requester.tenant for requester in seen)}) == 3
+def test_beam_search_never_asks_for_them() -> None:
+    messages = [{"role": "user", "content": "?"}]
+    body = MetokChatRequest(messages=messages, model="m", use_beam_search=True, prompt_logprobs=2)
+    assert not needs_prompt_logprobs(body)

@@ -1,4 +1,4 @@
-"""Where the figures of a report come from: the plan, and the workers' events."""
+"""The chat handler: what it passes to the processor, and where its report comes from."""
 
 from __future__ import annotations
 
@@ -10,12 +10,52 @@ from typing import Any
 
 import pytest
 from prometheus_client import REGISTRY
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 
 from metok_vllm.config import METokConfig
+from metok_vllm.models.request import RequestOptions
 from metok_vllm.plan.prompt import Pruning
 from metok_vllm.plan.request import RequestPlan
-from metok_vllm.server.chat.serving import _Pending
-from tests.server.chat.serving_chat import ENTRY, PLAN, Core, serving
+from metok_vllm.server.chat.request_fields import MetokChatRequest
+from metok_vllm.server.chat.serving import _RenderedRequest
+from tests.server.chat.serving_chat import ENTRY, PLAN, TEXT, VIDEO, Core, request, serving
+
+
+class TestRendering:
+    def rendered(
+        self, monkeypatch: pytest.MonkeyPatch, config: METokConfig | None, **fields: Any
+    ) -> MetokChatRequest:
+        async def render(_self: Any, request: MetokChatRequest) -> None:
+            return None
+
+        monkeypatch.setattr(OpenAIServingChat, "render_chat_request", render)
+        body = request(**fields)
+        asyncio.run(serving(trust=True, metok=config).render_chat_request(body))
+        return body
+
+    def test_the_processor_gets_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = self.rendered(monkeypatch, METokConfig(), mm_processor_kwargs={"a": 1})
+        options = RequestOptions(METokConfig(), TEXT["text"], "user_turn")
+        assert body.mm_processor_kwargs == {"a": 1, "metok": options}
+
+    def test_beside_what_the_request_sets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        body = self.rendered(monkeypatch, METokConfig(), metok={"num_events": 3})
+        options = RequestOptions(METokConfig(num_events=3), TEXT["text"], "user_turn")
+        assert body.mm_processor_kwargs == {"metok": options}
+        assert body.metok == {"num_events": 3}
+
+    def test_without_words_there_is_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        messages = [{"role": "user", "content": [VIDEO]}]
+        body = self.rendered(monkeypatch, METokConfig(), messages=messages)
+        assert body.mm_processor_kwargs == {"metok": RequestOptions(METokConfig(), "", "")}
+
+    def test_nothing_where_there_is_no_video_or_no_metok(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert self.rendered(monkeypatch, None).mm_processor_kwargs is None
+        messages = [{"role": "user", "content": "Hello"}]
+        body = self.rendered(monkeypatch, METokConfig(), messages=messages)
+        assert body.mm_processor_kwargs is None
 
 
 class TestEvents:
@@ -80,7 +120,7 @@ class TestReport:
 
     def report(self, chat: Any, plan: RequestPlan, **pending: Any) -> Any:
         events = asyncio.run(chat._events(plan))
-        return chat._report(_Pending(plan, 64, **pending), events)
+        return chat._report(_RenderedRequest(plan, 64, **pending), events)
 
     def test_it_says_which_fallback_was_taken(self) -> None:
         chat = serving(metok=METokConfig(stages=(1,)))
@@ -111,7 +151,7 @@ class TestReport:
         chat = serving(metok=METokConfig(alignment_model="towers"))
         chat.engine_client = engine_of(step_tokens)
         before = fallbacks(reason)
-        told = self.report(chat, self.STAGED, whole=whole)
+        told = self.report(chat, self.STAGED, excluded=whole)
         assert told["unpruned"] == reason
         assert told["fallback"] is None
         assert fallbacks(reason) == before + 1

@@ -43,7 +43,7 @@ def chunk(text: str | None = None, **rest: Any) -> dict[str, Any]:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers `/v1/models` and streams `chunks`; remembers what it was sent."""
+    """Answers `/v1/models` and streams `chunks`; stores the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -228,12 +228,14 @@ def test_an_error_within_the_stream(
 ) -> None:
     server.chunks = [chunk("A"), {"error": {"message": "engine died", "code": 500}}]
     assert main(["chat", str(video), "?", "--url", server.url]) == 1
-    assert capsys.readouterr().err == "metok: the server gave up: engine died\n"
+    assert (
+        capsys.readouterr().err == "metok: the server ended the stream with an error: engine died\n"
+    )
 
 
-def test_a_stream_that_breaks_off(
+def test_a_stream_without_its_end(
     server: Server, video: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.done = False
     assert main(["chat", str(video), "?", "--url", server.url]) == 1
-    assert "broke off" in capsys.readouterr().err
+    assert "the answer is incomplete" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from vllm.utils import system_utils
 
 from metok_vllm.console import CommandError
 from metok_vllm.errors import ConfigError
-from metok_vllm.server.commands import serve
+from metok_vllm.server.commands import serve, serve_process
 
 
 def test_a_model_that_cannot_be_served_ends_the_server_with_1(
@@ -32,7 +32,7 @@ def test_a_model_that_cannot_be_served_ends_the_server_with_1(
     monkeypatch.setattr(launcher, "setup_server", bound)
     monkeypatch.setattr(serve, "_banner", lambda *_: "")
     monkeypatch.setattr(serve, "_serve", refused)
-    monkeypatch.setattr(serve, "_end_leftovers", lambda: ended.append(True))
+    monkeypatch.setattr(serve_process, "end_children", lambda: ended.append(True))
     with pytest.raises(CommandError, match="does not support") as caught:
         serve._serve_here(Namespace())
     assert caught.value.status == 1
@@ -47,8 +47,8 @@ def test_a_thread_that_does_not_end_does_not_hold_the_process() -> None:
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from metok_vllm.server.commands import serve\n"
         "serve._serve_here = lambda args: 3\n"
-        "serve.LEFTOVER_S = 0.5\n"
+        "serve.THREADS_EXIT_S = 0.5\n"
         "ThreadPoolExecutor().submit(time.sleep, 600)\n"
-        "raise SystemExit(serve._serve_to_the_end(None))\n"
+        "raise SystemExit(serve._serve_and_exit(None))\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3

@@ -219,8 +219,8 @@ def test_a_client_that_leaves_ends_its_fetch() -> None:
     wait_until(lambda: not BUDGET._fetches, 2)
 
 
-def test_who_fetches_most_gives_way() -> None:
-    """Bytes of all fetches are bounded, and stalled ones of one client lock nobody out."""
+def test_the_largest_fetch_ends_over_the_byte_limit() -> None:
+    """Stalled fetches of one client do not block another client."""
     limits = replace(LIMITS, max_fetched_bytes=500_000, fetch_timeout_s=20)
 
     def stalled(connection: socket.socket) -> None:

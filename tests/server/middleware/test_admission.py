@@ -1,15 +1,26 @@
+"""Requests in flight: limits, draining, deadlines, and clients that disconnect."""
+
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
+from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metok_vllm.server.middleware.admission import Admission, Refusal
+from metok_vllm.server.middleware import admission
+from metok_vllm.server.middleware.access import TENANT
+from metok_vllm.server.middleware.admission import Admission, Deadline, Refusal, requester_of
 from metok_vllm.server.middleware.body import BodyReader
-from metok_vllm.server.middleware.key_check import TENANT
 from metok_vllm.server.middleware.lifecycle import Lifecycle
-from tests.server.http_servers import Client, answering, body_scope, http_scope, through
+from metok_vllm.video.requester import REQUESTER, current
+from tests.server.http_servers import Client, answering, body_scope, http_scope, served, through
+from tests.waiting import wait_until
 
 
 @pytest.mark.parametrize("kind", [Refusal, Admission])
@@ -110,3 +121,174 @@ def test_a_request_counts_once_its_body_is_there() -> None:
         assert lifecycle.inflight == 0
 
     asyncio.run(main(BodyReader(Admission(app, lifecycle, max_inflight=1), 100)))
+
+
+STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+
+def test_a_quick_answer_is_untouched() -> None:
+    client = through(Deadline(answering(200, b"ok"), 5))
+    assert (client.status, client.body) == (200, b"ok")
+
+
+def test_before_the_response_it_is_504_and_the_work_sees_the_client_gone() -> None:
+    gone: list[bool] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.append(True)
+        await answering(200, b"too late")(_scope, Client().receive, send)
+
+    client = through(Deadline(app, 0.05))
+    assert client.status == 504
+    assert "0.05 seconds" in client.message
+    assert gone == [True]
+    assert b"too late" not in client.body
+
+
+def test_a_stream_ends_with_an_error_event() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": STREAM})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await asyncio.sleep(60)
+
+    client = through(Deadline(_ended_by_disconnect(app), 0.05))
+    events = client.body.decode().split("\n\n")
+    assert events[0] == "data: {}"
+    assert json.loads(events[1].removeprefix("data: "))["error"]["code"] == 504
+    assert events[2] == "data: [DONE]"
+    assert client.sent[-1].get("more_body", False) is False
+
+
+def test_what_is_no_stream_gets_no_event() -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"9")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+        await asyncio.sleep(60)
+
+    assert through(Deadline(_ended_by_disconnect(app), 0.05)).body == b"{"
+
+
+def test_work_that_does_not_care_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "CANCEL_GRACE_S", 0.01)
+    cancelled: list[bool] = []
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    assert through(Deadline(app, 0.05)).status == 504
+    assert cancelled == [True]
+
+
+def test_an_error_of_the_app_is_passed_on() -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        through(Deadline(app, 5))
+
+
+def _ended_by_disconnect(app: ASGIApp) -> ASGIApp:
+    # As starlette's StreamingResponse: a client that goes away ends the work.
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        task = asyncio.ensure_future(app(scope, receive, send))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    return wrapped
+
+
+class Leaving(Client):
+    """Sends its body and hangs up a little later."""
+
+    async def receive(self) -> Message:
+        if self._messages:
+            return self._messages.pop(0)
+        await asyncio.sleep(0.05)
+        return {"type": "http.disconnect"}
+
+
+def test_a_route_that_never_looks_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission, "CANCEL_GRACE_S", 0.05)
+    left: list[bool] = []
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        await receive()
+        with current().on_finish(lambda: left.append(True)):
+            await asyncio.sleep(60)
+
+    started = time.monotonic()
+    assert through(Deadline(app, 0), Leaving()).sent == []
+    assert left == [True]
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05])
+def test_the_requester_leaves_in_the_end(seconds: float) -> None:
+    seen = []
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        requester = REQUESTER.get()
+        assert requester is not None
+        assert not requester.finished
+        seen.append(requester)
+        if seconds:
+            await asyncio.sleep(60)
+        await answering(200, b"ok")(_scope, Client().receive, send)
+
+    through(Deadline(_ended_by_disconnect(app) if seconds else app, seconds))
+    assert [requester.finished for requester in seen] == [True]
+    assert REQUESTER.get() is None
+
+
+def test_who_asks() -> None:
+    nobody = requester_of(http_scope(client=("192.0.2.7", 4711)))
+    assert (nobody.client, nobody.tenant) == ("192.0.2.7", "")
+    known = requester_of(http_scope(client=("192.0.2.7", 4711), **{TENANT: "abc"}))
+    assert (known.client, known.tenant) == ("abc", "abc")
+    assert requester_of(http_scope(client=None)).client == ""
+
+
+def endless(closed: Callable[[], None]) -> ASGIApp:
+    """A stream of large pieces that goes on as long as somebody reads."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * 65536
+                await asyncio.sleep(0)
+        finally:
+            closed()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await StreamingResponse(pieces(), media_type="text/event-stream")(scope, receive, send)
+
+    return app
+
+
+@contextlib.contextmanager
+def silent(port: int) -> Iterator[socket.socket]:
+    """A client that asks and reads nothing."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        yield client
+
+
+def test_a_client_that_reads_nothing_is_let_go_at_the_deadline() -> None:
+    lifecycle = Lifecycle()
+    closed: list[bool] = []
+    app = Admission(Deadline(endless(lambda: closed.append(True)), 0.5), lifecycle, 4)
+    with served(app) as port, silent(port), silent(port):
+        wait_until(lambda: lifecycle.inflight == 2, 5)
+        wait_until(lambda: lifecycle.inflight == 0, 5)
+        # The generator ends as well, and with it a request to the engine.
+        wait_until(lambda: closed == [True, True], 5)

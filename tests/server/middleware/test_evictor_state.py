@@ -1,10 +1,14 @@
-"""The evictor's books at /metrics and /metok/books: asked for, summed up, and never in the way."""
+"""The block evictor's state at /metrics and /metok/books."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,15 +21,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.server.api import endpoint
-from metok_vllm.server.middleware import evictor_state as books
-from metok_vllm.server.middleware.evictor_state import EngineBooks, is_scrape
+from metok_vllm.server.middleware import evictor_state
+from metok_vllm.server.middleware.evictor_state import CounterHighWater, EvictorStates, is_scrape
 from metok_vllm.server.middleware.lifecycle import Lifecycle
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
 from tests.server.http_servers import http_scope
 
 
-def books_of(freed: int, **blocks: list[int]) -> dict[str, Any]:
+def state_of(freed: int, **blocks: list[int]) -> dict[str, Any]:
     """A worker's answer; requests whose id begins with "metok" are METok's."""
     requests = {
         name: {"metok": name.startswith("metok"), "tokens": 90, "blocks": held}
@@ -51,7 +55,7 @@ class Engines:
         self.engine_core = self
 
     async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
-        assert call == ("collective_rpc", "metok_books", None, (), None)
+        assert call == ("collective_rpc", "metok_evictor_state", None, (), None)
         self.asked += 1
         await self.free.wait()
         if isinstance(self.answers, Exception):
@@ -66,7 +70,7 @@ def metric(name: str) -> float:
 def app_for(engines: Engines | None, key: str | None = None) -> FastAPI:
     app = FastAPI()
     app.include_router(endpoint.router)
-    app.state.metok_books = EngineBooks(engines) if engines is not None else None
+    app.state.metok_evictors = EvictorStates(engines) if engines is not None else None
     app.state.args = SimpleNamespace(log_error_stack=False)
     app.state.engine_client = SimpleNamespace(errored=True, is_running=False)
     app.state.server = SimpleNamespace(should_exit=False)
@@ -78,8 +82,8 @@ def app_for(engines: Engines | None, key: str | None = None) -> FastAPI:
     lifecycle = Lifecycle()
     lifecycle.serve()
     keys = endpoint.api_keys(SimpleNamespace(api_key=[key] if key else None))
-    books = app.state.metok_books
-    endpoint.install(app, lifecycle, ServerSettings(), MediaLimits(), keys=keys, books=books)
+    evictors = app.state.metok_evictors
+    endpoint.install(app, lifecycle, ServerSettings(), MediaLimits(), keys=keys, evictors=evictors)
     return app
 
 
@@ -105,19 +109,19 @@ def get(app: FastAPI, path: str, **headers: str) -> httpx.Response:
 class TestMetrics:
     def test_engines_add_up_and_workers_of_one_do_not(self) -> None:
         before = metric("metok_kv_blocks_freed_total")
-        own = books_of(5, metok_a=[4, 2], plain=[9, 9])
-        app = app_for(Engines([own, own], [None, books_of(2, metok_b=[1, 1])]))
+        own = state_of(5, metok_a=[4, 2], plain=[9, 9])
+        app = app_for(Engines([own, own], [None, state_of(2, metok_b=[1, 1])]))
         text = get(app, "/metrics").text
         assert "metok_kv_blocks_held 8.0" in text
         assert metric("metok_kv_blocks_freed_total") == before + 7
 
     def test_the_counter_never_goes_down_and_the_gauge_does(self) -> None:
         before = metric("metok_kv_blocks_freed_total")
-        engines = Engines([books_of(5, metok_a=[4, 2])])
+        engines = Engines([state_of(5, metok_a=[4, 2])])
         app = app_for(engines)
         seen = []
         for freed in (5, 5, 4, 9):
-            engines.answers = [[books_of(freed)]]
+            engines.answers = [[state_of(freed)]]
             get(app, "/metrics")
             seen.append(metric("metok_kv_blocks_freed_total") - before)
         assert seen == [5, 5, 5, 9]
@@ -126,14 +130,14 @@ class TestMetrics:
     def test_a_busy_engine_is_asked_once_and_does_not_hold_up_a_scrape(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(books, "SCRAPE_WAIT_S", 0.05)
-        engines = Engines([books_of(0, metok_a=[3, 3])])
+        monkeypatch.setattr(evictor_state, "SCRAPE_WAIT_S", 0.05)
+        engines = Engines([state_of(0, metok_a=[3, 3])])
         app = app_for(engines)
 
         async def steps(client: httpx.AsyncClient) -> None:
             await client.get("/metrics")
             engines.free.clear()
-            engines.answers = [[books_of(0, metok_a=[1, 0])]]
+            engines.answers = [[state_of(0, metok_a=[1, 0])]]
             started = time.monotonic()
             for _ in range(3):
                 response = await client.get("/metrics")
@@ -157,7 +161,7 @@ class TestMetrics:
 
     @pytest.mark.parametrize("path", ["/health/ready", "/v1/models", "/metrics-of-others"])
     def test_nothing_else_asks_the_engine(self, path: str) -> None:
-        engines = Engines([books_of(1)])
+        engines = Engines([state_of(1)])
         app = app_for(engines)
         app.state.metok_lifecycle = Lifecycle()
         get(app, path)
@@ -179,7 +183,7 @@ class TestMetrics:
 
 class TestRoute:
     def test_the_books_of_every_engine(self) -> None:
-        first, second = books_of(5, metok_a=[4, 2], plain=[9, 9]), books_of(2)
+        first, second = state_of(5, metok_a=[4, 2], plain=[9, 9]), state_of(2)
         content = get(app_for(Engines([first], [second])), "/metok/books").json()
         assert content == {
             "engines": [{**first, "held_blocks": 6}, {**second, "held_blocks": 0}],
@@ -192,7 +196,7 @@ class TestRoute:
 
     @pytest.mark.parametrize("staged", [True, False])
     def test_behind_the_api_key(self, staged: bool) -> None:
-        app = app_for(Engines([books_of(0)]) if staged else None, key="secret")
+        app = app_for(Engines([state_of(0)]) if staged else None, key="secret")
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             response = get(app, "/metok/books", **headers)
             assert response.status_code == 401
@@ -204,14 +208,14 @@ class TestRoute:
     def test_a_key_in_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("VLLM_API_KEY", "of the environment")
         assert envs.VLLM_API_KEY == "of the environment"
-        app = app_for(Engines([books_of(0)]))
+        app = app_for(Engines([state_of(0)]))
         assert get(app, "/metok/books").status_code == 401
         authorization = "Bearer of the environment"
         assert get(app, "/metok/books", Authorization=authorization).status_code == 200
 
     def test_a_busy_engine_is_said_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(books, "DEBUG_WAIT_S", 0.05)
-        engines = Engines([books_of(0)])
+        monkeypatch.setattr(evictor_state, "DEBUG_WAIT_S", 0.05)
+        engines = Engines([state_of(0)])
         engines.free.clear()
         response = get(app_for(engines), "/metok/books")
         assert response.status_code == 503
@@ -238,4 +242,63 @@ def test_books_are_kept_where_the_decoder_is_staged(stages: tuple[int, ...], kep
     config = SimpleNamespace(additional_config={"metok": settings}, shutdown_timeout=1)
     client = SimpleNamespace(model_config=model, vllm_config=config, shutdown=None, errored=False)
     asyncio.run(plugin.init_state(client, app.state, None))
-    assert (app.state.metok_books is not None) is kept
+    assert (app.state.metok_evictors is not None) is kept
+
+
+@pytest.fixture(params=["one process", "several"])
+def _shared(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if request.param == "several":
+        monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    else:
+        monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+
+@pytest.mark.usefixtures("_shared")
+def test_only_what_is_above_the_marks_counts() -> None:
+    marks = CounterHighWater()
+    assert marks.increase([]) == 0
+    assert marks.increase([3]) == 3
+    assert marks.increase([3, 4]) == 4
+    assert marks.increase([5, 1]) == 2, "a late answer takes nothing back"
+    assert marks.increase([5]) == 0
+    assert marks.increase([5, 6, 0]) == 2
+
+
+def test_two_servers_do_not_count_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    first, second = CounterHighWater(), CounterHighWater()
+    assert [first.increase([10, 2]), second.increase([10, 2]), second.increase([11, 2])] == [
+        12,
+        0,
+        1,
+    ]
+    assert first.increase([12, 5]) == 4
+
+
+def test_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    counted: list[int] = []
+
+    def scrape() -> None:
+        marks = CounterHighWater()
+        counted.extend(marks.increase([value]) for value in range(200))
+
+    threads = [threading.Thread(target=scrape) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counted) == 199
+
+
+def test_marks_outlive_the_process_that_made_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    where = "metok_vllm.server.middleware.evictor_state"
+    code = f"from {where} import CounterHighWater; print(CounterHighWater().increase([7]))"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert int(other.stdout) == 7
+    assert CounterHighWater().increase([9]) == 2

@@ -1,12 +1,17 @@
+"""API keys and paths: which requests need a key, and which are work."""
+
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm
 from starlette.types import Message, Receive, Scope, Send
 
-from metok_vllm.server.middleware.key_check import TENANT, KeyCheck
+from metok_vllm.server.middleware import access
+from metok_vllm.server.middleware.access import TENANT, KeyCheck, is_work
 from tests.server.http_servers import Client, http_scope
 
 KEYS = ["first secret", "zweites Geheimnis ä"]
@@ -137,3 +142,45 @@ def test_a_websocket_is_closed_before_it_opens(key: str | None) -> None:
     scope = {"type": "websocket", "path": "/v1/realtime", "headers": headers}
     asyncio.run(KeyCheck(app, KEYS, True)(scope, receive, send))
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/chat/completions/",
+        "/v1/chat/completions/batch",
+        "/v1/chat/completions/render",
+        "/v1/messages/count_tokens",
+        "/cohere/v2/chat",
+        "/tokenize",
+        "/invocations",
+        "/a/route/of/tomorrow",
+    ],
+)
+def test_everything_that_is_posted_is_work(path: str) -> None:
+    assert is_work(http_scope(path))
+    assert is_work(http_scope("/prefix" + path, root_path="/prefix"))
+    assert not is_work(http_scope(path, method="OPTIONS"))
+    assert not is_work(http_scope(path, method="GET"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/ping", "/v1/responses/resp_1/cancel", "/inference/v1/abort_requests", "/wake_up/"]
+)
+def test_except_what_steers_the_server(path: str) -> None:
+    assert not is_work(http_scope(path))
+    assert not is_work(http_scope("/prefix" + path, root_path="/prefix"))
+
+
+@pytest.mark.parametrize("root", ["/", "/v", "/v1/chat"])
+def test_a_root_path_takes_nothing_else_away(root: str) -> None:
+    assert access.route_path(http_scope("/v1/completions", root_path=root)) == "/v1/completions"
+
+
+def test_the_control_routes_are_routes_of_vllm() -> None:
+    """A path that vLLM does not have would be a hole that nobody sees."""
+    package = Path(vllm.__file__).parent / "entrypoints"
+    source = "\n".join(path.read_text() for path in package.rglob("api_router.py"))
+    assert {path for path in access.CONTROL_PATHS if f'"{path}"' not in source} == set()
+    assert '"/v1/responses/{response_id}/cancel"' in source

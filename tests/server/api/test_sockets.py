@@ -1,21 +1,115 @@
-"""The end of a server's socket: who was accepted is answered, who comes later is refused."""
+"""The listening socket: 503 while loading, and no connection is reset at the end."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
+import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import uvicorn
 import uvloop
 
-from metok_vllm.server.api.leaving import LAST_REQUEST_S, _leave, leave_socket
+from metok_vllm.server.api.sockets import LAST_REQUEST_S, LoadingResponder, _close, close_socket
 from metok_vllm.server.middleware.lifecycle import Lifecycle, drain_before
 from tests.server.http_servers import answering
 from tests.waiting import wait_until
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+def get(sock: socket.socket, path: str = "/health/ready") -> tuple[int, bytes]:
+    host, port = sock.getsockname()
+    connection = http.client.HTTPConnection(host, port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def started(sock: socket.socket) -> LoadingResponder:
+    responder = LoadingResponder(sock)
+    responder.start()
+    return responder
+
+
+@pytest.mark.parametrize("path", ["/health/ready", "/health", "/v1/models"])
+def test_everything_is_503_while_loading(sock: socket.socket, path: str) -> None:
+    responder = started(sock)
+    try:
+        status, body = get(sock, path)
+    finally:
+        responder.stop()
+    assert status == 503
+    assert "loading" in json.loads(body)["error"]["message"]
+
+
+def test_no_connection_is_lost_in_the_hand_over(sock: socket.socket) -> None:
+    responder = started(sock)
+    statuses: list[int] = []
+    errors: list[Exception] = []
+    done = threading.Event()
+
+    def poll() -> None:
+        while not done.is_set():
+            try:
+                statuses.append(get(sock)[0])
+            except Exception as error:
+                errors.append(error)
+
+    pollers = [threading.Thread(target=poll) for _ in range(3)]
+    for poller in pollers:
+        poller.start()
+    while 503 not in statuses:
+        time.sleep(0.01)
+    responder.stop()
+    config = uvicorn.Config(answering(200, b"ok"), lifespan="off", log_level="critical")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+    thread.start()
+    while statuses.count(200) < 20:
+        time.sleep(0.01)
+        assert thread.is_alive()
+    done.set()
+    for poller in pollers:
+        poller.join()
+    server.should_exit = True
+    thread.join(5)
+    assert errors == []
+    assert set(statuses) == {503, 200}
+
+
+def test_a_connection_whose_request_comes_late_is_still_answered(sock: socket.socket) -> None:
+    responder = started(sock)
+    get(sock)
+    with socket.create_connection(sock.getsockname(), timeout=10) as late:
+        time.sleep(0.2)  # accepted by now
+        stopping = threading.Thread(target=responder.stop)
+        stopping.start()
+        time.sleep(0.2)
+        late.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert late.recv(100).startswith(b"HTTP/1.1 503")
+        stopping.join()
+
+
+def test_stop_is_idempotent_and_safe_before_start(sock: socket.socket) -> None:
+    responder = LoadingResponder(sock)
+    responder.stop()
+    responder = started(sock)
+    responder.stop()
+    responder.stop()
+
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
@@ -62,7 +156,7 @@ def test_a_connection_that_was_accepted_is_answered_and_no_other() -> None:
         idle.sendall(REQUEST)
         assert b"200 OK" in read_answer(idle)
         leaving = threading.Thread(
-            target=leave_socket, args=(SimpleNamespace(server=running.server), running.loop)
+            target=close_socket, args=(SimpleNamespace(server=running.server), running.loop)
         )
         leaving.start()
         time.sleep(LAST_REQUEST_S / 4)
@@ -81,7 +175,7 @@ def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
 
     async def busy_and_then_leaving(server: uvicorn.Server) -> None:
         assert connected.wait(5), "blocks the loop until the client is there"
-        await _leave(server)
+        await _close(server)
 
     with Running() as running:
         leaving = asyncio.run_coroutine_threadsafe(
@@ -95,7 +189,7 @@ def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
 
 
 def test_a_server_that_never_came_up_has_nothing_to_leave() -> None:
-    leave_socket(SimpleNamespace(), asyncio.new_event_loop())
+    close_socket(SimpleNamespace(), asyncio.new_event_loop())
 
 
 def test_the_socket_is_left_after_the_engine_once() -> None:

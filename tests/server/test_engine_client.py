@@ -1,4 +1,4 @@
-"""A client that fills the engine waits for itself; nobody else waits for it."""
+"""The engine client: shares of clients, and requests whose media the engine lost."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.outputs import CompletionOutput, RequestOutput
 
-from metok_vllm.server.api.engine_share import EngineShare, share_places
+from metok_vllm.server.engine_client import RENDER_AGAIN, EngineShare, RetryingClient, limit_clients
 from metok_vllm.video.requester import REQUESTER, Requester
 
 
@@ -31,7 +32,7 @@ def test_beyond_its_share_a_client_waits_in_order_and_others_do_not() -> None:
         release = {name: asyncio.Event() for name in "abcd"}
 
         async def ask(name: str, client: str) -> None:
-            async with share.places(client, 1):
+            async with share.sequences(client, 1):
                 began.append(name)
                 await release[name].wait()
 
@@ -46,7 +47,7 @@ def test_beyond_its_share_a_client_waits_in_order_and_others_do_not() -> None:
         for event in release.values():
             event.set()
         await asyncio.gather(*tasks)
-        assert (share._held, share._waiting) == ({}, {})
+        assert (share._running, share._waiting) == ({}, {})
 
     run(main())
 
@@ -54,8 +55,8 @@ def test_beyond_its_share_a_client_waits_in_order_and_others_do_not() -> None:
 def test_more_sequences_than_a_share_are_one_clients_whole_share() -> None:
     async def main() -> None:
         share = EngineShare(4)
-        async with share.places("one", 100):
-            waiting = asyncio.ensure_future(share._take("one", 1))
+        async with share.sequences("one", 100):
+            waiting = asyncio.ensure_future(share._acquire("one", 1))
             await settled()
             assert not waiting.done()
         await waiting
@@ -77,7 +78,7 @@ def test_no_place_is_lost_and_no_share_is_passed(steps: list[Any]) -> None:
         held: Counter[str] = Counter()
 
         async def ask(client: str, count: int, pauses: int) -> None:
-            async with share.places(client, count):
+            async with share.sequences(client, count):
                 held[client] += min(count, 4)
                 assert held[client] <= 4
                 try:
@@ -94,7 +95,7 @@ def test_no_place_is_lost_and_no_share_is_passed(steps: list[Any]) -> None:
                 tasks[len(tasks) // 2].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert all(not task.done() or task.cancelled() or not task.exception() for task in tasks)
-        assert (share._held, share._waiting) == ({}, {})
+        assert (share._running, share._waiting) == ({}, {})
 
     run(main())
 
@@ -125,7 +126,7 @@ class Engine:
 def test_an_engine_full_of_one_clients_answers_takes_anothers(leaves: bool) -> None:
     async def main() -> None:
         engine = Engine(32)
-        share_places(engine)
+        limit_clients(engine)
 
         async def ask(client: str, number: int) -> list[Any]:
             REQUESTER.set(Requester(client=client))
@@ -151,3 +152,92 @@ def test_an_engine_full_of_one_clients_answers_takes_anothers(leaves: bool) -> N
         assert engine.running == []
 
     run(main())
+
+
+def output(reason: str | None, *tokens: int) -> RequestOutput:
+    choice = CompletionOutput(0, "", tokens, None, None, finish_reason=reason)
+    return RequestOutput("id", None, [1], None, [choice], finished=reason is not None)
+
+
+LOST = output("error")
+ANSWER = [output(None, 1), output("stop", 2)]
+
+
+class Client:
+    """An engine client that gives canned outputs, a list a call."""
+
+    errored = False
+
+    def __init__(self, *answers: list[RequestOutput]) -> None:
+        self.answers = list(answers)
+        self.asked: list[tuple[Any, str]] = []
+        self.open = 0
+
+    async def generate(
+        self, prompt: Any, _params: Any, request_id: str, **_more: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        self.asked.append((prompt, request_id))
+        self.open += 1
+        try:
+            for item in self.answers.pop(0):
+                yield item
+        finally:
+            self.open -= 1
+
+
+def answer(client: Client, renders: bool = True, take: int | None = None) -> list[RequestOutput]:
+    async def again() -> str:
+        return "rendered again"
+
+    async def main() -> list[RequestOutput]:
+        RENDER_AGAIN.set(again if renders else None)
+        stream = RetryingClient(client).generate("rendered", None, "id", priority=0)
+        RENDER_AGAIN.set(None)  # a stream is read in the context of another task
+        items: list[RequestOutput] = []
+        async for item in stream:
+            items.append(item)
+            if len(items) == take:
+                await stream.aclose()
+                break
+        return items
+
+    return asyncio.run(main())
+
+
+def test_an_answer_passes_through() -> None:
+    client = Client(ANSWER)
+    assert answer(client) == ANSWER
+    assert client.asked == [("rendered", "id")]
+
+
+def test_what_the_engine_lost_is_sent_again() -> None:
+    client = Client([LOST], ANSWER)
+    assert answer(client) == ANSWER
+    assert [prompt for prompt, _ in client.asked] == ["rendered", "rendered again"]
+    assert len({request_id for _, request_id in client.asked}) == 2
+    assert client.open == 0
+
+
+def test_only_once() -> None:
+    client = Client([LOST], [LOST])
+    assert answer(client) == [LOST]
+
+
+@pytest.mark.parametrize("last", [output("error"), output("error", 5)])
+def test_an_error_behind_tokens_is_told(last: RequestOutput) -> None:
+    outputs = [output(None, 1), last]
+    assert answer(Client(outputs)) == outputs
+
+
+def test_requests_without_media_are_not_sent_again() -> None:
+    assert answer(Client([LOST]), renders=False) == [LOST]
+
+
+def test_a_client_that_leaves_ends_the_request() -> None:
+    client = Client(ANSWER)
+    assert answer(client, take=1) == ANSWER[:1]
+    assert client.open == 0
+
+
+def test_the_rest_is_the_engine_clients() -> None:
+    assert RetryingClient(Client()).errored is False
