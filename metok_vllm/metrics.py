@@ -1,7 +1,7 @@
 """METok's own Prometheus metrics. vLLM serves them beside its own at `/metrics`.
 
-They live in the API server's process (in every one of them when there are several, through
-prometheus_client's multiprocess directory). Names are a promise to dashboards.
+They are counted in the API server's process; several of them share prometheus_client's multiprocess
+directory. Dashboards depend on the names.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ VISUAL_TOKENS = Counter(
     ["point"],
 )
 MEDIA_REJECTED = Counter("metok_media_rejected", "Refused or unreadable media.", ["reason"])
-FALLBACKS = Counter("metok_fallbacks", "Requests METok served in a lesser mode.", ["reason"])
+FALLBACKS = Counter(
+    "metok_fallbacks",
+    "Requests that METok served with less than their settings ask for.",
+    ["reason"],
+)
 STAGE_SECONDS = Histogram(
     "metok_stage_seconds",
-    "Time METok's stages took for one video: 1 is its encoding, vision tower included, 1_own what "
-    "of that is neither a tower nor the projector, 2 scoring and selecting inside the decoder, "
-    "prefill the decoder's step with all that is in it, shared out over the videos it selected of.",
+    "Seconds per video, by stage. 1: encoding, vision tower included. 1_own: the part of 1 that is "
+    "neither a tower nor the projector. 2: scoring and selecting in the decoder. prefill: this "
+    "video's share of its prefill step's time.",
     ["stage"],
     buckets=(0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0),
 )
-# Labels of the above by the names under which a worker tells them.
-TOLD_SECONDS = {
+# Label of STAGE_SECONDS -> key in a worker's report.
+REPORTED_SECONDS = {
     "1": "seconds",
     "1_own": "own_seconds",
     "2": "pruning_seconds",
@@ -51,18 +55,18 @@ VIDEO_DECODE_SECONDS = Histogram(
 )
 FRAME_CACHE_HITS = Counter(
     "metok_frame_cache_hits",
-    "Videos whose frames an earlier question about them left (METOK_MEDIA_FRAME_CACHE_BYTES).",
+    "Videos whose frames came from the frame cache (METOK_MEDIA_FRAME_CACHE_BYTES).",
 )
 FEATURE_CACHE_HITS = Counter(
     "metok_feature_cache_hits",
-    "Videos encoded from features that an earlier question about them left (feature_cache_bytes).",
+    "Videos whose features came from the feature cache (feature_cache_bytes).",
 )
 FEATURE_CACHE_MISSES = Counter(
     "metok_feature_cache_misses",
-    "Videos that went through the vision tower while features are kept (feature_cache_bytes).",
+    "Videos that passed the vision tower although the feature cache is on (feature_cache_bytes).",
 )
 KV_BLOCKS_FREED = Counter(
-    "metok_kv_blocks_freed", "KV blocks given back to the pool once a prefill was done."
+    "metok_kv_blocks_freed", "KV blocks that stage 3 returned to the pool after a prefill."
 )
 KV_BLOCKS_HELD = Gauge(
     "metok_kv_blocks_held",
@@ -72,7 +76,7 @@ KV_BLOCKS_HELD = Gauge(
 
 
 def observe_video_read(decode_s: float, cached: bool) -> None:
-    """One video was decoded in so many seconds, or its frames were still there."""
+    """One video was decoded in `decode_s` seconds, or its frames were cached."""
     if cached:
         FRAME_CACHE_HITS.inc()
     else:
@@ -80,24 +84,24 @@ def observe_video_read(decode_s: float, cached: bool) -> None:
 
 
 def observe_stage(stage: str | int, seconds: float) -> None:
-    """One video spent `seconds` in a stage or a named part of one."""
+    """One video took `seconds` in a stage or a named part of one."""
     STAGE_SECONDS.labels(str(stage)).observe(seconds)
 
 
-def observe_video(told: Mapping[str, Any], stages: Collection[int]) -> None:
-    """What a worker has not told before of a video: its times, and whether it was seen anew.
+def observe_video(report: Mapping[str, Any], stages: Collection[int]) -> None:
+    """Times of one video from a worker's report, and whether its features were cached.
 
-    Encoding is stage 1's only where that is among the request's `stages`.
+    Encoding counts as stage 1 only if that is among the request's `stages`.
     """
-    for stage, name in TOLD_SECONDS.items():
-        seconds = told.get(name)
+    for stage, name in REPORTED_SECONDS.items():
+        seconds = report.get(name)
         if seconds is not None and (1 in stages or not stage.startswith("1")):
             observe_stage(stage, seconds)
-    count_features(told.get("cached"))
+    count_features(report.get("cached"))
 
 
 def count_features(cached: bool | None) -> None:
-    """One video was encoded, from kept features or not; None where none are kept."""
+    """One video was encoded, with or without cached features; None without a cache."""
     if cached is not None:
         (FEATURE_CACHE_HITS if cached else FEATURE_CACHE_MISSES).inc()
 
@@ -108,15 +112,14 @@ def count_rejected(reason: str) -> None:
 
 
 def count_fallback(reason: str) -> None:
-    """METok served a request in a lesser mode than the one asked for."""
+    """METok served a request with less than its settings ask for."""
     FALLBACKS.labels(reason).inc()
 
 
 def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> None:
-    """A request with `plan` was answered; `prompt_plan` is what stages 2 and 3 did to it, if any.
+    """A request was answered; `prompt_plan` is what stages 2 and 3 did, None for nothing.
 
-    A point counts the requests that its stage was on for, with all their tokens where the stage
-    could do nothing.
+    A point counts the requests with its stage on, with all their tokens if it pruned none.
     """
     REQUESTS.labels(plan.name).inc()
     VISUAL_TOKENS.labels("dense").inc(plan.dense_tokens)
@@ -132,10 +135,10 @@ def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> N
 
 
 def set_blocks_held(blocks: int) -> None:
-    """METok requests hold so many blocks now."""
+    """METok requests hold `blocks` blocks now."""
     KV_BLOCKS_HELD.set(blocks)
 
 
 def count_blocks_freed(blocks: int) -> None:
-    """So many more blocks were given back."""
+    """Stage 3 returned `blocks` more blocks."""
     KV_BLOCKS_FREED.inc(blocks)

@@ -1,4 +1,4 @@
-"""The rules that work in the encoder, by name: dense visual tokens in, those that stay out.
+"""Methods that select in the encoder, by name: dense visual tokens in, kept tokens out.
 
 Shape suffixes: T frames, P tokens of a frame, D features, N kept tokens.
 """
@@ -15,8 +15,8 @@ from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, RANDOM
 def compress(rule: str, x_TPD: Tensor, newline_D: Tensor, keep: int, seed: str) -> Tensor:
     """Visual tokens [keep + 1, D] in order of time, closed by the newline.
 
-    `x_TPD` is the model's dense input of a video. `seed` names the video; only `random` reads it.
-    FastV leaves the choice to the decoder.
+    `x_TPD` is the model's dense input of a video. `seed` is the video's key, for `random` alone.
+    FastV selects in the decoder, so it keeps all tokens here.
     """
     rows_ND = x_TPD.flatten(0, 1)
     if rule != FASTV:
@@ -26,7 +26,7 @@ def compress(rule: str, x_TPD: Tensor, newline_D: Tensor, keep: int, seed: str) 
 
 
 def select(rule: str, x_TPD: Tensor, keep: int, seed: str) -> Tensor:
-    """Indices of the `keep` tokens of T * P that an encoder rule keeps, int64 [keep], rising."""
+    """Indices of the `keep` of T * P tokens that a method keeps, int64 [keep], rising."""
     assert rule in ENCODER_RULES, rule
     if rule == RANDOM:
         return random.select(x_TPD, keep, seed)

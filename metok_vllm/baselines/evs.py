@@ -1,7 +1,7 @@
 """EVS, Efficient Video Sampling: tokens that differ most from the frame before.
 
 Bagrov et al. 2025, arXiv 2510.14624, as vLLM has it (`vllm.multimodal.video_prune.evs`): on
-embeddings, not on pixels. The tests hold this one against vLLM's.
+embeddings, not on pixels. The tests compare it with vLLM's.
 
 Shape suffixes: T frames, P tokens of a frame, D features, N = T * P tokens.
 """

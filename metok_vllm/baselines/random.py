@@ -1,4 +1,4 @@
-"""Random tokens: what any rule must beat.
+"""Random tokens: the baseline for every method.
 
 Shape suffixes: T frames, P tokens of a frame, D features.
 """
@@ -14,8 +14,8 @@ from metok_vllm.devices import array_on
 def select(x_TPD: Tensor, keep: int, seed: str) -> Tensor:
     """Indices of `keep` of the T * P tokens, uniform without repetition, int64 [keep], rising.
 
-    The same `seed` gives the same tokens. They are drawn on the host, from the shape alone, so
-    every device and every tensor parallel rank draws alike and nobody waits.
+    The same `seed` gives the same tokens. They are drawn on the host from the shape alone, so every
+    device and tensor parallel rank draws the same, without a host sync.
     """
     tokens = x_TPD.shape[0] * x_TPD.shape[1]
     assert 1 <= keep <= tokens

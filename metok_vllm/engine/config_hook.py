@@ -1,9 +1,9 @@
 """Turns METok on while vLLM builds its configuration, so that plain `vllm serve` works too.
 
-vLLM runs a hook per architecture once the whole VllmConfig is known
-(vllm/model_executor/models/config.py, MODELS_CONFIG_MAP). When `additional_config["metok"]` is
-there, the hook checks it, swaps the architecture for ours and leaves the resolved settings on the
-Hugging Face config, which every process receives.
+vLLM runs a hook per architecture once the VllmConfig is complete
+(vllm/model_executor/models/config.py, MODELS_CONFIG_MAP). The hook checks
+`additional_config["metok"]`, replaces the architecture by ours and puts the resolved settings on
+the Hugging Face config, which every process receives.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
 
 
 def register(problems: Sequence[str] = ()) -> None:
-    """Make our architectures known and put the hook before vLLM's own, where it has one.
+    """Register our architectures, and the hook before vLLM's own where it has one.
 
-    `problems` says why this vLLM does not fit: asking for METok then raises a RuntimeError.
+    `problems` are the reasons why this vLLM does not fit: METok then raises a RuntimeError.
     """
     for stock, (ours, path) in ARCHITECTURES.items():
         if not problems:
@@ -64,7 +64,7 @@ def _wanted(vllm_config: Any) -> Any:
 
 
 def enable(vllm_config: Any) -> None:
-    """Apply `additional_config["metok"]` to a VllmConfig; nothing if it is not there.
+    """Apply `additional_config["metok"]` to a VllmConfig; nothing if it is not set.
 
     Raises ConfigError for settings that are malformed or that this engine cannot honour.
     """

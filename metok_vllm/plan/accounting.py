@@ -1,4 +1,4 @@
-"""The arithmetic behind every figure that is reported: FLOPs, KV blocks and tokens of a request.
+"""FLOPs, KV blocks and visual tokens of a request, as every report counts them.
 
 Formulas of docs/metok.md, section "Accounting". Where the engine can be asked for blocks, ask it.
 A `layout` of None stands for a decoder that runs whole, a `plan` of None for a request that stages
@@ -69,10 +69,10 @@ def request_blocks(
 def visual_tokens_by_stage(
     encoded: int, plan: PromptPlan | None, *, decode: bool = False
 ) -> tuple[int, ...]:
-    """Visual tokens that each stage's layers run on in the prefill, or hold for decoding.
+    """Visual tokens that each stage's layers run on in the prefill, or cache for decoding.
 
-    `encoded` are those the decoder is given. Without a plan that is one number for all layers. A
-    video's last token that is the prompt's last row runs everywhere, so every stage counts it.
+    `encoded` is the number that the decoder gets. Without a plan it is the same for all layers. A
+    video's last token that is the prompt's last row runs in every stage and counts in each.
     """
     if plan is None:
         return (encoded,)

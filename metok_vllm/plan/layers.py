@@ -1,9 +1,9 @@
-"""Which decoder layers belong to which pruning stage, and what vLLM's cache groups make of that.
+"""Decoder layers of each pruning stage, and the cache groups that vLLM makes of them.
 
 Three boundaries p0 < p1 < p2 cut L layers into four stages: [0, p0) [p0, p1) [p1, p2) [p2, L).
 vLLM gives all cache groups the same number of layers (v1/core/kv_cache_utils.py,
 `_get_kv_cache_groups_uniform_page_size`), so a stage may be split over several groups, and a group
-that is not full wastes the memory of the layers it lacks.
+with fewer layers wastes the memory of those it lacks.
 """
 
 from __future__ import annotations

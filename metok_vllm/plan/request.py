@@ -1,8 +1,4 @@
-"""What is known about a request before the engine runs it: counts and geometry, pure Python.
-
-The plan follows from prompt layout, configuration and request alone, so any process that has
-those can compute it; nobody has to send it around.
-"""
+"""The plan of a request in the API server: its videos and their token counts, for its report."""
 
 from __future__ import annotations
 
@@ -31,9 +27,9 @@ class VideoPlan:
 
 @dataclass(frozen=True)
 class RequestPlan:
-    """What METok will do for one request.
+    """METok's settings and videos of one request.
 
-    `stages` is empty when METok is off for the request, and when another `rule` works instead.
+    `stages` is empty if METok is off for the request, or if it uses another `rule`.
     """
 
     preset: str
@@ -44,7 +40,7 @@ class RequestPlan:
 
     @property
     def name(self) -> str:
-        """Which setting served the request: METok's preset, another rule's name, or off."""
+        """The setting of the request: METok's preset, another method's name, or off."""
         if self.rule != METOK:
             return self.rule
         return self.preset if self.stages else "off"
@@ -56,16 +52,16 @@ class RequestPlan:
 
     @property
     def encoded_tokens(self) -> int:
-        """Visual tokens that the decoder is given."""
+        """Visual tokens that the decoder gets."""
         return sum(video.encoded_tokens for video in self.videos)
 
     def moved(self, starts: Iterable[int]) -> RequestPlan:
-        """The plan where the videos begin at other positions of the prompt."""
+        """The same plan with the videos at other positions of the prompt."""
         videos = zip(self.videos, starts, strict=True)
         return replace(self, videos=tuple(replace(v, start=int(at)) for v, at in videos))
 
     def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
-        """What stages 2 and 3 do to the prompt, where a step takes `step_tokens`; None: nothing."""
+        """What stages 2 and 3 do to the prompt if a step takes `step_tokens`; None: nothing."""
         videos = [
             (video.key, video.start, video.encoded_tokens, video.pruning)
             for video in self.videos

@@ -1,8 +1,7 @@
-"""One forward step that prefills METok prompts: which rows each stage runs on.
+"""One forward step that prefills METok prompts: the rows that each stage runs on.
 
-A step is a flat batch of rows. Rows of other requests (decodes, plain prefills) pass through every
-stage; of a METok prompt, later stages see fewer. All of it is known before the step runs, so
-nothing here depends on content.
+A step is a flat batch of rows. Every stage runs on all rows of other requests (decodes, plain
+prefills); later stages run on fewer rows of a METok prompt. All counts are known before the step.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class StagedPrompt:
 
     @property
     def ends(self) -> bool:
-        """Whether the prefill is done after this step."""
+        """Whether this step ends the prefill."""
         return self.computed + self.rows[0] == self.plan.prompt_tokens
 
     def videos(self, stage: int) -> Iterator[tuple[VideoSpan, int]]:
@@ -41,7 +40,7 @@ class StagedPrompt:
             dropped += video.tokens - video.counts.prefill[stage]
 
     def text_rows(self, stage: int) -> list[range]:
-        """Rows at a stage of the text from the first video on: what moves when tokens go."""
+        """Rows at a stage of the text after the first video, which move when tokens are dropped."""
         plan = self.plan
         dropped = 0
         here = range(self.first_row[stage], self.first_row[stage] + self.rows[stage])
@@ -61,7 +60,7 @@ class StagedPrompt:
 
 @dataclass(frozen=True)
 class StagedStep:
-    """The METok prompts of a step, and how many rows each stage has in all."""
+    """The METok prompts of a step, and the number of rows of each stage."""
 
     prompts: tuple[StagedPrompt, ...]
     num_rows: tuple[int, ...]
@@ -71,11 +70,11 @@ class StagedStep:
         return tuple(p for p in self.prompts if p.plan.one_step and p.plan.needs_scores)
 
     def pruned(self) -> tuple[StagedPrompt, ...]:
-        """Prompts that lose rows on the way."""
+        """Prompts with fewer rows in later stages."""
         return tuple(p for p in self.prompts if p.plan.one_step and p.plan.prunes)
 
     def evicted(self) -> tuple[StagedPrompt, ...]:
-        """Prompts whose cache is made compact in this step."""
+        """Prompts whose cached tokens are evicted in this step."""
         return tuple(p for p in self.prompts if p.plan.evicts and p.ends)
 
     def saved(self) -> tuple[StagedPrompt, ...]:

@@ -1,8 +1,8 @@
-"""How many frames and tokens a video gets, from its length and the settings alone.
+"""Frames and tokens of a video, from its length and the settings alone.
 
-vLLM lays out the prompt before anyone looks at the pixels, so the counts must not depend on
-content: they are those of equally long events, and content decides which frame gets which class.
-Pure Python and exact: shares are read as the decimals that users write (0.6 * 5 is 3, not 3.01).
+vLLM lays out the prompt before the pixels are processed, so counts must not depend on content: they
+are those of equally long events. Content decides which frame gets which class. Pure Python and
+exact: shares are read as the decimals that users write (0.6 * 5 is 3, not 3.01).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def key_event_count(num_events: int, ratio: float) -> int:
 
 
 def key_frame_count(num_frames: int | Fraction, key_frames_per_event: int | float) -> int:
-    """Key frames wanted in an event: a count as it is, a share of the event's length rounded up."""
+    """Key frames of an event: a count as it is, a share of the event's length rounded up."""
     if isinstance(key_frames_per_event, int):
         return key_frames_per_event
     return math.ceil(_exact(key_frames_per_event) * num_frames)
@@ -76,7 +76,7 @@ def encoded_tokens(num_frames: int, grid: int, config: METokConfig, mode: str = 
 
 
 def kept_tokens(num_frames: int, grid: int, rule_keep: float, mode: str = "bilinear") -> int:
-    """ceil(rule_keep * T * t(2)): what an encoder rule keeps of the dense tokens, newline aside."""
+    """ceil(rule_keep * T * t(2)): dense tokens that an encoder method keeps, no newline."""
     return math.ceil(_exact(rule_keep) * num_frames * pooled_length(grid, DENSE_STRIDE, mode))
 
 
