@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 from metok_vllm.errors import MediaError, MediaTooLargeError, MetokError
-from metok_vllm.processes.parent_watch import watch_socket
+from metok_vllm.processes.lifetime import watch_socket
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, receive, send
 from metok_vllm.video.decoding import decode
 from metok_vllm.video.frames import Decoded

@@ -13,7 +13,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from metok_vllm.processes import rpc_folder
+from metok_vllm.processes import lifetime
 from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.requests import MODEL, messages
 from tests.environment import STARTED_WITH
@@ -120,7 +120,7 @@ def shared_by(members: list[psutil.Process]) -> set[Path]:
     for process in members:
         with suppress(psutil.Error):
             sockets = (Path(str(socket.laddr)).parent for socket in process.net_connections("unix"))
-            found |= {path for path in sockets if path.name.startswith(rpc_folder.PREFIX)}
+            found |= {path for path in sockets if path.name.startswith(lifetime.RPC_PREFIX)}
             paths = (Path(mapped.path) for mapped in process.memory_maps())
             found |= {path for path in paths if path.parent == SHARED_MEMORY and path.exists()}
     return found
