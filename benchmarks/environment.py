@@ -1,4 +1,4 @@
-"""Versions and hardware, for the record beside every figure. Imports no engine, sets nothing."""
+"""Versions and hardware for the record of a result. Imports no engine and changes no state."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GPU_QUERY = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--fo
 def record_head(
     benchmark: str, schema: int, environment: Mapping[str, Any], configuration: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What every result file begins with."""
+    """The first fields of every result file."""
     return {
         "benchmark": benchmark,
         "schema": schema,
@@ -39,7 +39,7 @@ def record_head(
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to judge or repeat a figure. `threads` is None where nobody set it."""
+    """The facts to judge or repeat a figure. `threads` is None if OMP_NUM_THREADS is not set."""
     threads = os.environ.get("OMP_NUM_THREADS")
     return {
         "versions": {name: found for name in DISTRIBUTIONS if (found := _version(name))},

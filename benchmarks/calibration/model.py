@@ -54,8 +54,7 @@ class CalibratedModel:
             kind = AutoConfig.from_pretrained(path).model_type
             if kind != FAMILY:
                 raise ConfigError(
-                    f"metok calibrate supports LLaVA-OneVision checkpoints ({FAMILY}), got {kind!r}",
-                    "model",
+                    f"metok calibrate supports LLaVA-OneVision ({FAMILY}), got {kind!r}", "model"
                 )
             processor = AutoProcessor.from_pretrained(path)
             model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(

@@ -9,7 +9,7 @@ Shape suffixes: N prompt tokens, M rows of a stage, A answer tokens, D hidden, V
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor

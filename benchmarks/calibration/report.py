@@ -24,7 +24,7 @@ Record = Mapping[str, Any]
 
 
 def choices_table(record: Record) -> Table:
-    """The choice of each budget, with stage 1, on held-out videos; the last row is stage 1 alone."""
+    """The choice of each budget, with stage 1, and on held-out videos; then stage 1 alone."""
     table = _table("Cheapest settings within the budget (KL in nats a token)")
     table.add_column("budget", no_wrap=True)
     headings = ("p0 p1 p2", "keep", "decode", "first", "after", "agree", "FLOPs", "KV")
@@ -83,7 +83,6 @@ def _saved(measured: Record) -> tuple[str, str]:
 
 def _share(value: float, budget: float) -> str:
     return f"{value / budget:.0%}" if budget else "-"
-
 
 
 # Distinguishable for colour-blind readers (Okabe and Ito).

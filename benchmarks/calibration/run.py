@@ -176,7 +176,6 @@ def _served_presets(
     }
 
 
-
 def config_values(calibration: Calibration, name: str) -> dict[str, Any]:
     """The METokConfig fields of one budget's choice, for YAML and JSON."""
     choice = calibration.choices[name]

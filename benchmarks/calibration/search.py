@@ -102,7 +102,9 @@ class Search:
             if (found := self._best(attempts, budget)) is not None:
                 return self._choice(*found)
             tried.update(attempts)
-        safest = sorted((c for c in allowed if c not in tried), key=lambda c: (c.predicted, c.flops))
+        safest = sorted(
+            (c for c in allowed if c not in tried), key=lambda c: (c.predicted, c.flops)
+        )
         found = self._best(safest[:TRIED_PER_MULTIPLE], budget)
         return None if found is None else self._choice(*found)
 

@@ -1,1 +1,1 @@
-"""Clients of a server under test: requests, videos, streams, metrics."""
+"""The client of a server under test: requests, videos, token streams, metrics, processes."""

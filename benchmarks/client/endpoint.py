@@ -1,32 +1,52 @@
-"""A server under load: where it is, what it is called, what is added to every request to it."""
-# MERGED DOC
-# """A request of the benchmark: a chat completion and what is known about it beforehand."""
+"""The server under test and the requests for it. Streams need aiohttp, from the extra `bench`."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import aiohttp
 import httpx
 
+if TYPE_CHECKING:
+    import aiohttp
+
+Kind = Literal["video", "image", "text"]
 CONNECT_S = 10.0
-ASK_S = 30.0
+GET_TIMEOUT_S = 30.0
 
 
 class EndpointError(Exception):
-    """A server that cannot be measured, and why."""
+    """The server cannot be measured; the message says why."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """One chat completion; plain vLLM and METok receive the same bytes.
+
+    `body` is the JSON of `/v1/chat/completions` without `stream`, with `max_tokens`, `ignore_eos`
+    and `temperature` 0. `frames` is the number of frames the model sees, `video_seconds` the length
+    of the video; both are 0 without a video. Equal keys mean equal bytes. `question` counts the
+    earlier questions about the same video.
+    """
+
+    key: str
+    kind: Kind
+    body: dict[str, Any]
+    frames: int
+    video_seconds: float
+    question: int = 0
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """An OpenAI-compatible server.
 
-    `extra_body` joins every request's body. `pid` is the root of the server's process tree, where
-    it runs on this machine.
+    `extra_body` is merged into every request body. `pid` is the root of the server's process tree
+    if it runs on this machine.
     """
 
     name: str
@@ -37,7 +57,7 @@ class Endpoint:
     pid: int | None = None
 
     def client(self, timeout_s: float) -> httpx.AsyncClient:
-        """A client without a bound on its connections. `timeout_s` is the longest silence."""
+        """A client with unlimited connections. `timeout_s` bounds the time without a byte."""
         return httpx.AsyncClient(
             base_url=self.url,
             headers={**self.headers, "Accept-Encoding": "identity"},
@@ -48,8 +68,12 @@ class Endpoint:
         )
 
     def session(self, timeout_s: float) -> aiohttp.ClientSession:
-        """The same for streams of tokens: httpx takes 0.12 ms more for each, on cores that may be
-        the server's, too. On two of them the server had 4 % fewer requests/s for it."""
+        """The same for token streams. httpx takes 0.12 ms of CPU more per token.
+
+        On two shared cores that cost the measured server 4 % of its requests/s.
+        """
+        import aiohttp
+
         return aiohttp.ClientSession(
             base_url=f"{self.url}/",
             headers={**self.headers, "Accept-Encoding": "identity"},
@@ -59,13 +83,13 @@ class Endpoint:
         )
 
     def body(self, request: BenchRequest) -> bytes:
-        """The JSON of a request. A server's own settings win over the workload's."""
+        """The JSON of a request. `extra_body` overrides the fields of the workload."""
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         whole = {**request.body, "model": self.model, **streamed, **self.extra_body}
         return json.dumps(whole).encode()
 
     def described(self) -> dict[str, Any]:
-        """For the record. Header values may be secrets and stay out."""
+        """JSON for the record. Header values may be secrets and are left out."""
         return {
             "name": self.name,
             "url": re.sub(r"//[^/@]*@", "//", self.url),
@@ -74,6 +98,12 @@ class Endpoint:
             "headers": sorted(self.headers),
             "local_process": self.pid is not None,
         }
+
+
+def require_aiohttp() -> None:
+    """Raises EndpointError with the command that installs aiohttp if it is missing."""
+    if importlib.util.find_spec("aiohttp") is None:
+        raise EndpointError("aiohttp is missing: pip install 'metok-vllm[bench]'")
 
 
 def find_endpoint(
@@ -85,9 +115,9 @@ def find_endpoint(
     headers: Mapping[str, str] | None = None,
     pid: int | None = None,
 ) -> Endpoint:
-    """The endpoint at `url`, with the first model that it names unless one is given.
+    """The endpoint at `url`, with the first model that it lists unless one is given.
 
-    Raises EndpointError where nobody answers or no model is named.
+    Raises EndpointError if no server answers or no model is listed.
     """
     url = url.rstrip("/").removesuffix("/v1")
     headers = headers or {}
@@ -104,35 +134,17 @@ def is_local(url: str) -> bool:
 def _first_model(url: str, headers: Mapping[str, str]) -> str:
     try:
         answer = httpx.get(
-            f"{url}/v1/models", headers=dict(headers), timeout=ASK_S, trust_env=not is_local(url)
+            f"{url}/v1/models",
+            headers=dict(headers),
+            timeout=GET_TIMEOUT_S,
+            trust_env=not is_local(url),
         )
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except httpx.HTTPStatusError as error:
         status = error.response.status_code
-        raise EndpointError(f"{url} answered {status} when asked for its models") from error
+        raise EndpointError(f"{url}/v1/models answered {status}") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EndpointError(f"no server answers at {url}: {error}") from error
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise EndpointError(f"{url} names no model; give one with --model") from error
-
-
-Kind = Literal["video", "image", "text"]
-
-
-@dataclass(frozen=True)
-class BenchRequest:
-    """One chat completion to send; plain vLLM and METok get the same bytes.
-
-    `body` is the JSON of `/v1/chat/completions` without `stream`; it has `max_tokens`, `ignore_eos`
-    and `temperature` 0. `frames` are the frames the model looks at and `video_seconds` the length
-    of the video, both 0 for image and text requests. `key` names it: equal keys, equal bytes.
-    `question` counts the questions about the same video before this one.
-    """
-
-    key: str
-    kind: Kind
-    body: dict[str, Any]
-    frames: int
-    video_seconds: float
-    question: int = 0
+        raise EndpointError(f"{url} lists no model; give one with --model") from error

@@ -1,8 +1,8 @@
-"""What a server says of itself at `/metrics`: before a run, after it, and every half second.
+"""A server's metrics from `/metrics`: before a run, after it, and every half second.
 
-During a run only the gauges are kept, and nothing is parsed: the client shares its event loop with
-the load, and the server makes the page on the loop that sends its tokens. Where a page takes long,
-the next one is asked for later. A server without metrics is measured from outside alone.
+During a run only the gauges are kept, unparsed, because the client's event loop also carries the
+load. The server renders the page on the loop that sends its tokens, so a slow page is fetched less
+often. A server without `/metrics` is measured by the client alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.client.stream import Clock
 
 EVERY_S = 0.5
-SHARE = 0.01  # of the time that a run waits for pages
-LONGEST_S = 2.0  # between two: a busy server's page takes long, and its peaks would be missed
+SHARE = 0.01  # of a run's time may be spent waiting for pages
+LONGEST_S = 2.0  # between two pages, so that a busy server's peaks are recorded
 SCRAPE_S = 10.0
 SETTLE_S = 5.0
 
@@ -43,19 +43,19 @@ class Snapshot:
 
     @classmethod
     def parse(cls, time_s: float, text: str) -> Snapshot:
-        """From the Prometheus text format. Raises ValueError where it is none."""
+        """From the Prometheus text format. Raises ValueError for other text."""
         families = text_string_to_metric_families(text)
         samples = (sample for family in families for sample in family.samples)
         return cls(time_s, tuple((s.name, s.labels, s.value) for s in samples))
 
     def total(self, name: str, **labels: str) -> float | None:
-        """The sum over all series of a name with these labels; None where there is none."""
+        """The sum over all series of a name with these labels; None without such a series."""
         wanted = labels.items()
         values = [v for n, have, v in self.samples if n == name and wanted <= have.items()]
         return sum(values) if values else None
 
     def label(self, name: str, label: str) -> str | None:
-        """A label of the first series of a name."""
+        """A label of the first series of a name that has it."""
         return next(
             (have[label] for n, have, _ in self.samples if n == name and label in have), None
         )
@@ -70,9 +70,9 @@ class Scrapes:
     during: list[Snapshot] = field(default_factory=list)
 
     def rise(self, name: str, **labels: str) -> float | None:
-        """How much a counter rose over the run; None where the server does not have it.
+        """The increase of a counter over the run; None if the server lacks it.
 
-        A series that appears during the run rose from 0.
+        A series that appears during the run starts at 0.
         """
         if self.before is None or self.after is None:
             return None
@@ -85,7 +85,7 @@ class Scrapes:
         return [(time_s, value) for time_s, value in values if value is not None]
 
     def pool(self) -> dict[str, Any] | None:
-        """The size of the KV pool as the server states it."""
+        """The server's number of KV blocks and tokens a block; None if it states neither."""
         blocks = None if self.before is None else self.before.label(CACHE, "num_gpu_blocks")
         if self.before is None or blocks is None or not blocks.isdigit():
             return None
@@ -94,10 +94,10 @@ class Scrapes:
 
 
 class Scraper:
-    """An async context around a run. `scrapes` is complete once it is left.
+    """An async context around a run; `scrapes` is complete when it exits.
 
-    Pages come every `every_s` seconds, or so seldom that waiting for them is `share`
-    of the time, but at least every LONGEST_S; only before and after where not `during`.
+    Pages are fetched every `every_s` seconds, or less often so that waiting for them takes `share`
+    of the time, but at least every LONGEST_S. Without `during`, only before and after the run.
     """
 
     def __init__(
@@ -124,16 +124,14 @@ class Scraper:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await stop_task(self._task)
         self.scrapes.during = [Snapshot.parse(time_s, text) for time_s, text in self._raw]
         await self._client.aclose()
 
     async def finish(self, completed: int) -> None:
-        """The last scrape, once the server has counted `completed` requests or a while passed.
+        """Take the last scrape when the server has counted `completed` requests, or after SETTLE_S.
 
-        A server counts a request a moment after its client has the answer.
+        A server counts a request shortly after its client has the answer.
         """
         deadline_s = self._clock() + SETTLE_S
         while self.scrapes.before is not None:
@@ -152,12 +150,12 @@ class Scraper:
 
     async def _repeat(self) -> None:
         while True:
-            asked_s = self._clock()
+            requested_s = self._clock()
             text = await self._text()
-            told_s = self._clock()
+            received_s = self._clock()
             if text is not None:
-                self._raw.append((told_s, only(text, GAUGES)))
-            rest_s = max(self._every_s, (told_s - asked_s) / self._share)
+                self._raw.append((received_s, select_lines(text, GAUGES)))
+            rest_s = max(self._every_s, (received_s - requested_s) / self._share)
             await asyncio.sleep(min(rest_s, LONGEST_S))
 
     async def _text(self) -> str | None:
@@ -168,7 +166,14 @@ class Scraper:
         return answer.text if answer.status_code == 200 else None
 
 
-def only(text: str, names: Sequence[str]) -> str:
-    """The lines of some metrics, ready to be parsed later."""
+async def stop_task(task: asyncio.Task[None] | None) -> None:
+    """Cancel an endless background task and wait for its end."""
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def select_lines(text: str, names: Sequence[str]) -> str:
+    """The lines of the named metrics, to be parsed later."""
     starts = tuple(name + end for name in names for end in ("{", " "))
     return "".join(f"{line}\n" for line in text.splitlines() if line.startswith(starts))

@@ -1,6 +1,6 @@
-"""One streamed chat completion over HTTP, and when each of its tokens arrived.
+"""One streamed chat completion over HTTP with the arrival time of each token.
 
-A failure of any kind is an outcome with its `error` set: nothing is raised, nothing is dropped.
+Every failure is an outcome with its `error` set; nothing is raised.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ import io
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Kind
 
+if TYPE_CHECKING:
+    import aiohttp
+
 DONE = b"[DONE]"
-NO_TOKEN = "no token came"
+NO_TOKEN = "no token arrived"
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a request. Times are seconds on the clock of the run.
+    """The result of a request. Times are seconds on the clock of the run.
 
-    `token_times_s` has one entry for each chunk that carried tokens; `first_piece` is the first
-    text, `token_ids` the tokens where the server told them, `metok` our own server's report.
+    `token_times_s` has one entry for each chunk with tokens. `first_piece` is the first text,
+    `token_ids` the tokens if the server reports them, `metok` the METok server's report.
     """
 
     key: str
@@ -52,13 +53,13 @@ class Outcome:
 
     @property
     def end_to_end_s(self) -> float:
-        """Seconds until the answer was complete: until its last token, as `vllm bench serve`."""
+        """Seconds until the last token, as `vllm bench serve` counts them."""
         last = self.token_times_s[-1] if self.token_times_s else self.ended_s
         return last - self.started_s
 
 
 class Answer:
-    """An answer as it comes in, chunk by chunk."""
+    """A partial answer that collects chunks."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
@@ -68,8 +69,8 @@ class Answer:
         self.metok: dict[str, Any] | None = None
         self.error: str | None = None
 
-    def take(self, chunk: dict[str, Any], time_s: float) -> None:
-        """Note one chunk that arrived at `time_s`."""
+    def add(self, chunk: dict[str, Any], time_s: float) -> None:
+        """Add one chunk that arrived at `time_s`."""
         if chunk.get("error"):
             self.error = message_of(chunk)
         self.usage = chunk.get("usage") or self.usage
@@ -85,10 +86,10 @@ class Answer:
 
 
 def carries_token(choice: Mapping[str, Any], delta: Mapping[str, Any], text: str) -> bool:
-    """Whether a chunk stands for a token. A token may be half a character and have no text yet.
+    """Whether a chunk holds a token. A token may be half a character and have no text yet.
 
-    The first chunk of a stream names the role and the last one the reason of the end; neither need
-    carry a token.
+    The first chunk of a stream gives the role and the last one the finish reason; both may come
+    without a token.
     """
     if choice.get("token_ids") is not None:
         return bool(choice["token_ids"])
@@ -97,10 +98,12 @@ def carries_token(choice: Mapping[str, Any], delta: Mapping[str, Any], text: str
     return "content" in delta and "role" not in delta and choice.get("finish_reason") is None
 
 
-async def ask(
+async def stream_answer(
     session: aiohttp.ClientSession, request: BenchRequest, body: bytes, clock: Clock
 ) -> Outcome:
-    """Send `body`, read the stream to its end."""
+    """Send `body` and read the stream to its end."""
+    from aiohttp import ClientError
+
     answer = Answer()
     started_s = clock()
     headers = {"Content-Type": "application/json"}
@@ -112,7 +115,7 @@ async def ask(
                 answer.error = refusal(response.status, await response.read())
             elif not await _read(response, answer, clock):
                 answer.error = answer.error or "the answer broke off before its end"
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except (ClientError, TimeoutError) as error:
         answer.error = f"{type(error).__name__}: {error}".removesuffix(": ")
     if answer.error is None and not answer.times_s:
         answer.error = NO_TOKEN
@@ -120,9 +123,9 @@ async def ask(
 
 
 async def _read(response: aiohttp.ClientResponse, answer: Answer, clock: Clock) -> bool:
-    """Whether the stream came to its proper end."""
+    """Read a stream into `answer`. Returns whether it ended with [DONE]."""
     done = False
-    # Read on to the end of the response: only then can its connection serve the next request.
+    # A connection serves the next request only after its response was read to the end.
     async for data, time_s in events(response.content.iter_any(), clock):
         if data == DONE:
             done = True
@@ -132,14 +135,14 @@ async def _read(response: aiohttp.ClientResponse, answer: Answer, clock: Clock) 
         except ValueError:
             answer.error = "a chunk is not JSON"
             return False
-        answer.take(chunk, time_s)
+        answer.add(chunk, time_s)
     return done
 
 
 async def events(pieces: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[tuple[bytes, float]]:
-    """The data of server-sent events, each with the time its last byte arrived.
+    """The data of server-sent events, each with the arrival time of its last byte.
 
-    Lines end at newlines alone: JSON may hold the other characters at which text splits unescaped.
+    Only newlines end a line: JSON may contain other line separators unescaped.
     """
     rest = b""
     async for piece in pieces:
@@ -151,7 +154,7 @@ async def events(pieces: AsyncIterator[bytes], clock: Clock) -> AsyncIterator[tu
 
 
 def refusal(status: int, content: bytes) -> str:
-    """A status and the server's own words, from an error envelope where there is one."""
+    """A status and the message of the error envelope, if there is one."""
     try:
         return f"{status}: {message_of(json.loads(content))}"
     except ValueError:
@@ -159,7 +162,7 @@ def refusal(status: int, content: bytes) -> str:
 
 
 def message_of(envelope: Any) -> str:
-    """The message of an OpenAI error envelope, in whichever shape a server sends it."""
+    """The message of an OpenAI error envelope, in either of its shapes."""
     error = envelope.get("error", envelope) if isinstance(envelope, dict) else envelope
     message = error.get("message") if isinstance(error, dict) else error
     return str(message or "no reason given")
@@ -177,7 +180,7 @@ def _outcome(request: BenchRequest, answer: Answer, started_s: float, ended_s: f
         token_times_s=tuple(answer.times_s),
         ended_s=ended_s,
         prompt_tokens=int(answer.usage.get("prompt_tokens") or 0),
-        # A server that counts no tokens sends one a chunk, as far as anyone can tell.
+        # Without a count by the server, each chunk counts as one token.
         completion_tokens=int(answer.usage.get("completion_tokens") or len(answer.times_s)),
         error=answer.error,
         text="".join(answer.pieces),

@@ -1,14 +1,10 @@
-"""Videos and pictures that nobody has seen before: drawn from a seed, the same bytes each time.
+"""Videos to send: clips drawn from a seed with reproducible bytes, and a folder of the user's own.
 
-What is in them decides what METok can do: scene cuts give it events, a still gives it nothing to
-cut at, noise gives frames that have nothing in common.
+The kind of a clip decides what METok can drop: cuts make events, a static clip has none, and the
+frames of noise have nothing in common.
 
 Shape suffixes: T frames, H height, W width, C colours.
 """
-# MERGED DOC
-# """Pictures into H.264 in an mp4, the same bytes each time."""
-# MERGED DOC
-# """A folder of the user's own videos, again and again in ever new orders."""
 
 from __future__ import annotations
 
@@ -32,9 +28,9 @@ from metok_vllm.video import MediaLimits, VideoProbe, probe
 
 ClipKind = Literal["cuts", "static", "noise"]
 CLIP_KINDS: tuple[ClipKind, ...] = get_args(ClipKind)
-SCENES = (4, 9)  # in a clip with cuts, the last excluded
+SCENES = (4, 9)  # least and excluded most scenes of a clip with cuts
 PATCHES = (6, 8)  # colours of a scene, down and across
-NOISE_BLOCK = 8  # pixels; finer noise would make a video of megabytes
+NOISE_BLOCK = 8  # pixels; finer noise makes videos of several megabytes
 ENCODER = {"preset": "veryfast", "crf": "28"}
 
 
@@ -51,13 +47,13 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """A file name that no other clip has."""
+        """A file name unique to this clip."""
         seed = "-".join(map(str, self.seed))
         return f"{self.kind}-{seed}-{self.frames}x{self.fps}-{self.width}x{self.height}.mp4"
 
 
 def video_bytes(clip: Clip) -> bytes:
-    """The clip as H.264 in an mp4, drawn once a process and then read from disk."""
+    """The clip as H.264 in an mp4. Drawn once a process, later read from disk."""
     path = _folder() / clip.name
     if not path.exists():
         path.write_bytes(encode(clip))
@@ -70,7 +66,7 @@ def encode(clip: Clip) -> bytes:
 
 
 def pictures(clip: Clip) -> Iterator[Picture]:
-    """The frames [H, W, C], one after the other."""
+    """The frames, uint8 [H, W, C] each."""
     rng = np.random.default_rng(clip.seed)
     if clip.kind == "noise":
         for _ in range(clip.frames):
@@ -83,7 +79,7 @@ def pictures(clip: Clip) -> Iterator[Picture]:
         return
     cuts = scene_cuts(rng, clip.frames)
     for start, end in zip([0, *cuts], [*cuts, clip.frames], strict=True):
-        # Wider than the picture, which travels over it: inside a scene, frames are alike.
+        # A camera pan over a wider picture, so that frames of a scene are similar.
         wide_HWC = scene(rng, 2 * clip.width, clip.height)
         speed = 2 * clip.width / clip.frames * rng.uniform(0.2, 1.0)
         for number in range(end - start):
@@ -92,7 +88,7 @@ def pictures(clip: Clip) -> Iterator[Picture]:
 
 
 def scene_cuts(rng: np.random.Generator, frames: int) -> list[int]:
-    """First frames of all scenes but the first; no scene is three times as long as another."""
+    """The first frame of every scene but the first; lengths differ by a factor below three."""
     lengths = rng.uniform(1, 3, rng.integers(*SCENES))
     ends = (lengths.cumsum() / lengths.sum() * frames).astype(int)[:-1].tolist()
     return sorted(set(ends) - {0})
@@ -126,21 +122,21 @@ def _folder() -> Path:
 
 @lru_cache(maxsize=1)
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """A folder of this process; it goes with it."""
+    """A folder that is deleted when the process ends."""
     return tempfile.TemporaryDirectory(prefix="metok-bench-")
 
 
 Picture = npt.NDArray[np.uint8]
-# One thread and no B-frames: the same bytes on any number of cores, and quick to write. With
-# AVX-512, x264's macroblock tree now and then gives other bytes for the same pictures, on a busy
-# machine one time in ten. With SSE4.2 they are those it mostly gave; on other processors, others.
+# One thread and no B-frames give the same bytes on any number of cores. With AVX-512, x264's
+# macroblock tree sometimes gives different bytes for the same pictures: on a busy machine one time
+# in ten. SSE4.2 is reproducible on one processor type.
 STEADY = {"bf": "0", "threads": "1", "x264-params": "asm=MMX2,SSE2Fast,SSSE3,SSE4.2"}
 
 
 def encode_mp4(
     pictures: Iterable[Picture], fps: int, width: int, height: int, options: Mapping[str, str]
 ) -> bytes:
-    """Pictures uint8 [H, W, C] of even sides, one a frame, with libx264's `options`."""
+    """Encode pictures uint8 [H, W, C] of even sides, one a frame, with libx264's `options`."""
     with tempfile.TemporaryDirectory(prefix="metok-mp4-") as folder:
         path = Path(folder) / "video.mp4"
         _write(path, pictures, fps, (width, height), {**STEADY, **options})
@@ -154,7 +150,7 @@ def _write(
     size: tuple[int, int],
     options: Mapping[str, str],
 ) -> None:
-    # The index first, so that a browser can start before it has the whole file.
+    # The index comes first, so that a browser can play a partial file.
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
         stream = output.add_stream("libx264", rate=fps, options=dict(options))
         stream.width, stream.height = size
@@ -169,13 +165,13 @@ def _write(
 
 
 SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
-# What a server accepts is for the server to say.
+# The server enforces its own limits; these only have to let every video pass.
 LIMITS = MediaLimits(max_bytes=1 << 40, max_duration_s=1e9, max_frame_pixels=1 << 40)
 
 
 @dataclass(frozen=True)
 class FoundVideo:
-    """A file of the folder and what is known about it."""
+    """A file of the folder with its media type and probe."""
 
     data: bytes
     media_type: str
@@ -183,7 +179,10 @@ class FoundVideo:
 
 
 class VideoFolder:
-    """The videos directly in `path`, each once a round, in an order drawn for each round."""
+    """The videos directly in `path`, each once a round, in a new random order every round.
+
+    Raises ConfigError for a folder without videos.
+    """
 
     def __init__(self, path: Path, seed: int) -> None:
         self.seed = seed
@@ -194,7 +193,7 @@ class VideoFolder:
             raise ConfigError(f"no videos in {path} (looked for {known})", "folder")
 
     def video(self, number: int) -> FoundVideo:
-        """Video `number` of an endless row. Raises MediaError naming a file that is no video."""
+        """Video `number` of the endless sequence. Raises MediaError with the file's name."""
         turn, place = divmod(number, len(self.files))
         order = np.random.default_rng((self.seed, turn)).permutation(len(self.files))
         file = self.files[order[place]]

@@ -1,8 +1,8 @@
-"""What is asked: endless streams of requests, the same for the same settings.
+"""Endless streams of requests, reproducible from their settings.
 
-Every video, picture and text is new, so nothing that a server has cached helps it; only further
-questions about one video (`questions_per_video`) may profit. Requests take time to draw: take as
-many as a run needs before its clock starts, and never the same ones twice from one server.
+Every video, picture and text is new, so that a server's caches help only further questions about
+one video (`questions_per_video`). Drawing takes time: draw a run's requests before its clock
+starts, and never send one twice to a server.
 """
 
 from __future__ import annotations
@@ -42,19 +42,18 @@ WORDS = (
     "river house garden morning letter answer window water people story picture road evening "
     "table number winter music village field summer ship paper bread stone forest market"
 )
-# Streams of random numbers that have nothing to do with each other.
+# Independent streams of random numbers.
 MIX, VIDEO, TEXT, IMAGE = range(4)
 
 
 @dataclass(frozen=True)
 class WorkloadSettings:
-    """What the requests are like. Raises ConfigError naming what cannot be used.
+    """Settings of the requests. Raises ConfigError with the invalid field and value.
 
-    `clips` and `frames` are drawn from, evenly, for every video; `frames` are those the model looks
-    at, one in `seconds_per_frame` of video. `videos_in_turn` videos are asked about in turn, so
-    that the second question about a video comes that many video requests after its first.
-    `text_share` and `image_share` are shares of the requests. `folder` holds videos to be used in
-    place of drawn clips.
+    Every video draws its kind from `clips` and its sampled frames from `frames`, uniformly; a frame
+    stands for `seconds_per_frame` of video. Questions rotate over `videos_in_turn` videos, so that
+    the second question about a video comes that many video requests after its first. `text_share`
+    and `image_share` are shares of the requests. Videos of `folder` replace drawn clips.
     """
 
     seed: int = 0
@@ -107,9 +106,9 @@ class _Video(NamedTuple):
 
 
 def workload(settings: WorkloadSettings) -> Iterator[BenchRequest]:
-    """Requests without end; number i is the same for the same settings.
+    """An endless stream; request i depends only on the settings and i.
 
-    Raises ConfigError for a folder without videos, MediaError for a file that is none.
+    Raises ConfigError for a folder without videos, MediaError for a file that is not a video.
     """
     folder = VideoFolder(settings.folder, settings.seed) if settings.folder else None
     numbers: dict[Kind, Iterator[int]] = {kind: count() for kind in ("video", "image", "text")}
@@ -168,14 +167,14 @@ def _video(settings: WorkloadSettings, folder: VideoFolder | None, number: int) 
     frames = int(rng.choice(settings.frames))
     order = rng.permutation(len(QUESTIONS))
     questions = [
-        # Where there are more to ask than we have, again in other words.
+        # With more questions than texts, repeat them in other words.
         QUESTIONS[order[i % len(order)]] + " Look again." * (i // len(order))
         for i in range(settings.questions_per_video)
     ]
     if folder is not None:
         found = folder.video(number)
         part = _media_part("video", found.media_type, found.data) | {
-            # vLLM's caches take it in place of what is in the video, which comes up again.
+            # vLLM's caches use this id in place of the content, which repeats.
             "uuid": f"metok-bench-{_identity(settings)}-{number}"
         }
         frames = min(frames, found.probe.num_frames)
@@ -213,7 +212,7 @@ def _rng(settings: WorkloadSettings, stream: int, number: int) -> np.random.Gene
 
 
 def _seed(settings: WorkloadSettings) -> tuple[int, ...]:
-    # Workloads of a sweep differ in their frames: no picture or text of one comes up in another.
+    # Workloads of a sweep differ in their frames, so no picture or text of one repeats in another.
     return (settings.seed, *settings.frames)
 
 

@@ -1,10 +1,12 @@
-"""`metok bench`: throughput and latency under load, of one server or of two in turn; or, with
-`--quality`, what METok's presets do to the answers.
+"""`metok bench`: throughput and latency of one server or of two in turn under load.
 
-metok bench --checkpoint cpu-reference --frames 8 64 --max-concurrency 1 8
-metok bench --base-url http://localhost:8000 --frames 64 --request-rate 0.5
-metok bench compare before/result.json after/result.json
-metok bench --quality FOLDER --model MODEL --frames 32
+    metok bench --checkpoint cpu-reference --frames 8 64 --max-concurrency 1 8
+    metok bench --base-url http://localhost:8000 --frames 64 --request-rate 0.5
+    metok bench compare before/result.json after/result.json
+
+With `--quality` it measures the answers under METok's presets in place of speed:
+
+    metok bench --quality FOLDER --model MODEL --frames 32
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +30,16 @@ from metok_vllm.benchmarks.commands import (
 from metok_vllm.console import CommandError, complain, out, write
 
 if TYPE_CHECKING:
-    from metok_vllm.benchmarks.client.endpoint import BenchRequest
+    from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
+    from metok_vllm.benchmarks.client.workloads import WorkloadSettings
+    from metok_vllm.benchmarks.throughput.accuracy import Quality, QuestionSet
     from metok_vllm.benchmarks.throughput.gate import Checked
     from metok_vllm.benchmarks.throughput.run import Cell
 
 RESULT, ROWS = "result.json", "rounds.csv"
-# Cells of one sweep must not share a text or picture that a server has cached.
+# Seeds differ by start and by frames, so that no cell repeats a text or picture of another.
 SEEDS_APART, STARTS_APART = 1000, 500
-ELSEWHERE = "kernel operations are not checked: the server is on another machine"
+NOT_LOCAL = "kernel operations are not checked: the server is on another machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, or compare two results. Raises CommandError for what the user can put right."""
+    """Measure, or compare two results. Raises CommandError for a mistake of the user."""
     if arguments.action == "compare":
         return _compare(arguments)
     bench_options.check(arguments)
@@ -54,31 +58,32 @@ def run(arguments: argparse.Namespace) -> int:
         return _refuse(arguments, kernels)
     if arguments.quality is None:
         return _measure(arguments, kernels)
-    found = {"kernels": None if kernels is None else kernels.to_dict()}
-    return bench_quality.measure_presets(arguments, _result_folder(arguments), found)
+    checked = {"kernels": None if kernels is None else kernels.to_dict()}
+    return bench_quality.measure_presets(arguments, _result_folder(arguments), checked)
 
 
 def _check_kernels(arguments: argparse.Namespace) -> Checked | None:
-    """What the red gate finds here; None where no server of this machine is measured."""
+    """The result of the kernel gate; None if no server of this machine is measured."""
     from metok_vllm.benchmarks.client.endpoint import is_local
     from metok_vllm.benchmarks.throughput import gate
 
     if arguments.base_url is not None and not is_local(arguments.base_url):
-        complain(ELSEWHERE)
+        complain(NOT_LOCAL)
         return None
     return gate.check_operations(gate.engine_device())
 
 
 def _refuse(arguments: argparse.Namespace, kernels: Checked) -> int:
-    """Nothing is measured with an operation that is wrong: no figure of it can be believed."""
+    """Write a result without figures, since a wrong kernel makes all of them meaningless."""
     from metok_vllm.benchmarks.environment import environment
-    from metok_vllm.benchmarks.quality import records as of_quality
+    from metok_vllm.benchmarks.quality import records as quality_records
     from metok_vllm.benchmarks.throughput import records
 
     configuration = bench_settings.recorded(arguments)
     result = records.result([], [], environment(), configuration, kernels)
     if arguments.quality is not None:
-        result |= {"benchmark": of_quality.BENCHMARK, "schema": of_quality.SCHEMA, "rows": []}
+        result |= {"benchmark": quality_records.BENCHMARK, "schema": quality_records.SCHEMA}
+        result |= {"rows": []}
     folder = _result_folder(arguments)
     _save(folder, result, [])
     complain(f"nothing is measured: {kernels.refused}")
@@ -87,62 +92,97 @@ def _refuse(arguments: argparse.Namespace, kernels: Checked) -> int:
     return 1
 
 
-def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
-    from metok_vllm.benchmarks.client.endpoint import EndpointError
-    from metok_vllm.benchmarks.client.workloads import workload
-    from metok_vllm.benchmarks.environment import environment
-    from metok_vllm.benchmarks.throughput import accuracy, records
-    from metok_vllm.benchmarks.throughput.load import WarmUpError
-    from metok_vllm.benchmarks.throughput.progress import LiveProgress
-    from metok_vllm.benchmarks.throughput.run import experiment, gather
+@dataclass
+class _Measurement:
+    """A run of `metok bench`: its configuration and the results so far."""
 
-    sweep, settings = bench_settings.sweep(arguments), bench_settings.workload_settings(arguments)
-    folder = _result_folder(arguments)
-    configuration = bench_settings.recorded(arguments)
-    facts = environment()
-    cells: list[Cell] = []
-    quality: list[accuracy.Quality] = []
+    arguments: argparse.Namespace
+    folder: Path
+    configuration: dict[str, Any]
+    environment: Mapping[str, Any]
+    kernels: Checked | None
+    questions: list[QuestionSet]
+    cells: list[Cell] = field(default_factory=list)
+    quality: list[Quality] = field(default_factory=list)
 
-    def requests(start: int, frames: int) -> Iterator[BenchRequest]:
-        seed = settings.seed * SEEDS_APART + start * STARTS_APART + frames
-        return workload(replace(settings, frames=(frames,), seed=seed))
+    async def load(self, endpoints: Sequence[Endpoint], number: int, rounds: int) -> None:
+        """Measure all cells on the servers of start `number`, and save after every cell."""
+        from metok_vllm.benchmarks.throughput.progress import LiveProgress
+        from metok_vllm.benchmarks.throughput.run import experiment
 
-    def save() -> dict[str, Any]:
-        # No ratio while answers that are to stand beside it are not there.
-        awaited = accuracy.NOT_YET if questions else None
-        found = (configuration, kernels, quality, awaited)
-        result = records.result(cells, endpoints, facts, *found)
-        _save(folder, result, cells)
+        sweep = replace(bench_settings.sweep(self.arguments), rounds=rounds)
+        requests = partial(_requests, bench_settings.workload_settings(self.arguments), number)
+        place = 0
+        with LiveProgress() as progress:
+            async for cell in experiment(endpoints, sweep, requests, progress):
+                # Every start measures the same cells and adds its rounds to them.
+                if place < len(self.cells):
+                    self.cells[place].rounds.extend(cell.rounds)
+                else:
+                    self.cells.append(cell)
+                place += 1
+                self.save(endpoints)
+
+    async def send_questions(self, endpoints: Sequence[Endpoint]) -> None:
+        """Measure the accuracy of the servers."""
+        from metok_vllm.benchmarks.throughput.accuracy import measure_quality
+
+        for each in self.questions:
+            complain(f"{each.source}: {len(each.questions)} questions at {each.frames} frames")
+            found = await measure_quality(endpoints, each, self.arguments.timeout)
+            self.quality.append(found)
+
+    def save(self, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+        """Write the results so far and return their JSON."""
+        from metok_vllm.benchmarks.throughput import accuracy, records
+
+        result = records.result(
+            self.cells,
+            endpoints,
+            self.environment,
+            self.configuration,
+            self.kernels,
+            self.quality,
+            pending=accuracy.PENDING if self.questions else None,
+        )
+        _save(self.folder, result, self.cells)
         return result
 
-    def load(number: int, rounds: int) -> None:
-        take = gather(cells)
 
-        def keep(cell: Cell) -> None:
-            take(cell)
-            save()
+def _requests(settings: WorkloadSettings, start: int, frames: int) -> Iterator[BenchRequest]:
+    """The endless requests of one start for a number of frames."""
+    from metok_vllm.benchmarks.client.workloads import workload
 
-        part, asked = replace(sweep, rounds=rounds), partial(requests, number)
-        with LiveProgress() as progress:
-            asyncio.run(experiment(endpoints, part, asked, progress, keep))
+    seed = settings.seed * SEEDS_APART + start * STARTS_APART + frames
+    return workload(replace(settings, frames=(frames,), seed=seed))
 
-    def ask() -> None:
-        for each in questions:
-            complain(f"{each.source}: {len(each.asked)} questions at {each.frames} frames")
-            quality.append(asyncio.run(accuracy.ask_all(endpoints, each, arguments.timeout)))
 
+def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
+    from metok_vllm.benchmarks.client.endpoint import EndpointError, require_aiohttp
+    from metok_vllm.benchmarks.environment import environment
+    from metok_vllm.benchmarks.throughput.load import WarmUpError
+
+    # Invalid options fail before a server starts.
+    bench_settings.sweep(arguments)
+    bench_settings.workload_settings(arguments)
+    folder = _result_folder(arguments)
+    configuration = bench_settings.recorded(arguments)
     try:
+        require_aiohttp()
         with ExitStack() as stack:
-            questions = stack.enter_context(bench_quality.questions_beside(arguments))
+            questions = stack.enter_context(bench_quality.questions_after_load(arguments))
             serve = stack.enter_context(bench_servers.serving(arguments, configuration))
+            measurement = _Measurement(
+                arguments, folder, configuration, environment(), kernels, questions
+            )
             starts = bench_servers.starts(arguments)
             for number, start in enumerate(starts):
                 with serve(start) as endpoints:
-                    save()  # a folder that cannot be written to shows at once
-                    load(number, start.rounds)
+                    measurement.save(endpoints)  # fails early for a read-only folder
+                    asyncio.run(measurement.load(endpoints, number, start.rounds))
                     if start is starts[-1]:
-                        ask()
-                    result = save()
+                        asyncio.run(measurement.send_questions(endpoints))
+                    result = measurement.save(endpoints)
     except (EndpointError, WarmUpError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
@@ -156,7 +196,7 @@ def _result_folder(arguments: argparse.Namespace) -> Path:
 
 
 def _save(folder: Path, result: dict[str, Any], cells: Sequence[Cell]) -> None:
-    """What is measured so far, so that it outlives a later failure."""
+    """Write the results so far, which a later failure does not remove."""
     from metok_vllm.benchmarks.throughput import records
 
     try:
@@ -168,24 +208,25 @@ def _save(folder: Path, result: dict[str, Any], cells: Sequence[Cell]) -> None:
 
 
 def _show(result: dict[str, Any], folder: Path) -> int:
-    from metok_vllm.benchmarks.throughput.charts import NoMatplotlib, draw_charts
+    """Print tables and draw charts. Returns 1 if requests failed, else 0."""
+    from metok_vllm.benchmarks.throughput.charts import ChartError, draw_charts
     from metok_vllm.benchmarks.throughput.records import one_line
     from metok_vllm.benchmarks.throughput.tables import failures, tables
 
     console = out()
     for table in tables(result):
         console.print(table)
-    lost = failures(result)
-    for line in lost:
+    failed = failures(result)
+    for line in failed:
         complain(line)
     names = [RESULT, ROWS]
     try:
         names += [path.name for path in draw_charts(result, folder)]
-    except NoMatplotlib as error:
+    except ChartError as error:
         complain(f"no charts: {error}")
     console.print(f"In {folder}: {', '.join(names)}", markup=False)
     write(one_line(result) + "\n")
-    return 1 if lost else 0
+    return 1 if failed else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

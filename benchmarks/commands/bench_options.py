@@ -1,7 +1,4 @@
-"""The options of `metok bench`, named as those of `vllm bench serve` where they mean the same.
-
-What they mean for a run: `bench_settings`.
-"""
+"""The options of `metok bench`. Those that `vllm bench serve` also has share its names."""
 
 from __future__ import annotations
 
@@ -21,14 +18,14 @@ CHECKPOINTS = (DEMO, "cpu-reference", "llava-onevision-7b", "longva-7b")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Everything after `metok bench`."""
+    """All options after `metok bench`."""
     commands = parser.add_subparsers(dest="action", metavar="compare A.json B.json")
     compare = commands.add_parser("compare", help="two results side by side")
     compare.add_argument("results", nargs=2, metavar="RESULT.json")
     _add_servers(parser.add_argument_group("servers (one of the first three)"))
     _add_load(parser.add_argument_group("load"))
     _add_workload(parser.add_argument_group("workload"))
-    _add_answers(parser.add_argument_group("right answers beside speed"))
+    _add_accuracy(parser.add_argument_group("accuracy after the load"))
     _add_quality(parser.add_argument_group("quality in place of speed"))
     parser.add_argument(
         "--result-dir", help="where results are written (default: metok-bench-<time>)"
@@ -43,20 +40,22 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
         help="start plain vLLM and METok on the demo model or an untrained one of these sizes",
     )
     group.add_argument(
-        "--model", help="start both on this model; with --base-url: the name to ask for"
+        "--model", help="start both on this model; with --base-url: the served model name"
     )
     group.add_argument("--baseline-url", help="with --base-url: the server to compare it with")
     group.add_argument(
-        "--extra-body", type=_object, help='joins every request: \'{"metok": {"preset": "max"}}\''
+        "--extra-body",
+        type=_object,
+        help='fields for every request: \'{"metok": {"preset": "max"}}\'',
     )
     group.add_argument(
         "--baseline-extra-body",
         type=_object,
-        help="the same for the server to compare with; with --base-url alone, that is the same "
-        "one. return_token_ids in both bodies compares answers by tokens, not by text",
+        help="the same for the server to compare with, which is --base-url unless --baseline-url "
+        "is given; return_token_ids in both bodies compares answers by tokens, not by text",
     )
     group.add_argument(
-        "--server-pid", type=int, help="with --base-url on this machine: whose CPU time is counted"
+        "--server-pid", type=int, help="with a local --base-url: the process to count CPU time of"
     )
     group.add_argument("--header", action="append", default=[], metavar="KEY=VALUE")
     group.add_argument("--server-flags", default="", help='for both: --server-flags="--dtype half"')
@@ -76,7 +75,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--rounds",
         type=int,
         default=4,
-        help="in turn, half of them on servers of which METok's was started first (default: 4)",
+        help="in half of them METok's server was started first (default: 4)",
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
@@ -101,12 +100,12 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output-len", type=int, help=f"tokens of every answer ({defaults})")
 
 
-def _add_answers(group: argparse._ArgumentGroup) -> None:
+def _add_accuracy(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--quality-questions",
         type=int,
         metavar="N",
-        help="asked of each server after the rounds, for each of --frames: event-QA with "
+        help="for each server after the rounds, for each of --frames: event-QA with "
         "--checkpoint demo, else those of --quality-folder (default: 32; 0: none)",
     )
     group.add_argument(
@@ -122,8 +121,8 @@ def _add_quality(group: argparse._ArgumentGroup) -> None:
         "--quality",
         type=Path,
         metavar="FOLDER",
-        help="how near presets come to dense on the videos of this folder, with its questions.json "
-        "or questions.txt; takes --frames, --output-len, --seed, one --max-concurrency (else 4)",
+        help="compare presets with dense on the videos of this folder, with its questions.json or "
+        "questions.txt; uses --frames, --output-len, --seed, one --max-concurrency (default: 4)",
     )
     group.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
 
@@ -135,7 +134,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise CommandError("name one of --base-url, --checkpoint and --model", 2)
     if a.base_url is not None and (a.checkpoint or a.server_flags or a.metok_flags):
         raise CommandError(
-            "--base-url measures a server that runs: no --checkpoint and no flags for it", 2
+            "--base-url measures a running server: no --checkpoint and no flags for it", 2
         )
     if a.base_url is None and (a.baseline_url or a.header or a.server_pid):
         raise CommandError("--baseline-url, --header and --server-pid go with --base-url", 2)
@@ -146,12 +145,12 @@ def check(arguments: argparse.Namespace) -> None:
             raise CommandError(f"--{option} must be {least} or more, got {value}", 2)
     if a.quality is not None and (a.baseline_url or a.baseline_extra_body or a.extra_body):
         raise CommandError(
-            "--quality asks under presets, with dense to compare: no --baseline-url, no bodies", 2
+            "--quality compares presets with dense: no --baseline-url and no bodies", 2
         )
     if a.quality is not None and len(a.max_concurrency or [1]) > 1:
         raise CommandError("--quality takes one --max-concurrency", 2)
     if a.video_dir is not None and a.video_size is not None:
-        raise CommandError("--video-size is that of drawn clips: not with --video-dir", 2)
+        raise CommandError("--video-size applies to drawn clips: not with --video-dir", 2)
     if any("=" not in header for header in a.header):
         raise CommandError("--header takes KEY=VALUE", 2)
 

@@ -1,5 +1,4 @@
-"""What `metok bench` asks for the answers' sake: right answers beside a speed, presets in place of
-one."""
+"""The questions of `metok bench`: accuracy after a load, or presets in place of a load."""
 
 from __future__ import annotations
 
@@ -16,29 +15,30 @@ if TYPE_CHECKING:
     from metok_vllm.benchmarks.quality.source import Source
     from metok_vllm.benchmarks.throughput.accuracy import QuestionSet
 
-UNTRAINED = "the weights are untrained: answers say how near two engines compute, no more"
+UNTRAINED = "the weights are untrained: agreement shows only that two engines compute the same"
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises CommandError (status 2) for options that ask for no answers."""
+    """Raises CommandError (status 2) for options about questions that do not fit together."""
     a = arguments
-    asked = a.quality_questions
-    if asked is not None and asked < 0:
-        raise CommandError(f"--quality-questions must be 0 or more, got {asked}", 2)
-    if a.quality is not None and (asked is not None or a.quality_folder is not None):
-        raise CommandError("--quality asks in place of a load: nothing to ask after it", 2)
-    if asked and a.quality_folder is None and a.checkpoint != bench_options.DEMO:
+    count = a.quality_questions
+    if count is not None and count < 0:
+        raise CommandError(f"--quality-questions must be 0 or more, got {count}", 2)
+    if a.quality is not None and (count is not None or a.quality_folder is not None):
+        raise CommandError(
+            "--quality replaces the load: no --quality-questions and no --quality-folder", 2
+        )
+    if count and a.quality_folder is None and a.checkpoint != bench_options.DEMO:
         raise CommandError(
             "--quality-questions goes with --checkpoint demo or with --quality-folder", 2
         )
 
 
 @contextmanager
-def questions_beside(arguments: argparse.Namespace) -> Iterator[list[QuestionSet]]:
-    """The questions for after the rounds, one set for each number of frames; none where there is
-    nothing to ask.
+def questions_after_load(arguments: argparse.Namespace) -> Iterator[list[QuestionSet]]:
+    """The questions for after the rounds: a set for each number of frames, or none.
 
-    Raises ConfigError for a folder that cannot be used.
+    Raises ConfigError for an unusable folder.
     """
     from metok_vllm.benchmarks.throughput import accuracy
 
@@ -55,7 +55,7 @@ def questions_beside(arguments: argparse.Namespace) -> Iterator[list[QuestionSet
 
 
 def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[str, Any]) -> int:
-    """`--quality`: what METok's presets do to the answers. `kernels` goes into the record."""
+    """`--quality`: compare the answers under METok's presets. `kernels` goes into the record."""
     from metok_vllm.benchmarks.client.endpoint import EndpointError
     from metok_vllm.benchmarks.quality.command import Plan, read_cells, run
     from metok_vllm.benchmarks.quality.harness import CONCURRENCY
@@ -63,7 +63,7 @@ def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[s
     from metok_vllm.benchmarks.questions.settings import for_server, presets
 
     source = _source(arguments)
-    settings = for_server(presets(arguments.presets), source.config(), source.names_file)
+    settings = for_server(presets(arguments.presets), source.config(), source.has_own_config)
     cells = read_cells([arguments.quality], arguments.frames, lambda _: settings)
     warn_untrained(arguments)
     try:
@@ -85,7 +85,7 @@ def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[s
 
 
 def warn_untrained(arguments: argparse.Namespace) -> None:
-    """Say what answers of an untrained checkpoint are worth."""
+    """Warn that answers of an untrained checkpoint are meaningless."""
     if arguments.checkpoint not in (None, bench_options.DEMO):
         complain(UNTRAINED)
 
@@ -94,13 +94,13 @@ def _source(arguments: argparse.Namespace) -> Source:
     """Where the answers of `--quality` come from."""
     from metok_vllm.benchmarks.quality.source import Source
 
-    a, runs = arguments, arguments.base_url is not None
+    a, is_running = arguments, arguments.base_url is not None
     flags, metok_flags = bench_settings.server_flags(a)
     return Source(
         base_url=a.base_url,
         checkpoint=a.checkpoint,
-        model=None if runs else a.model,
-        name=a.model if runs else None,
+        model=None if is_running else a.model,
+        name=a.model if is_running else None,
         flags=flags,
         metok_flags=metok_flags,
         headers=bench_settings.headers_of(a),

@@ -1,17 +1,17 @@
-"""The servers that `metok bench` measures: running ones, or a pair of its own, started in turn.
+"""The servers that `metok bench` measures: running ones, or its own pair.
 
-Of two equal servers the one started second was up to 1.46 times as fast on a small machine: memory
-is not the same everywhere (docs/benchmarks.md, "Start order"). So on a CPU one half of
-the rounds is run on servers of which plain vLLM was started first, the other half on servers of
-which METok was.
+Of two equal servers on a small machine, the one started second was up to 1.46 times as fast,
+because memory speed varies (docs/benchmarks.md). On a CPU, plain vLLM is therefore started first
+for one half of the rounds and METok for the other half.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from metok_vllm.benchmarks.commands import bench_options, bench_settings
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """So many rounds on servers that were started in one order."""
+    """A number of rounds on servers that were started in one order."""
 
     rounds: int
     metok_first: bool = False
@@ -34,7 +34,7 @@ Serve = Callable[[Start], AbstractContextManager[Sequence["Endpoint"]]]
 
 
 def starts(arguments: argparse.Namespace) -> tuple[Start, ...]:
-    """How the rounds are shared out; where there is an odd one, plain vLLM was started first."""
+    """The starts of the servers with their rounds; an odd round has plain vLLM first."""
     import torch
 
     rounds: int = arguments.rounds
@@ -46,12 +46,12 @@ def starts(arguments: argparse.Namespace) -> tuple[Start, ...]:
 
 @contextmanager
 def serving(arguments: argparse.Namespace, configuration: dict[str, Any]) -> Iterator[Serve]:
-    """What gives the servers to measure, the one to compare with first.
+    """Yield a function that provides the servers of a start, the one to compare with first.
 
-    Ours end with the context that it returns. `configuration` is told what they are.
+    Its own servers end with its context. Their flags are added to `configuration`.
     """
     if arguments.base_url is not None:
-        yield lambda start: _given(arguments)
+        yield lambda start: nullcontext(bench_settings.given_endpoints(arguments))
         return
     try:
         from metok_vllm.benchmarks.throughput import checkpoints, launch
@@ -70,27 +70,20 @@ def serving(arguments: argparse.Namespace, configuration: dict[str, Any]) -> Ite
             model, flags = made.model, [*made.flags, *flags]
             metok_flags = [*made.metok_flags, *metok_flags]
         if arguments.checkpoint == bench_options.DEMO:
-            # The layers it was calibrated with, as `metok serve --demo`; a file of the user's own
-            # comes later and wins.
+            # The calibrated layers, as in `metok serve --demo`. A file of the user comes later and
+            # has priority.
             metok_flags = ["--metok-config", str(CONFIG_FILE), *metok_flags]
-        # Requests say how many frames are to be sampled; plain vLLM takes that on trust only.
-        flags = ["--trust-request-mm-kwargs", *flags]
-        yield lambda start: _started(arguments, configuration, start, model, flags, metok_flags)
-
-
-@contextmanager
-def _given(arguments: argparse.Namespace) -> Iterator[Sequence[Endpoint]]:
-    yield bench_settings.given_endpoints(arguments)
+        yield partial(_started, arguments, configuration, model, flags, metok_flags)
 
 
 @contextmanager
 def _started(
     arguments: argparse.Namespace,
     configuration: dict[str, Any],
-    start: Start,
     model: str,
     flags: Sequence[str],
     metok_flags: Sequence[str],
+    start: Start,
 ) -> Iterator[Sequence[Endpoint]]:
     from metok_vllm.benchmarks.client.endpoint import find_endpoint
     from metok_vllm.benchmarks.throughput import servers

@@ -1,4 +1,4 @@
-"""What the options of `metok bench` mean for a run: loads, requests, servers, the record."""
+"""Loads, workload, servers and record of a run, from the options of `metok bench`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
     from metok_vllm.benchmarks.client.workloads import WorkloadSettings
     from metok_vllm.benchmarks.throughput.run import Sweep
 
-# Values of headers may be keys; the folder of results says nothing about a figure.
+# Header values may be secrets; the others do not affect any figure.
 NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
 
 
 def sweep(arguments: argparse.Namespace) -> Sweep:
-    """Every concurrency at every rate. Without either: 1 and 8 in flight."""
+    """Every concurrency at every rate; 1 and 8 in flight without either.
+
+    Raises CommandError (status 2) for an invalid load.
+    """
     from metok_vllm.benchmarks.throughput.load import Load
     from metok_vllm.benchmarks.throughput.run import Sweep
 
     a = arguments
     rates: Sequence[float] = a.request_rate or [math.inf]
-    # With a rate alone nothing bounds what is in flight.
+    # With a rate alone, the number of requests in flight is unbounded.
     slots: Sequence[int | None] = a.max_concurrency or ([None] if a.request_rate else [1, 8])
     try:
         loads = tuple(Load(slot, rate, a.seed, a.timeout) for slot in slots for rate in rates)
@@ -44,7 +47,7 @@ def sweep(arguments: argparse.Namespace) -> Sweep:
 
 
 def workload_settings(arguments: argparse.Namespace) -> WorkloadSettings:
-    """The settings of the workload. Raises ConfigError as they do."""
+    """The settings of the workload. Raises ConfigError for invalid ones."""
     from metok_vllm.benchmarks.client.workloads import WorkloadSettings
 
     a = arguments
@@ -66,7 +69,7 @@ def workload_settings(arguments: argparse.Namespace) -> WorkloadSettings:
 
 
 def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
-    """The servers that run already: one, or two where there is something to compare with."""
+    """The running servers: one, or two with a baseline."""
     from metok_vllm.benchmarks.client.endpoint import find_endpoint
 
     a = arguments
@@ -88,7 +91,7 @@ def given_endpoints(arguments: argparse.Namespace) -> list[Endpoint]:
 
 
 def output_len(arguments: argparse.Namespace) -> int:
-    """Tokens of an answer."""
+    """The number of tokens of an answer."""
     if arguments.output_len is not None:
         return int(arguments.output_len)
     return OUTPUT_LEN if arguments.quality is None else QUALITY_OUTPUT_LEN
@@ -103,7 +106,7 @@ def server_flags(arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options as the result file keeps them."""
+    """The options for the result file, without secrets and paths."""
     options = {key: v for key, v in vars(arguments).items() if key not in NOT_RECORDED}
     options["output_len"] = output_len(arguments)
     options["header"] = [header.partition("=")[0] for header in arguments.header]
@@ -113,7 +116,7 @@ def recorded(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def without_places(command: Sequence[str], model: str) -> list[str]:
-    """A server's command from its model on, with folders of this machine by their last name."""
+    """A server's command from its model on, with local paths reduced to their last part."""
     flags = command[list(command).index(model) :]
     return [Path(f).name if os.sep in f and Path(f).exists() else f for f in flags]
 

@@ -1,5 +1,7 @@
-"""`metok calibrate MODEL --videos FOLDER`: the layers at which this model can lose its visual
-tokens, as a configuration for `metok serve --metok-config`. No labels are needed."""
+"""`metok calibrate MODEL --videos FOLDER`: find the layers at which a model can lose visual tokens.
+
+Writes a configuration for `metok serve --metok-config`. Needs no labels.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=STDOUT,
         metavar="FILE",
-        help="everything as JSON, into FILE or in place of the tables",
+        help="the complete result as JSON, into FILE or in place of the tables",
     )
     parser.add_argument(
         "--divergence",
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: quality=0.01 balanced=0.05 max=0.2)",
     )
     parser.add_argument(
-        "--preset-name", default="balanced", help="whose setting goes into --out (balanced)"
+        "--preset-name", default="balanced", help="the setting to write to --out (balanced)"
     )
     parser.add_argument(
         "--num-videos", type=int, default=16, help="every second one is held out (default: 16)"
@@ -62,17 +65,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-groups", type=int, help="cache groups at most (default: 12)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--metok-config", type=Path, help="settings of the selection to start from")
-    parser.add_argument("--alignment-model", help="as the server will be given it")
+    parser.add_argument("--metok-config", type=Path, help="settings of the selection (YAML)")
+    parser.add_argument("--alignment-model", help="the alignment model of the server")
     parser.add_argument("--alignment-mode", choices=ALIGNMENT_MODES)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure, search, write. Raises MetokError or CommandError for what the user can put right."""
+    """Measure, search, write. Raises MetokError or CommandError for a mistake of the user."""
     budgets = _budgets(arguments)
     _check(arguments)
     from metok_vllm.benchmarks.calibration.model import CalibratedModel
-    from metok_vllm.benchmarks.calibration.prompts import find_asks
+    from metok_vllm.benchmarks.calibration.prompts import find_questions
     from metok_vllm.benchmarks.calibration.run import MOST_GROUPS, calibrate
 
     a = arguments
@@ -80,15 +83,21 @@ def run(arguments: argparse.Namespace) -> int:
         {name: getattr(a, name) for name in ("alignment_model", "alignment_mode")},
         config_file=a.metok_config,
     )
-    asks = find_asks(a.videos, a.questions, a.num_videos, a.questions_per_video)
+    questions = find_questions(a.videos, a.questions, a.num_videos, a.questions_per_video, a.frames)
     device = _device(a.device)
     dtype = a.dtype or ("float32" if device == "cpu" else "bfloat16")
-    with _progress() as say:
-        say("loading the model")
+    with _progress() as progress:
+        progress("loading the model")
         model = CalibratedModel.load(a.model, config, device, dtype)
         groups = a.max_groups or MOST_GROUPS
         found = calibrate(
-            model, asks, budgets, a.frames, a.tokens, say, most_groups=groups, served=a.preset_name
+            model,
+            questions,
+            budgets,
+            a.tokens,
+            progress,
+            most_groups=groups,
+            served=a.preset_name,
         )
     return _report(found, a, {"device": device, "dtype": dtype, "max_groups": groups})
 
@@ -97,30 +106,30 @@ def _report(found: Calibration, a: argparse.Namespace, more: dict[str, Any]) -> 
     from metok_vllm.benchmarks.calibration.output import record
     from metok_vllm.benchmarks.environment import environment
 
-    asked = ("frames", "tokens", "num_videos", "questions_per_video", "preset_name")
-    configuration = {"model": Path(a.model).name, **{name: getattr(a, name) for name in asked}}
+    recorded = ("frames", "tokens", "num_videos", "questions_per_video", "preset_name")
+    configuration = {"model": Path(a.model).name, **{name: getattr(a, name) for name in recorded}}
     result = record(found, environment(), {**configuration, **more})
-    # What took hours is said before anything can go wrong with a file.
+    # Printed before any file is written, since the measurement may have taken hours.
     if a.json == STDOUT:
         write_json(result)
     else:
         _print(found, result)
     chosen = found.choices[a.preset_name]
-    failed = _write(found, result, a)
+    written = _write(found, result, a)
     if found.held_out is None:
         complain("there is one video only: nothing is held out, the figures are the search's own")
     else:
-        for sentence in found.held_out.over(found.budgets):
+        for sentence in found.held_out.over_budget(found.budgets):
             complain(sentence)
     if chosen is None:
         complain(
-            f"no setting that was tried stays within {found.budgets[a.preset_name]:g} nats: "
+            f"no measured setting is within {found.budgets[a.preset_name]:g} nats: "
             f"{a.out} is not written. Allow more with --divergence"
         )
         return 1
     if found.served_stages(a.preset_name) == [2, 3]:
-        complain("stage 1 goes over the budget and is left out of the configuration")
-    return 1 if failed else 0
+        complain("stage 1 exceeds the budget and is left out of the configuration")
+    return 0 if written else 1
 
 
 def _print(found: Calibration, result: dict[str, Any]) -> None:
@@ -131,39 +140,38 @@ def _print(found: Calibration, result: dict[str, Any]) -> None:
     console.print(parts_table(result))
     for name in found.budgets:
         layer = found.least_layer(name)
-        words = "from no layer on" if layer is None else f"from layer {layer} on"
-        console.print(f"{name}: all visual tokens can go {words} of {found.num_layers}")
+        layers = "from no layer on" if layer is None else f"from layer {layer} on"
+        console.print(f"{name}: all visual tokens can go {layers} of {found.num_layers}")
 
 
 def _write(found: Calibration, result: dict[str, Any], a: argparse.Namespace) -> bool:
-    """Every file that is wanted and can be written. Returns whether one could not."""
+    """Write every requested file that can be written. Returns whether all of them could."""
     from metok_vllm.benchmarks.calibration.output import write_yaml
     from metok_vllm.benchmarks.calibration.report import draw_chart
-    from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+    from metok_vllm.benchmarks.throughput.charts import ChartError
 
-    def write(path: Path, how: Callable[[], object]) -> None:
+    outputs: list[tuple[Path, Callable[[], object]]] = []
+    if found.choices[a.preset_name] is not None:
+        outputs.append((a.out, partial(write_yaml, a.out, found, a.preset_name)))
+    if a.json not in (None, STDOUT):
+        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
+        outputs.append((Path(a.json), partial(Path(a.json).write_text, text)))
+    if a.chart is not None:
+        outputs.append((a.chart, partial(draw_chart, result, a.chart)))
+    written, complete = [], True
+    for path, write in outputs:
         try:
-            how()
-        except NoMatplotlib as error:
+            write()
+        except ChartError as error:
             complain(f"no chart: {error}")
         except (OSError, ValueError) as error:
             complain(f"cannot write {path}: {error}")
-            failed.append(path)
+            complete = False
         else:
             written.append(str(path))
-
-    written: list[str] = []
-    failed: list[Path] = []
-    if found.choices[a.preset_name] is not None:
-        write(a.out, lambda: write_yaml(a.out, found, a.preset_name))
-    if a.json not in (None, STDOUT):
-        text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-        write(Path(a.json), lambda: Path(a.json).write_text(text))
-    if a.chart is not None:
-        write(a.chart, lambda: draw_chart(result, a.chart))
     if written and a.json != STDOUT:
         out().print(f"written: {', '.join(written)}", markup=False)
-    return bool(failed)
+    return complete
 
 
 def _budgets(arguments: argparse.Namespace) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Quality: what settings do to the answers, against dense, through the real server."""
+"""Quality of settings: their answers compared with dense ones, through a real server."""

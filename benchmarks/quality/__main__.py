@@ -1,4 +1,4 @@
-"""Quality of settings against each other, through the real server.
+"""Compare the quality of settings through a real server.
 
 python -m metok_vllm.benchmarks.quality --folder F --frames 16 64 128 --settings frontier --out DIR
 python -m metok_vllm.benchmarks.quality --folder F --base-url http://localhost:8000
@@ -18,7 +18,7 @@ from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY
 from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
-from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN
+from metok_vllm.benchmarks.questions.request import OUTPUT_LEN
 from metok_vllm.benchmarks.questions.settings import (
     ablations,
     for_server,
@@ -35,19 +35,19 @@ NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Its options."""
+    """The options of this program."""
     made = argparse.ArgumentParser(prog="python -m metok_vllm.benchmarks.quality")
-    made.add_argument("--folder", type=Path, action="append", required=True, help="may come again")
+    made.add_argument("--folder", type=Path, action="append", required=True, help="repeatable")
     made.add_argument("--frames", type=int, nargs="+", default=[32])
     made.add_argument(
         "--settings", default="presets", help="frontier, presets, stages, ablations or a JSON file"
     )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--model", help="path or name (default: the demo)")
-    made.add_argument("--base-url", help="a running METok server in place of our own")
+    made.add_argument("--base-url", help="a running METok server; without it, one is started")
     made.add_argument("--server-flags", default="", help='--server-flags="--dtype half"')
     made.add_argument(
-        "--metok-config", type=Path, help="YAML that the server is, or was, started with"
+        "--metok-config", type=Path, help="YAML that the server starts, or was started, with"
     )
     made.add_argument("--dtype", help="with --base-url and --model: that of the server")
     made.add_argument("--limit", type=int, help="questions a folder, of whole videos")
@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit status."""
+    """Run the measurement and return the exit status."""
     arguments = parser().parse_args(argv)
     try:
         return _measure(arguments)
@@ -76,13 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def settings_of(
     name: str, geometry: Geometry | None, config: METokConfig | None = None, own: bool = False
 ) -> Settings:
-    """Settings for a number of frames on a server with `config` (None: not known), which is a
-    setting as well where it is somebody's `own`."""
+    """The settings by number of frames on a server with `config` (None: unknown).
+
+    `own` adds the server's own settings. Raises ConfigError for the frontier without `geometry`.
+    """
     if name == FRONTIER:
         if geometry is None:
             raise ConfigError("the frontier needs the model's sizes: name it with --model", name)
-        known = geometry
-        return lambda frames: frontier(frames, known, config, own)
+        sizes = geometry
+        return lambda frames: frontier(frames, sizes, config, own)
     named = {"presets": lambda: presets(TARGETS), "stages": stages, "ablations": ablations}
     fixed = named.get(name)
     found = for_server(read_settings(Path(name)) if fixed is None else fixed(), config, own)
@@ -102,7 +104,7 @@ def _measure(arguments: argparse.Namespace) -> int:
     )
     config = source.config()
     with opened(source) as (serve, geometry):
-        settings = settings_of(a.settings, geometry, config, source.names_file)
+        settings = settings_of(a.settings, geometry, config, source.has_own_config)
         cells = read_cells(a.folder, a.frames, settings, a.limit)
         recorded = {k: v for k, v in vars(a).items() if k not in NOT_RECORDED}
         recorded["model"] = DEMO if nothing_named else Path(a.model or "").name

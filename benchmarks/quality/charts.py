@@ -1,7 +1,7 @@
-"""The frontier as a picture, drawn from a result's JSON alone: accuracy over KV bytes and FLOPs.
+"""The frontier chart of a result's JSON: accuracy over KV bytes and over FLOPs.
 
-Needs matplotlib (`pip install "metok-vllm[bench]"`). Lines differ in colour (Okabe and Ito) and in
-marker, and are named where they end, so no reader depends on colours.
+Needs matplotlib (`pip install "metok-vllm[bench]"`). Lines differ in colour (Okabe and Ito) and
+marker and are labelled at their ends, so no reader depends on colours.
 """
 
 from __future__ import annotations
@@ -16,37 +16,33 @@ from metok_vllm.benchmarks.quality.rows import Row
 from metok_vllm.benchmarks.questions.bootstrap import Estimate
 from metok_vllm.benchmarks.questions.prompts import ALL
 from metok_vllm.benchmarks.questions.settings import DENSE, STAGES
-from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+from metok_vllm.benchmarks.throughput.charts import new_figure
 
 PICTURE = "quality.png"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#8a7000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DENSE_COLOUR = "#6b7177"
-APART = 0.012  # of x: points at one place would hide each other's intervals
-BESIDE = 1.2  # room left and right of the outermost points, as a factor
+APART = 0.012  # shift of x between lines, so that intervals do not cover each other
+MARGIN = 1.2  # factor between the outermost points and the ends of the axis
 LABELS_APART = 0.055  # of the height of a panel
 
 Figure = Callable[[Row], float | None]
 
 
 def draw_chart(result: Mapping[str, Any], folder: Path) -> Path | None:
-    """The file written; None where there is nothing to compare dense with.
+    """Draw the chart and return its file; None without a setting to compare with dense.
 
-    Raises NoMatplotlib where it cannot draw.
+    Raises ChartError without matplotlib.
     """
-    try:
-        import matplotlib.figure
-        import matplotlib.ticker
-    except ModuleNotFoundError as error:
-        raise NoMatplotlib("matplotlib is missing: pip install 'metok-vllm[bench]'") from error
     found = [row for row in read_rows(result) if row.kind == ALL]
     right = any(row.accuracy for row in found)
     panels = [(label, x) for label, x in _axes(found) if any(x(row) for row in found)]
     lengths = list(dict.fromkeys(row.frames for row in found))
     if len({row.setting for row in found}) < 2 or not panels:
         return None
-    size = (6.4 * len(panels), 4.2 * len(lengths))
-    figure = matplotlib.figure.Figure(figsize=size, dpi=150, layout="constrained")
+    figure = new_figure(6.4 * len(panels), 4.2 * len(lengths))
+    from matplotlib import ticker
+
     grid = figure.subplots(len(lengths), len(panels), squeeze=False)
     for frames, across in zip(lengths, grid, strict=True):
         mine = [row for row in found if row.frames == frames]
@@ -55,9 +51,9 @@ def draw_chart(result: Mapping[str, Any], folder: Path) -> Path | None:
             axes.set_xlabel(label)
             axes.set_ylabel("right answers (%)" if right else "answers equal to dense (%)")
             axes.set_title(_title(mine[0]), loc="left", fontsize=9)
-            axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_tick))
-            axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ticker.FuncFormatter(_tick))
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     path = folder / PICTURE
     figure.savefig(path)
     return path
@@ -78,7 +74,7 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
     axes.margins(y=0.08)
     everywhere = [place for row in found if (place := x(row))]
     if everywhere:
-        axes.set_xlim(min(everywhere) / BESIDE, max(everywhere) * BESIDE)
+        axes.set_xlim(min(everywhere) / MARGIN, max(everywhere) * MARGIN)
     names = [line for line in dict.fromkeys(row.line for row in found) if line != DENSE.line]
     ends: list[tuple[str, str, float, float]] = []
     for number, name in enumerate(names):
@@ -127,7 +123,7 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
 
 
 def _label(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
-    """Names right of the panel, in the order of the lines' ends, so far apart as to be read."""
+    """Labels right of the panel, in the order of the lines' ends, without overlap."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     gap = LABELS_APART * (high - low)
@@ -160,7 +156,7 @@ def _title(row: Row) -> str:
 
 
 def _length(low: float | None, high: float | None) -> float:
-    """In per cent; no number, of which nothing is drawn, where there is no interval."""
+    """A length in per cent; NaN, which is not drawn, without an interval."""
     return math.nan if low is None or high is None else max(0.0, 100 * (high - low))
 
 

@@ -1,4 +1,4 @@
-"""One measurement from folders to files: what both command lines run."""
+"""One measurement from folders of questions to result files, for both command lines."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from metok_vllm.benchmarks.quality.records import (
 )
 from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.tables import failures, percent, tables
-from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN
 from metok_vllm.benchmarks.questions.prompts import ALL, read_chance, read_folder
+from metok_vllm.benchmarks.questions.request import OUTPUT_LEN
 from metok_vllm.benchmarks.questions.settings import Setting
-from metok_vllm.benchmarks.throughput.charts import NoMatplotlib
+from metok_vllm.benchmarks.throughput.charts import ChartError
 from metok_vllm.benchmarks.throughput.records import write_json
 from metok_vllm.config import METokConfig
 from metok_vllm.console import complain, out, write
@@ -43,10 +43,10 @@ Settings = Callable[[int], Sequence[Setting]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked and where the result goes. `configuration` is kept in the result.
+    """The cells to measure and the result folder. `configuration` is copied into the result.
 
-    `assumed` is the server's configuration where settings were solved for it: a server that prunes
-    elsewhere is refused. `output_len` are tokens of an answer.
+    `assumed` is the server configuration that settings at equal KV were solved for; a server with
+    other boundaries is refused. `output_len` bounds the tokens of an answer.
     """
 
     cells: tuple[Cell, ...]
@@ -64,9 +64,8 @@ def read_cells(
 ) -> tuple[Cell, ...]:
     """A cell for each number of frames.
 
-    One folder is asked at every number of frames; as many folders as numbers go together in order.
-    Raises ConfigError otherwise, for folders that cannot be used, and for videos that are too short
-    for settings at equal KV.
+    One folder serves all numbers of frames; several folders pair with them in order. Raises
+    ConfigError otherwise, for unusable folders, and for videos too short for equal KV.
     """
     if len(folders) == 1:
         folders = [folders[0]] * len(frames)
@@ -80,22 +79,22 @@ def read_cells(
         raise ConfigError(f"frames must be different and 1 or more, got {list(frames)}", "frames")
     cells: list[Cell] = []
     for folder, count in zip(folders, frames, strict=True):
-        asked = tuple(read_folder(folder, count, limit))
-        cell = Cell(count, asked, tuple(settings(count)), read_chance(folder))
+        questions = tuple(read_folder(folder, count, limit))
+        cell = Cell(count, questions, tuple(settings(count)), read_chance(folder))
         check_lengths(cell)
         cells.append(cell)
     return tuple(cells)
 
 
 def run(plan: Plan, serve: Serve) -> int:
-    """Measure, save after every setting, show; 1 where questions failed, 0 otherwise.
+    """Measure, save after every setting, print. Returns 1 if questions failed, else 0.
 
-    Raises ConfigError where the server is not the one that the settings were made for.
+    Raises ConfigError if the server's boundaries differ from the assumed ones.
     """
     plan.out.mkdir(parents=True, exist_ok=True)
     batches: list[Batch] = []
     facts = environment()
-    record, found = _save(plan, facts, batches)  # a folder that cannot be written to shows at once
+    record, found = _save(plan, facts, batches)  # fails early for a read-only folder
     for batch in measure(plan.cells, serve, plan.geometry, plan.concurrency, plan.output_len):
         batches.append(batch)
         record, found = _save(plan, facts, batches)
@@ -120,11 +119,11 @@ def _save(
 def _progress(plan: Plan, batches: Sequence[Batch], found: Sequence[Row]) -> str:
     cell, setting, _ = batches[-1]
     (row,) = (r for r in found if (r.frames, r.setting, r.kind) == (cell.frames, setting.name, ALL))
-    said = f"as dense {percent(row.agreement)} %"
+    figures = f"as dense {percent(row.agreement)} %"
     if row.accuracy is not None:
-        said = f"right {percent(row.accuracy)} %, {said}"
+        figures = f"right {percent(row.accuracy)} %, {figures}"
     total = sum(len(cell.settings) for cell in plan.cells)
-    return f"{len(batches)}/{total}: {cell.frames} frames, {setting.name}: {said}"
+    return f"{len(batches)}/{total}: {cell.frames} frames, {setting.name}: {figures}"
 
 
 def _show(
@@ -148,7 +147,7 @@ def _show(
     try:
         picture = draw_chart(record, plan.out)
         names += [picture.name] if picture is not None else []
-    except NoMatplotlib as error:
+    except ChartError as error:
         complain(f"no chart: {error}")
     console.print(f"In {plan.out}: {', '.join(names)}", markup=False)
     write(one_line(record) + "\n")

@@ -1,17 +1,14 @@
-"""The settings of the frontier: METok, its stages, and other rules at equal KV bytes held."""
-# MERGED DOC
-# """What other rules have to keep so that they hold as much KV cache for decoding as METok does.
-#
-# Counted in tokens summed over layers. Text is held by every layer under every rule and cancels.
-# Blocks round the tokens of every cache group up, so bytes as held differ by less than a block each.
-# """
+"""The settings of the frontier: METok, its stages, and other methods with equal KV cache.
+
+The solvers count tokens summed over layers. Every layer holds the text under every method, so text
+cancels. Blocks round up, so held bytes differ by less than a block for each cache group.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metok_vllm.benchmarks.quality import frontier as equal_kv
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.questions.settings import (
     OFF,
@@ -30,10 +27,10 @@ from metok_vllm.plan.request import video_tokens
 from metok_vllm.plan.tokens import dense_tokens
 
 TARGETS = ("quality", "balanced", "max")
-# Rules that choose among the dense tokens before the decoder, as the engine names them.
+# The engine's methods that select among the dense tokens before the decoder, and their labels.
 TOKEN_RULES = {RANDOM: "random", EVS: "EVS", VIDCOM2: "VidCom2"}
 POOLED = (4, 8)
-# FastV cannot hold less than its first layers do; these shares show what it does above that.
+# FastV cannot hold less than its first layers do; these are its shares in the later layers.
 FASTV_KEEPS = (0.5, 0.25, 0.1)
 
 
@@ -44,40 +41,40 @@ def frontier(
     own: bool = False,
     targets: Sequence[str] = TARGETS,
 ) -> list[Setting]:
-    """Dense, presets, stages and rivals, for videos of which `frames` are looked at.
+    """Dense, presets, stages and rivals, for videos with `frames` sampled frames.
 
-    `base` is the configuration of the server (None: the default); it comes as a setting and a
-    target too where it is somebody's `own`. What the server would refuse is left out, on stderr.
+    `base` is the configuration of the server (None: the default). `own` adds it as a setting and a
+    target. Settings that the server refuses are left out and reported on stderr.
     """
-    known = METokConfig() if base is None else base
-    metok = for_server(presets(targets), known, own)
+    config = METokConfig() if base is None else base
+    metok = for_server(presets(targets), config, own)
     subsets = stages()[1:-1]  # all three together are the preset
     found = [*metok, *subsets, *(pooling(stride) for stride in POOLED)]
     for target in metok[1:]:
-        held = equal_kv.held(request_config(known, target), frames, geometry)
-        found += rivals(held, target.name, frames, geometry, known)
+        held = held_tokens(request_config(config, target), frames, geometry)
+        found += rivals(held, target.name, frames, geometry, config)
     found += [_fastv(f"FastV {keep:g}", keep) for keep in FASTV_KEEPS]
-    return checked(for_server(found, known, own=False))
+    return checked(for_server(found, config, own=False))
 
 
 def rivals(
     held: int, target: str, frames: int, geometry: Geometry, base: METokConfig
 ) -> list[Setting]:
-    """Rules that hold as many visual tokens (summed over layers) as the setting called `target`.
+    """Methods that hold `held` visual tokens (summed over layers), as the setting `target` does.
 
-    Those that cannot hold so little are left out.
+    Methods that cannot hold so few are left out.
     """
-    solved = equal_kv.token_rule(held, frames, geometry)
+    solved = solve_token_rule(held, frames, geometry)
     found = []
     for rule, name in TOKEN_RULES.items():
-        # vLLM's EVS keeps a whole frame at least, so less than that would be another rule.
+        # vLLM's EVS keeps at least one whole frame.
         if rule != EVS or solved.token_layers >= geometry.layers * dense_tokens(1, geometry.grid):
             request = {"enabled": True, "rule": rule, "rule_keep": solved.share}
             found.append(Setting(f"{name} = {target}", name, request, equal_to=target))
-    dropped = equal_kv.frame_dropping(held, frames, geometry)
+    dropped = solve_frame_dropping(held, frames, geometry)
     name = "fewer frames"
     found.append(Setting(f"{name} = {target}", name, OFF, dropped.share, equal_to=target))
-    fast = equal_kv.fastv(held, frames, geometry, base.pruning_layers)
+    fast = solve_fastv(held, frames, geometry, base.pruning_layers)
     if fast is not None:
         found.append(_fastv(f"FastV = {target}", fast.share, target))
     return found
@@ -88,18 +85,18 @@ def _fastv(name: str, keep: float, target: str | None = None) -> Setting:
     return Setting(name, "FastV", request, equal_to=target)
 
 
-NEWLINE = 1  # closes the dense input, and that of a rule that works on its tokens
+NEWLINE = 1  # the last token of the dense input, which token rules keep
 
 
 @dataclass(frozen=True)
 class Solved:
-    """The setting of a rule, and the visual tokens that it holds, summed over layers."""
+    """The share that a method must keep, and the visual tokens it then holds over all layers."""
 
     share: float
     token_layers: int
 
 
-def held(config: METokConfig, frames: int, geometry: Geometry) -> int:
+def held_tokens(config: METokConfig, frames: int, geometry: Geometry) -> int:
     """Visual tokens that a request holds for decoding, summed over layers."""
     tokens = video_tokens(frames, geometry.grid, config)
     if not config.compresses:
@@ -109,19 +106,19 @@ def held(config: METokConfig, frames: int, geometry: Geometry) -> int:
     return sum(size * n for size, n in zip(sizes, wishes.counts(tokens).decode, strict=True))
 
 
-def token_rule(target: int, frames: int, geometry: Geometry) -> Solved:
-    """`rule_keep` of a rule that keeps some of the dense tokens, and the newline, in all layers."""
+def solve_token_rule(target: int, frames: int, geometry: Geometry) -> Solved:
+    """`rule_keep` of a method that keeps some dense tokens and the newline in all layers."""
     of = dense_tokens(frames, geometry.grid) - NEWLINE
     kept = min(max(_nearest(target, geometry.layers) - NEWLINE, 1), of)
     return Solved(_share(kept, of), geometry.layers * (kept + NEWLINE))
 
 
-def fastv(
+def solve_fastv(
     target: int, frames: int, geometry: Geometry, boundaries: tuple[int, int, int] | None
 ) -> Solved | None:
-    """`rule_keep` of FastV, which holds the whole dense input below the first pruning layer.
+    """`rule_keep` of FastV, which holds the dense input in all layers before the first boundary.
 
-    None where those layers alone hold more than the target.
+    None if those layers alone exceed the target.
     """
     whole = dense_tokens(frames, geometry.grid)
     first = geometry.layout(boundaries).boundaries[0]
@@ -133,8 +130,8 @@ def fastv(
     return Solved(_share(kept, whole), first * whole + deeper * kept)
 
 
-def frame_dropping(target: int, frames: int, geometry: Geometry) -> Solved:
-    """The share of the frames whose dense input holds as much, to the nearest frame."""
+def solve_frame_dropping(target: int, frames: int, geometry: Geometry) -> Solved:
+    """The share of the frames whose dense input is nearest to the target."""
     of_frame = dense_tokens(1, geometry.grid) - NEWLINE
     wanted = target - NEWLINE * geometry.layers
     kept = min(max(_nearest(wanted, geometry.layers * of_frame), 1), frames)
@@ -146,5 +143,5 @@ def _nearest(total: int, each: int) -> int:
 
 
 def _share(kept: int, of: int) -> float:
-    """A share of which the engine's `ceil(share * of)` makes just `kept`, whatever is rounded."""
+    """A share for which the engine's `ceil(share * of)` is `kept` despite rounding."""
     return 1.0 if kept == of else (kept - 0.25) / of

@@ -1,4 +1,4 @@
-"""The model's sizes, as far as tokens and bytes of KV cache depend on them."""
+"""The sizes of a model that determine its tokens and the bytes of its KV cache."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
 
 AUTO = "auto"
-# vLLM's `auto` is half precision for single-precision checkpoints, too (config/model.py,
+# vLLM's `auto` serves single-precision checkpoints in half precision, too (config/model.py,
 # `_resolve_auto_dtype`).
 DTYPE_BYTES = {"float32": 4, "float": 4, "bfloat16": 2, "float16": 2, "half": 2, AUTO: 2}
-# Those that store a value in one byte and nothing beside it; `auto` is the model's dtype.
+# Cache types without extra bytes such as scales; `auto` is the model's dtype.
 CACHE_BYTES = {"bfloat16": 2, "float16": 2} | dict.fromkeys(
     ("fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc"), 1
 )
@@ -21,7 +21,7 @@ CACHE_BYTES = {"bfloat16": 2, "float16": 2} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class Geometry:
-    """`grid` patches a side of a frame; `value_bytes` of one number in the KV cache."""
+    """`grid` is the number of patches a side; `value_bytes` the size of a KV cache element."""
 
     layers: int
     kv_heads: int
@@ -34,7 +34,7 @@ class Geometry:
         """From the Hugging Face configuration of a model served with vLLM's `--dtype` and
         `--kv-cache-dtype`.
 
-        Raises ConfigError where it cannot be read or is no video model of a known layout.
+        Raises ConfigError if it cannot be read, or is not a video model with known sizes.
         """
         from transformers import AutoConfig
 
@@ -65,14 +65,14 @@ class Geometry:
         return 2 * self.kv_heads * self.head_size * self.value_bytes
 
     def layout(self, boundaries: Sequence[int] | None) -> StageLayout:
-        """The pruning stages of a server with these layers; None is its default."""
+        """The pruning stages for these boundaries; None is the default of a server."""
         if boundaries is None:
             return StageLayout.of(None, self.layers)
         p0, p1, p2 = boundaries
         return StageLayout.of((p0, p1, p2), self.layers)
 
     def kv_token_layers(self, report: Mapping[str, Any], prompt_tokens: int) -> int:
-        """Prompt tokens held for decoding, summed over layers, by a response's `metok` object."""
+        """Prompt tokens held for decoding, summed over layers, from a response's `metok` object."""
         held = report["visual_tokens"]["decode"]
         if len(held) != NUM_STAGES:
             return self.layers * prompt_tokens

@@ -1,14 +1,8 @@
-"""The measurement: every question under every setting, each kind of server started once.
+"""The measurement: every question under every setting, with one server for each server setting.
 
-Dense is asked first; its likeliest first tokens are what every other setting's distribution is
-read at. Questions go out in a closed loop, one setting after the other.
+Dense runs first. Its most likely first tokens are those at which the distributions of all other
+settings are compared. Questions are sent in a closed loop, one setting after the other.
 """
-# MERGED DOC
-# """How far the first token's distribution moved: KL(dense || setting) over dense's likeliest tokens.
-#
-# All other tokens are one bucket. Merging tokens never raises a divergence, so the figure is a lower
-# bound of the whole one; where dense is nearly sure, which short answers are, the two are near.
-# """
 
 from __future__ import annotations
 
@@ -21,8 +15,8 @@ from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.benchmarks.questions.asking import OUTPUT_LEN, Reply, ask
-from metok_vllm.benchmarks.questions.prompts import Asked, normalised
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion, normalised
+from metok_vllm.benchmarks.questions.request import OUTPUT_LEN, Reply, send_question
 from metok_vllm.benchmarks.questions.settings import Setting, checked, server_key
 from metok_vllm.errors import ConfigError
 
@@ -32,7 +26,7 @@ CONCURRENCY = 4
 
 @dataclass(frozen=True)
 class Server:
-    """A running server; `block_size` is None where it does not tell."""
+    """A running server; `block_size` is None if it does not report it."""
 
     endpoint: Endpoint
     block_size: int | None
@@ -43,25 +37,25 @@ Serve = Callable[[Mapping[str, Any]], AbstractContextManager[Server]]
 
 @dataclass(frozen=True)
 class Cell:
-    """Questions at one number of frames, and what answers them; the first setting is dense.
+    """Questions at one number of frames and the settings to measure, dense first.
 
-    `chance` is what guessing gets by kind, in 0 to 1.
+    `chance` is the accuracy of guessing by kind, in 0 to 1.
     """
 
     frames: int
-    asked: tuple[Asked, ...]
+    questions: tuple[VideoQuestion, ...]
     settings: tuple[Setting, ...]
     chance: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer and its figures; None where not known, and all None after an `error`.
+    """One answer and its figures; unknown figures, and all after an `error`, are None.
 
-    `right` compares with the right answer, `agrees` with dense's (equal text), `kl` is in nats.
-    `video` is the video's place in its folder. `kv_tokens` are tokens held for decoding, summed
-    over layers; `kv_bytes` the blocks that hold them; the shares are of what the dense prompt
-    takes. FLOPs are the decoder's prefill.
+    `right` compares with the right answer, `agrees` with dense's text; `kl` is in nats. `video` is
+    the path in its folder. `kv_tokens` are the tokens held for decoding, summed over layers, and
+    `kv_bytes` the blocks that hold them. Shares are relative to the dense prompt. FLOPs are those
+    of the decoder's prefill.
     """
 
     setting: str
@@ -94,9 +88,9 @@ def measure(
     concurrency: int = CONCURRENCY,
     output_len: int = OUTPUT_LEN,
 ) -> Iterator[Batch]:
-    """The answers to each cell's questions under each setting, as they come.
+    """Yield the answers to each cell's questions under each setting when they are complete.
 
-    Without `geometry` bytes are unknown. Raises ConfigError for settings that cannot be compared.
+    Without `geometry`, bytes are unknown. Raises ConfigError for settings that cannot be compared.
     """
     if concurrency < 1:
         raise ConfigError(f"max_concurrency must be at least 1, got {concurrency}")
@@ -107,27 +101,26 @@ def measure(
         for setting in checked(cell.settings):
             by_server.setdefault(server_key(setting), []).append((cell, setting))
     dense: dict[int, list[Reply]] = {}
-    # Dense stands on the first server, which is that of the first setting of all.
+    # Dense is the first setting of every cell and runs on the first server.
     for pairs in by_server.values():
         with serve(pairs[0][1].server) as server:
             for cell, setting in pairs:
-                known = dense.get(id(cell))
+                reference = dense.get(id(cell))
                 replies = asyncio.run(
-                    ask_all(server.endpoint, cell, setting, known, concurrency, output_len)
+                    send_questions(
+                        server.endpoint, cell, setting, reference, concurrency, output_len
+                    )
                 )
-                known = dense.setdefault(id(cell), replies)
-                facts = zip(cell.asked, replies, known, strict=True)
-                yield (
-                    cell,
-                    setting,
-                    [
-                        answered(number, setting, *fact, server=server, geometry=geometry)
-                        for number, fact in enumerate(facts)
-                    ],
-                )
+                reference = dense.setdefault(id(cell), replies)
+                triples = zip(cell.questions, replies, reference, strict=True)
+                answers = [
+                    answered(number, setting, *triple, server=server, geometry=geometry)
+                    for number, triple in enumerate(triples)
+                ]
+                yield cell, setting, answers
 
 
-async def ask_all(
+async def send_questions(
     endpoint: Endpoint,
     cell: Cell,
     setting: Setting,
@@ -135,42 +128,44 @@ async def ask_all(
     concurrency: int,
     output_len: int,
 ) -> list[Reply]:
-    """A reply for every question of the cell, so many in flight at a time."""
+    """A reply to every question of the cell, with `concurrency` requests in flight."""
     slots = asyncio.Semaphore(concurrency)
     async with endpoint.client(TIMEOUT_S) as client:
 
-        async def one(number: int, asked: Asked) -> Reply:
-            likeliest = tuple(dense[number].first) if dense is not None else ()
+        async def one(number: int, question: VideoQuestion) -> Reply:
+            token_ids = tuple(dense[number].first) if dense is not None else ()
             async with slots:
-                return await ask(client, endpoint, asked, setting, likeliest, output_len)
+                return await send_question(
+                    client, endpoint, question, setting, token_ids, output_len
+                )
 
-        return await asyncio.gather(*(one(n, asked) for n, asked in enumerate(cell.asked)))
+        return await asyncio.gather(*(one(n, q) for n, q in enumerate(cell.questions)))
 
 
 def answered(
     number: int,
     setting: Setting,
-    asked: Asked,
+    question: VideoQuestion,
     reply: Reply,
     dense: Reply,
     *,
     server: Server,
     geometry: Geometry | None,
 ) -> Answered:
-    """The figures of one reply beside dense's reply to the same question."""
-    place = (setting.name, asked.frames, number, asked.name, asked.kind)
+    """The figures of one reply, compared with dense's reply to the same question."""
+    place = (setting.name, question.frames, number, question.name, question.kind)
     if reply.error is not None:
         return Answered(*place, "", reply.error)
     report, size = reply.metok, server.block_size
     flops, boundaries = report["decoder_prefill_flops"], report.get("pruning_layers")
     right = None
-    if asked.answer is not None:
-        right = normalised(reply.text) == normalised(asked.answer)
+    if question.answer is not None:
+        right = normalised(reply.text) == normalised(question.answer)
     tokens = kv_bytes = None
     if geometry is not None:
         tokens = geometry.kv_token_layers(report, reply.prompt_tokens)
         kv_bytes = None if size is None else geometry.kv_bytes(report, size)
-    # A report knows only the frames that it was given; blocks of two servers may differ in size.
+    # A report's own dense counts cover only its frames; blocks of two servers may differ in size.
     same = dense.error is None and not setting.server
     all_blocks = dense.metok["kv_blocks"]["decode"] if same else report["kv_blocks"]["dense"]
     all_flops = (dense.metok if same else report)["decoder_prefill_flops"]["dense"]
@@ -196,14 +191,15 @@ def _of(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-LEAST_REST = 1e-9  # probabilities arrive in single precision: a smaller rest is rounding
+LEAST_REST = 1e-9  # probabilities are in single precision: a smaller rest is rounding
 
 
 def first_token_kl(dense: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """Nats, 0 or more. Both map token ids to natural logarithms of probabilities.
+    """KL(dense || other) of the first token in nats, from log-probabilities by token id.
 
-    A token that `other` does not name counts as likely as the least likely that it names, which
-    is the most it can be. Raises ValueError where either is empty.
+    All tokens outside `dense` are one bucket. Merging tokens never raises a divergence, so the
+    result is a lower bound, which is tight for short answers. A token that `other` lacks counts
+    with the least probability in `other`, its upper bound. Raises ValueError if either is empty.
     """
     if not dense or not other:
         raise ValueError("a distribution without tokens has no divergence")
@@ -211,8 +207,8 @@ def first_token_kl(dense: Mapping[int, float], other: Mapping[int, float]) -> fl
     named = {token: other.get(token, least) for token in dense}
     total = sum(math.exp(log_p) * (log_p - named[token]) for token, log_p in dense.items())
     rest_p = 1.0 - sum(math.exp(log_p) for log_p in dense.values())
-    told = sum(math.exp(other[token]) for token in dense if token in other)
-    rest_p, rest_q = max(rest_p, 0.0), max(1.0 - told, LEAST_REST)
+    named_q = sum(math.exp(other[token]) for token in dense if token in other)
+    rest_p, rest_q = max(rest_p, 0.0), max(1.0 - named_q, LEAST_REST)
     if rest_p > LEAST_REST:
         total += rest_p * math.log(rest_p / rest_q)
     return max(total, 0.0)

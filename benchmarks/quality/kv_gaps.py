@@ -1,7 +1,7 @@
-"""Whether settings that are to hold equally much KV cache did: what to ask for, and what came back.
+"""Checks that settings with equal KV cache do hold equally many tokens.
 
-A rival's share is solved once for a number of frames, so every video must have as many, and the
-server must prune where it was taken to.
+A rival's share is solved once for a number of frames, so every video must have that many, and the
+server must prune at the assumed layers.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from metok_vllm.benchmarks.questions.prompts import ALL, frames_in
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 
-LARGEST_GAP = 0.02  # of what the target holds: beyond it two settings are not equally large
-STAGED = {2, 3}  # the stages for which the decoder runs in parts
+LARGEST_GAP = 0.02  # a larger share of the target's tokens counts as unequal
+STAGED = {2, 3}  # the stages that divide the decoder's layers
 
 
 @dataclass(frozen=True)
 class Gap:
-    """By what share a setting held more tokens (text included) than the one that it is equal to."""
+    """The share by which a setting held more tokens (text included) than its target."""
 
     frames: int
     setting: str
@@ -38,20 +38,20 @@ class Gap:
 
 
 def check_lengths(cell: Cell) -> None:
-    """Raise ConfigError for a video with fewer frames than a setting at equal KV was solved for."""
+    """Raises ConfigError if a setting at equal KV has a video with too few frames."""
     if not any(setting.equal_to for setting in cell.settings):
         return
-    for asked in cell.asked:
-        if (there := frames_in(asked.video)) < cell.frames:
+    for question in cell.questions:
+        if (frames := frames_in(question.video)) < cell.frames:
             raise ConfigError(
-                f"{asked.name} has {there} frames and --frames asks for {cell.frames}: settings at "
+                f"{question.name} has {frames} frames and --frames is {cell.frames}: settings at "
                 "equal KV are solved for one number of frames, which every video must have",
                 "frames",
             )
 
 
 def check_layers(answers: Iterable[Answered], config: METokConfig, geometry: Geometry) -> None:
-    """Raise ConfigError where a server does not prune at the layers that follow from `config`."""
+    """Raises ConfigError if a server does not prune at the layers of `config`."""
     wanted = None
     if STAGED & set(config.stages):
         wanted = geometry.layout(config.pruning_layers).boundaries
@@ -66,7 +66,7 @@ def check_layers(answers: Iterable[Answered], config: METokConfig, geometry: Geo
 
 
 def gaps(found: Iterable[Row], cells: Iterable[Cell]) -> list[Gap]:
-    """Of every setting at equal KV whose own and whose target's tokens are known."""
+    """The gap of every setting at equal KV, where both token counts are known."""
     held = {(r.frames, r.setting): r.kv_tokens for r in found if r.kind == ALL}
     made = []
     for cell in cells:
@@ -80,7 +80,7 @@ def gaps(found: Iterable[Row], cells: Iterable[Cell]) -> list[Gap]:
 
 
 def largest(found: Sequence[Gap]) -> Gap | None:
-    """The gap that is furthest from nothing; None where there are none."""
+    """The gap with the largest absolute value; None without gaps."""
     return max(found, key=lambda gap: abs(gap.gap), default=None)
 
 

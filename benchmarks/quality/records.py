@@ -1,7 +1,7 @@
-"""What a measurement leaves behind: one self-describing JSON, a CSV, every answer, one line.
+"""The files of a measurement: a self-describing JSON, a CSV, and every answer.
 
 `result.json` holds the settings and all rows, `rows.csv` the rows, `answers.jsonl` a line for each
-answer with its text. `SCHEMA` counts up when a field changes its meaning.
+answer with its text. `SCHEMA` increases when a field changes its meaning.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def result(
     geometry: Geometry | None,
     equal_kv: Sequence[Gap] = (),
 ) -> dict[str, Any]:
-    """The whole measurement but its answers, JSON-ready."""
+    """The measurement without its answers, JSON-ready."""
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
         "model": None if geometry is None else geometry.to_dict(),
@@ -43,7 +43,7 @@ def result(
         "cells": [
             {
                 "frames": cell.frames,
-                "questions": len(cell.asked),
+                "questions": len(cell.questions),
                 "chance": dict(cell.chance),
                 "settings": [setting.to_dict() for setting in cell.settings],
             }
@@ -55,14 +55,14 @@ def result(
 
 
 def one_line(record: Mapping[str, Any]) -> str:
-    """The result in one line: rows over all kinds of questions, without the settings."""
+    """The result in one line: rows over all kinds, without the settings."""
     short = {key: value for key, value in record.items() if key != "cells"}
     short["rows"] = [row for row in record["rows"] if row["kind"] == ALL]
     return json.dumps(short, allow_nan=False)
 
 
 def read_rows(record: Mapping[str, Any]) -> list[Row]:
-    """The rows of a result read from its file."""
+    """The rows of a result that was read from its file."""
     found = []
     for row in record["rows"]:
         values: dict[str, Any] = dict(row)
@@ -73,7 +73,7 @@ def read_rows(record: Mapping[str, Any]) -> list[Row]:
 
 
 def write_csv(path: Path, found: Iterable[Row]) -> None:
-    """A line for each row; an estimate is three columns, an unknown figure is empty."""
+    """A line for each row; an estimate takes three columns, an unknown figure is empty."""
     names = [column for f in fields(Row) for column in _columns(f.name)]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)

@@ -1,4 +1,4 @@
-"""From answers to figures: a row for each setting, number of frames and kind of question."""
+"""Figures from answers: a row for each setting, number of frames and kind of question."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from metok_vllm.benchmarks.questions.bootstrap import Draws, Estimate
 from metok_vllm.benchmarks.questions.prompts import ALL
 from metok_vllm.benchmarks.questions.settings import Setting
 
+Value = Callable[[Answered], float | None]
+
 
 @dataclass(frozen=True)
 class Row:
-    """Estimates are over the answered questions, with intervals over videos; None where unknown.
+    """Estimates over the answered questions, with intervals over videos; None if unknown.
 
-    `difference` is the accuracy less that of dense on the same questions. `chance` is what guessing
-    gets. `lessened` answers had less pruned than asked for. The last four are means.
+    `difference` is the accuracy minus dense's on the same questions, `chance` that of guessing.
+    `lessened` counts answers with less pruning than configured. The last five are means.
     """
 
     setting: str
@@ -47,9 +49,9 @@ def rows(batches: Iterable[Batch], seed: int = 0) -> list[Row]:
         by_cell.setdefault(id(cell), (cell, []))[1].append((setting, answers))
     found = []
     for cell, measured in by_cell.values():
-        draws = Draws([asked.name for asked in cell.asked], seed)
-        dense = measured[0][1]  # asked first
-        kinds = list(dict.fromkeys(asked.kind for asked in cell.asked))
+        draws = Draws([question.name for question in cell.questions], seed)
+        dense = measured[0][1]
+        kinds = list(dict.fromkeys(question.kind for question in cell.questions))
         for setting, answers in measured:
             for kind in (ALL, *kinds) if len(kinds) > 1 else (ALL,):
                 found.append(_row(setting, kind, answers, dense, draws, cell.chance))
@@ -65,21 +67,12 @@ def _row(
     chance: Mapping[str, float],
 ) -> Row:
     mine = [a for a in answers if kind in (ALL, a.kind)]
-    before = {a.number: a.right for a in dense if a.right is not None}
-
-    def estimate(value: Callable[[Answered], float | None]) -> Estimate | None:
-        known = [(a.video, v) for a in mine if (v := value(a)) is not None]
-        return draws.estimate([video for video, _ in known], [v for _, v in known])
-
-    def mean(value: Callable[[Answered], float | None]) -> float | None:
-        known = [v for a in mine if (v := value(a)) is not None]
-        return statistics.fmean(known) if known else None
-
-    def gain(a: Answered) -> float | None:
-        if a.right is None or a.number not in before:
-            return None
-        return float(a.right) - float(before[a.number] or 0)
-
+    right_before = {a.number: a.right for a in dense if a.right is not None}
+    gains = {
+        a.number: float(a.right) - float(right_before[a.number])
+        for a in mine
+        if a.right is not None and a.number in right_before
+    }
     return Row(
         setting=setting.name,
         line=setting.line,
@@ -90,16 +83,28 @@ def _row(
         failed=sum(a.error is not None for a in mine),
         lessened=sum(a.unpruned is not None for a in mine),
         chance=_chance([a.kind for a in mine], chance),
-        accuracy=estimate(lambda a: a.right),
-        difference=None if setting.is_dense else estimate(gain),
-        agreement=estimate(lambda a: a.agrees),
-        kl=estimate(lambda a: a.kl),
-        kv_tokens=mean(lambda a: a.kv_tokens),
-        kv_bytes=mean(lambda a: a.kv_bytes),
-        kv_share=mean(lambda a: a.kv_share),
-        flops=mean(lambda a: a.flops),
-        flops_share=mean(lambda a: a.flops_share),
+        accuracy=_estimate(draws, mine, lambda a: a.right),
+        difference=None
+        if setting.is_dense
+        else _estimate(draws, mine, lambda a: gains.get(a.number)),
+        agreement=_estimate(draws, mine, lambda a: a.agrees),
+        kl=_estimate(draws, mine, lambda a: a.kl),
+        kv_tokens=_mean(mine, lambda a: a.kv_tokens),
+        kv_bytes=_mean(mine, lambda a: a.kv_bytes),
+        kv_share=_mean(mine, lambda a: a.kv_share),
+        flops=_mean(mine, lambda a: a.flops),
+        flops_share=_mean(mine, lambda a: a.flops_share),
     )
+
+
+def _estimate(draws: Draws, answers: Sequence[Answered], value: Value) -> Estimate | None:
+    known = [(a.video, v) for a in answers if (v := value(a)) is not None]
+    return draws.estimate([video for video, _ in known], [v for _, v in known])
+
+
+def _mean(answers: Sequence[Answered], value: Value) -> float | None:
+    known = [v for a in answers if (v := value(a)) is not None]
+    return statistics.fmean(known) if known else None
 
 
 def _chance(kinds: Sequence[str], chance: Mapping[str, float]) -> float | None:

@@ -1,4 +1,4 @@
-"""Where the answers come from: a server that runs, or one of our own for each kind of server."""
+"""The servers to measure: a running one, or `metok serve` started for each server setting."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 
-from metok_vllm.benchmarks.client.endpoint import ASK_S, Endpoint, find_endpoint, is_local
+from metok_vllm.benchmarks.client.endpoint import GET_TIMEOUT_S, Endpoint, find_endpoint, is_local
 from metok_vllm.benchmarks.client.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.quality.harness import Serve, Server
 from metok_vllm.benchmarks.throughput.servers import (
     METOK_SERVE,
     READY_S,
-    REQUESTS_SAY,
+    TRUST_REQUESTS,
     WITHOUT_LIMITS,
     ended_by_signals,
 )
@@ -26,28 +26,28 @@ from metok_vllm.processes.child_server import ChildServer
 
 
 def running(endpoint: Endpoint) -> Serve:
-    """A server that runs already. Settings that need another one are a ConfigError."""
+    """A running server. Settings that need a restart raise ConfigError."""
 
     @contextmanager
     def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
         if fields:
             names = ", ".join(fields)
-            raise ConfigError(f"{names}: fixed when a server starts, and this one runs", "settings")
+            raise ConfigError(f"{names}: fixed when a server starts; this one runs", "settings")
         yield Server(endpoint, block_size(endpoint))
 
     return serve
 
 
 def started(model: str, flags: Sequence[str], metok_flags: Sequence[str]) -> Serve:
-    """`metok serve` on a model, anew for every set of server fields.
+    """`metok serve` on a model, restarted for every set of server fields.
 
-    Raises CommandError where a server does not come up, with the end of its log on stderr.
+    Raises CommandError if a server does not start, with the end of its log on stderr.
     """
 
     @contextmanager
     def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
-        told = [*metok_flags, *_flags(fields)]
-        command = [*METOK_SERVE, model, *flags, *REQUESTS_SAY, *WITHOUT_LIMITS, *told]
+        metok = [*metok_flags, *_flags(fields)]
+        command = [*METOK_SERVE, model, *flags, *TRUST_REQUESTS, *WITHOUT_LIMITS, *metok]
         with ended_by_signals(), ChildServer(command) as child:
             try:
                 child.wait_until_ready(READY_S)
@@ -61,11 +61,11 @@ def started(model: str, flags: Sequence[str], metok_flags: Sequence[str]) -> Ser
 
 
 def block_size(endpoint: Endpoint) -> int | None:
-    """Tokens in a KV block by the server's metrics; None where it does not tell."""
+    """Tokens in a KV block from the server's metrics; None if it does not report them."""
     url = f"{endpoint.url}/metrics"
     try:
         answer = httpx.get(
-            url, headers=dict(endpoint.headers), timeout=ASK_S, trust_env=not is_local(url)
+            url, headers=dict(endpoint.headers), timeout=GET_TIMEOUT_S, trust_env=not is_local(url)
         )
         answer.raise_for_status()
         scrapes = Scrapes(before=Snapshot.parse(time.perf_counter(), answer.text))
@@ -78,6 +78,6 @@ def block_size(endpoint: Endpoint) -> int | None:
 def _flags(fields: Mapping[str, Any]) -> list[str]:
     found = []
     for name, value in fields.items():
-        said = value if isinstance(value, str) else json.dumps(value)
-        found += [f"--metok-{name.replace('_', '-')}", said]
+        text = value if isinstance(value, str) else json.dumps(value)
+        found += [f"--metok-{name.replace('_', '-')}", text]
     return found

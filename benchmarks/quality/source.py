@@ -1,6 +1,7 @@
-"""What is asked, from a command line: a checkpoint of ours, a model, or a server that runs."""
-# MERGED DOC
-# """What a server of ours is told by the words of its command line, as `metok serve` reads them."""
+"""The source of the answers: a benchmark checkpoint, a model, or a running server.
+
+METok's settings on a server are read from the words of its command line, as `metok serve` does.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ CACHE_FLAG = "--kv-cache-dtype"
 
 @dataclass(frozen=True)
 class Source:
-    """Exactly one of `base_url`, `checkpoint` and `model` says where answers come from.
+    """One of `base_url`, `checkpoint` and `model` gives the server.
 
-    With `base_url`, `name` is the model to ask for; a running server does not tell its sizes, so
-    `model` (path or hub name) and `dtype` may stand beside it. `config_file` is METok's YAML file:
-    our server is started with it, a running one is taken to have been.
+    With `base_url`, `name` is the served model name. A running server does not report its sizes, so
+    `model` (path or hub name) and `dtype` may be given as well. `config_file` is the METok YAML
+    file that the server starts, or was started, with.
     """
 
     base_url: str | None = None
@@ -47,24 +48,23 @@ class Source:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def names_file(self) -> bool:
-        """Whether somebody has given a METok configuration for the server."""
+    def has_own_config(self) -> bool:
+        """Whether the user has given a METok configuration for the server."""
         words = (*self.flags, *self.metok_flags)
         return self.config_file is not None or flag_value(words, CONFIG_FLAG) is not None
 
     @property
     def metok_words(self) -> tuple[str, ...]:
-        """What our server's METok is told. The demo's own file is used as `metok serve --demo`
-        does."""
+        """METok's flags of a server to start; the demo uses its own file, as `serve --demo`."""
         file = self.config_file
-        if self.checkpoint == DEMO and not self.names_file:
+        if self.checkpoint == DEMO and not self.has_own_config:
             file = CONFIG_FILE
         return (*self.metok_flags, *(() if file is None else (CONFIG_FLAG, str(file))))
 
     def config(self) -> METokConfig | None:
-        """METok's settings on the server: of a running one, those of `config_file`.
+        """METok's settings on the server; of a running one, those of `config_file`.
 
-        None where they are not known. Raises ConfigError for settings that no server takes.
+        None if they are unknown. Raises ConfigError for invalid settings.
         """
         if self.base_url is None:
             return served_config((*self.flags, *self.metok_words))
@@ -75,7 +75,7 @@ class Source:
 
 @contextmanager
 def opened(source: Source) -> Iterator[tuple[Serve, Geometry | None]]:
-    """How to get a server, and the model's sizes where they can be known."""
+    """A function that provides the server, and the model's sizes if they are known."""
     if source.base_url is not None:
         endpoint = find_endpoint(
             "server", source.base_url, model=source.name, headers=source.headers
@@ -108,17 +108,17 @@ def _running_geometry(source: Source) -> Geometry | None:
     if source.model is None:
         return None
     if source.dtype is None:
-        raise ConfigError("a running server does not tell its dtype: say --dtype", "dtype")
+        raise ConfigError("a running server does not report its dtype: give --dtype", "dtype")
     return Geometry.of_model(source.model, source.dtype)
 
 
 CONFIG_FLAG = "--metok-config"
-# Settings may stand in these, too, in ways that only vLLM's own parser reads.
+# Flags whose METok settings only vLLM's own parser can read.
 UNREADABLE = ("--config", "--additional-config.")
 
 
 def flag_value(words: Sequence[str], name: str) -> str | None:
-    """The value of the last such flag, in either way of writing it."""
+    """The value of the last such flag, written with `=` or as the next word."""
     found = None
     for word, following in zip_longest(words, words[1:]):
         flag, equals, value = word.partition("=")
@@ -132,7 +132,7 @@ def served_config(
 ) -> METokConfig | None:
     """METok's settings on a server with these words and this environment (None: our own).
 
-    None where vLLM's configuration file may hold some. Raises ConfigError as the server would.
+    None if vLLM's configuration file may hold some. Raises ConfigError as the server does.
     """
     names = [_spelt(word.partition("=")[0]) for word in words]
     if any(name == UNREADABLE[0] or name.startswith(UNREADABLE[1]) for name in names):

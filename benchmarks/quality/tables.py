@@ -1,4 +1,4 @@
-"""The rows as tables for people. Intervals stand in brackets, in points of per cent."""
+"""The rows as tables. Intervals are in brackets, in percentage points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tables(found: Sequence[Row]) -> list[Table]:
 
 
 def failures(found: Sequence[Row]) -> list[str]:
-    """A line for every setting that lost questions, or pruned less than it was asked to."""
+    """A line for every setting with failed questions or with less pruning than configured."""
     lines = []
     for row in found:
         where = f"{row.frames} frames, {row.setting}"
@@ -80,7 +80,7 @@ def _table(title: str, columns: dict[str, Shown], found: Sequence[Row]) -> Table
 
 
 def percent(estimate: Estimate | None, form: str = ".1f") -> str:
-    """A share in per cent with its interval, which is a dash where there is none."""
+    """A share in per cent with its interval, or a dash in place of a missing interval."""
     if estimate is None:
         return "-"
     if estimate.low is None or estimate.high is None:

@@ -1,1 +1,1 @@
-"""Multiple-choice questions: prompts, asking, resampling."""
+"""Questions about videos: files, settings to compare, requests, confidence intervals."""

@@ -1,9 +1,8 @@
-"""Intervals by resampling videos: questions about one video are not independent of each other.
+"""Confidence intervals by resampling videos, since questions about one video are correlated.
 
 A percentile bootstrap over clusters (Efron and Tibshirani, 1993, chapter 13; Field and Welsh,
-2007). One set of draws serves every setting, so differences are paired. Where every answer is
-right, every draw is too: an interval of no width says that nothing failed, not that nothing can.
-One video has nothing to be resampled with, so there is no interval.
+2007). All settings share one set of draws, so differences are paired. If every answer is right, the
+interval has no width: no failure was observed. One video gives no interval.
 
 Shape suffixes: R draws, V videos.
 """
@@ -25,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and the interval around it; None where there are not two videos."""
+    """A mean and its interval, which is None with fewer than two videos."""
 
     mean: float
     low: float | None
@@ -33,7 +32,10 @@ class Estimate:
 
 
 class Draws:
-    """How often each of `videos` comes up in each of `resamples` draws of as many videos."""
+    """Counts of each of `videos` in `resamples` draws of as many videos, [R, V].
+
+    Raises ValueError without videos.
+    """
 
     def __init__(self, videos: Sequence[str], seed: int = 0, resamples: int = RESAMPLES) -> None:
         self.index = {name: place for place, name in enumerate(dict.fromkeys(videos))}
@@ -44,7 +46,7 @@ class Draws:
         self.times_RV = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
 
     def means(self, videos: Sequence[str], values: Sequence[float]) -> Floats:
-        """The mean of `values`, each of one of the videos, in every draw that has any: [<= R]."""
+        """The mean of `values` in every draw that contains any of their `videos`: [<= R]."""
         places = [self.index[video] for video in videos]
         sums_V = np.bincount(places, values, minlength=len(self.index))
         counts_V = np.bincount(places, minlength=len(self.index))
@@ -54,7 +56,7 @@ class Draws:
         return means
 
     def estimate(self, videos: Sequence[str], values: Sequence[float]) -> Estimate | None:
-        """The mean of `values` and its interval; None where there are none."""
+        """The mean of `values` and its interval; None without values."""
         if not values:
             return None
         mean = float(np.mean(values))

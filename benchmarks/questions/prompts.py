@@ -1,8 +1,8 @@
-"""What is asked: the videos of a folder and the questions that stand beside them.
+"""Questions about the videos of a folder, read from the files beside them.
 
-`questions.json` is a list of {"video", "question"} with "answer" and "kind" where they are known;
-`questions.txt` has a question a line, asked about every video; without either, general questions.
-`chance.json`, where there is one, maps kinds to what guessing gets.
+`questions.json` is a list of {"video", "question"} with optional "answer" and "kind".
+`questions.txt` has one question a line for every video. Without either, general questions are used.
+An optional `chance.json` maps each kind to the accuracy of guessing.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from metok_vllm.benchmarks.client.workloads import QUESTIONS
 from metok_vllm.errors import ConfigError, MediaError
 from metok_vllm.video import probe
 
-QUESTION = "question"  # the kind of a question whose kind nobody told
+QUESTION = "question"  # the kind of a question without one
 ALL = "all"  # the kind of figures over all kinds, so of no question
-VIDEOS_AT_HAND = 8
+IN_FOLDER = ("questions.json", "questions.txt")  # the first that exists is read
+CACHED_VIDEOS = 8
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about a video of which `frames` are looked at; `answer` None where unknown.
+class VideoQuestion:
+    """A question about a video of which `frames` are sampled; `answer` is None if unknown.
 
-    `name` is the video's place in its folder: videos of two subfolders may share a file name.
+    `name` is the path inside the folder: videos of two subfolders may share a file name.
     """
 
     video: Path
@@ -42,21 +43,13 @@ class Asked:
     frames: int
 
 
-def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[Asked]:
-    """All questions of a folder, or `limit` of them: those of whole videos, evenly spread, of which
-    the last is cut.
+def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[VideoQuestion]:
+    """All questions of a folder, or `limit` of them.
 
-    Raises ConfigError for a folder without videos and for questions that cannot be used.
+    A limit keeps the questions of whole, evenly spaced videos and cuts those of the last one.
+    Raises ConfigError as `read_questions`, and for a limit below 1.
     """
-    listed = folder / "questions.json"
-    if listed.exists():
-        found = [_asked(folder, entry, frames) for entry in _entries(listed)]
-    else:
-        questions = _lines(folder / "questions.txt") or QUESTIONS
-        videos = VideoFolder(folder, seed=0).files
-        found = [Asked(v, v.name, q, QUESTION, None, frames) for v in videos for q in questions]
-    if not found:
-        raise ConfigError(f"no questions in {listed.name}", "questions")
+    found = read_questions(folder, frames)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be 1 or more, got {limit}", "limit")
     if limit is None or limit >= len(found):
@@ -64,8 +57,34 @@ def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[Ask
     return _of_whole_videos(found, limit)
 
 
+def read_questions(
+    folder: Path, frames: int, file: Path | None = None, general: Sequence[str] = QUESTIONS
+) -> list[VideoQuestion]:
+    """The questions of `file`, else of the folder's own file, else `general` about each video.
+
+    Raises ConfigError for a folder without videos and for a malformed file.
+    """
+    listed = file or next((folder / name for name in IN_FOLDER if (folder / name).is_file()), None)
+    if listed is not None and listed.suffix.lower() == ".json":
+        found = [_question(folder, entry, frames) for entry in _entries(listed)]
+    else:
+        lines = [] if listed is None else _lines(listed)
+        if file is None:
+            lines = lines or list(general)
+        videos = VideoFolder(folder, seed=0).files
+        found = [
+            VideoQuestion(video, video.name, line, QUESTION, None, frames)
+            for video in videos
+            for line in lines
+        ]
+    if not found:
+        assert listed is not None
+        raise ConfigError(f"no questions in {listed.name}", "questions")
+    return found
+
+
 def read_chance(folder: Path) -> dict[str, float]:
-    """What guessing gets by kind, in 0 to 1; empty where the folder does not say."""
+    """The accuracy of guessing by kind, in 0 to 1; empty if the folder does not give it."""
     path = folder / "chance.json"
     if not path.exists():
         return {}
@@ -79,11 +98,11 @@ def read_chance(folder: Path) -> dict[str, float]:
 
 
 def normalised(text: str) -> str:
-    """An answer as it is compared: without case, outer white space and a closing full stop."""
+    """An answer without case, outer white space and a final full stop, for comparison."""
     return text.strip().casefold().removesuffix(".").rstrip()
 
 
-@lru_cache(maxsize=VIDEOS_AT_HAND)
+@lru_cache(maxsize=CACHED_VIDEOS)
 def data_url(video: Path) -> str:
     """The file as a data URL."""
     media_type = mimetypes.guess_type(video.name)[0] or "video/mp4"
@@ -92,33 +111,35 @@ def data_url(video: Path) -> str:
 
 @cache
 def frames_in(video: Path) -> int:
-    """Frames of the file. Raises MediaError naming a file that is no video."""
+    """The number of frames of the file. Raises MediaError with the file's name."""
     try:
         return probe(video.read_bytes(), LIMITS).num_frames
     except MediaError as error:
         raise MediaError(f"{video.name}: {error}", error.reason) from error
 
 
-def _of_whole_videos(found: Sequence[Asked], limit: int) -> list[Asked]:
-    # Single questions at even distances would fall in step with a fixed order of kinds.
-    by_video: dict[str, list[Asked]] = {}
-    for asked in found:
-        by_video.setdefault(asked.name, []).append(asked)
+def _of_whole_videos(found: Sequence[VideoQuestion], limit: int) -> list[VideoQuestion]:
+    # Evenly spaced single questions could all be of one kind, since kinds repeat in a fixed order.
+    by_video: dict[str, list[VideoQuestion]] = {}
+    for question in found:
+        by_video.setdefault(question.name, []).append(question)
     videos = list(by_video.values())
     for count in range(1, len(videos) + 1):
         spread = [videos[i * len(videos) // count] for i in range(count)]
-        taken = [asked for of_video in spread for asked in of_video]
-        if len(taken) >= limit:
-            return taken[:limit]
-    raise AssertionError("all videos together have no fewer questions than the limit")
+        chosen = [question for of_video in spread for question in of_video]
+        if len(chosen) >= limit:
+            return chosen[:limit]
+    raise AssertionError("the limit is below the number of questions")
 
 
-def _asked(folder: Path, entry: Any, frames: int) -> Asked:
+def _question(folder: Path, entry: Any, frames: int) -> VideoQuestion:
     if not isinstance(entry, Mapping) or not {"video", "question"} <= entry.keys():
         raise ConfigError(f"an entry needs a video and a question, got {entry!r:.80}", "questions")
     for key in ("video", "question", "answer", "kind"):
         if not isinstance(entry.get(key), str | None):
             raise ConfigError(f"{key} must be text, got {entry[key]!r:.80}", "questions")
+    if not entry["video"] or not entry["question"]:
+        raise ConfigError(f"an entry needs a video and a question, got {entry!r:.80}", "questions")
     video = folder / entry["video"]
     if not video.is_file():
         raise ConfigError(f"there is no video {entry['video']!r} beside its questions", "questions")
@@ -126,7 +147,7 @@ def _asked(folder: Path, entry: Any, frames: int) -> Asked:
     if kind == ALL:
         raise ConfigError(f"kind {ALL!r} is that of the figures over all kinds", "questions")
     name = Path(os.path.relpath(video, folder)).as_posix()
-    return Asked(video, name, entry["question"], kind, entry.get("answer"), frames)
+    return VideoQuestion(video, name, entry["question"], kind, entry.get("answer"), frames)
 
 
 def _entries(path: Path) -> Sequence[Any]:
@@ -137,10 +158,10 @@ def _entries(path: Path) -> Sequence[Any]:
 
 
 def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"cannot read the questions: {error}", "questions") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is not UTF-8: {error}", "questions") from error
     return [line.strip() for line in lines if line.strip()]
@@ -149,5 +170,7 @@ def _lines(path: Path) -> list[str]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the questions: {error}", "questions") from error
     except ValueError as error:
         raise ConfigError(f"{path.name} is not JSON: {error}", "questions") from error

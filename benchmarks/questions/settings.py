@@ -1,4 +1,4 @@
-"""Settings that are compared: what a request says, and what its server was started with."""
+"""The settings to compare: fields of the request and fields that the server starts with."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to answer. `line` is the rule it belongs to: settings of a line are joined in charts.
+    """One setting to measure. Charts join the settings of one `line`.
 
     `request` is the `metok` object of its requests (None: the server's own settings).
-    `frames_share` below 1 asks with that share of the frames. `server` are fields of METokConfig
-    that the server must be started with. `equal_to` names the setting whose KV cache this one is
-    to be as large as.
+    `frames_share` below 1 samples that share of the frames. `server` are fields of METokConfig
+    that the server must be started with. `equal_to` names the setting whose KV cache this one
+    matches in size. Raises ConfigError for invalid values.
     """
 
     name: str
@@ -44,27 +44,30 @@ class Setting:
                 raise ConfigError(f"{self.name}: {name!r} is no setting of a server", name)
 
     def _check_types(self) -> None:
-        def require(ok: bool, name: str, wanted: str) -> None:
-            if not ok:
+        share = self.frames_share
+        checks = {
+            "name": (isinstance(self.name, str), "text"),
+            "line": (isinstance(self.line, str), "text"),
+            "frames_share": (
+                isinstance(share, int | float) and not isinstance(share, bool),
+                "a number",
+            ),
+            "request": (isinstance(self.request, Mapping | None), "an object"),
+            "server": (isinstance(self.server, Mapping), "an object"),
+            "equal_to": (isinstance(self.equal_to, str | None), "the name of a setting"),
+        }
+        for name, (good, wanted) in checks.items():
+            if not good:
                 got = f"{getattr(self, name)!r:.80}"
                 raise ConfigError(f"{self.name}: {name} must be {wanted}, got {got}", name)
 
-        require(isinstance(self.name, str), "name", "text")
-        require(isinstance(self.line, str), "line", "text")
-        share = self.frames_share
-        number = isinstance(share, int | float) and not isinstance(share, bool)
-        require(number, "frames_share", "a number")
-        require(isinstance(self.request, Mapping | None), "request", "an object")
-        require(isinstance(self.server, Mapping), "server", "an object")
-        require(isinstance(self.equal_to, str | None), "equal_to", "the name of a setting")
-
     @property
     def is_dense(self) -> bool:
-        """Whether it is what everything is compared with."""
+        """Whether this is the reference: METok off and all frames."""
         return self.request == OFF and self.frames_share == 1
 
     def frames(self, wanted: int, video_frames: int) -> int:
-        """Frames to ask with, where `wanted` of the video's frames are looked at."""
+        """Frames to sample of a video when the reference samples `wanted`."""
         return max(1, round(self.frames_share * min(wanted, video_frames)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,14 +76,14 @@ class Setting:
 
 
 OFF = {"enabled": False}
-STAGES = "METok's stages"  # a line whose settings have no order
+STAGES = "METok's stages"  # the settings of this line have no order
 DECODE_KEEPS = (0.0, 0.1, 0.25, 0.5, 1.0)
 DENSE = Setting("dense", "dense", OFF)
 AS_SERVED = Setting("as served", "METok")
 
 
 def presets(names: Iterable[str]) -> list[Setting]:
-    """Dense and METok's presets. Raises ConfigError for one that does not exist."""
+    """Dense and METok's presets. Raises ConfigError for an unknown preset."""
     found = [DENSE]
     for name in names:
         if name not in PRESETS or name == "off":
@@ -97,7 +100,7 @@ def stages(preset: str = "balanced") -> list[Setting]:
 
 
 def ablations(preset: str = "balanced") -> list[Setting]:
-    """Dense, a preset, and the preset with one thing about it changed."""
+    """Dense, a preset, and the preset with one field changed at a time."""
     found = [DENSE, Setting(preset, "METok", {"preset": preset})]
     for share in DECODE_KEEPS:
         request = {"preset": preset, "decode_keep": share}
@@ -109,15 +112,15 @@ def ablations(preset: str = "balanced") -> list[Setting]:
 
 
 def pooling(stride: int, num_events: int = 1) -> Setting:
-    """Every frame at one stride; the newline stands at the end, as in the dense input."""
+    """Every frame pooled at one stride; the newline comes last, as in the dense input."""
     request: dict[str, Any] = {"stages": [1], "strides": [stride] * 3, "num_events": num_events}
-    # Whatever rule the server has, and if it is off.
+    # Overrides a server that is off or uses another rule.
     request |= {"enabled": True, "rule": METOK}
     return Setting(f"pool {stride}", "uniform pooling", request)
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """Settings from a JSON list of objects with the fields of Setting; dense is added in front."""
+    """Settings from a JSON list of objects with the fields of Setting, after dense."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -137,7 +140,7 @@ def read_settings(path: Path) -> list[Setting]:
 
 
 def checked(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings, where dense comes first and no name comes twice. Raises ConfigError."""
+    """The same settings. Raises ConfigError unless dense is first and names are unique."""
     if not settings or not settings[0].is_dense or settings[0].server:
         raise ConfigError("the first setting must be dense on a server without changes", "settings")
     names = [setting.name for setting in settings]
@@ -151,10 +154,10 @@ def checked(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def for_server(settings: Sequence[Setting], config: METokConfig | None, own: bool) -> list[Setting]:
-    """The settings, with the server's own where `own` says that somebody has made it.
+    """The settings that a server with `config` accepts (None: unknown, all of them).
 
-    Those that a server with `config` (None: not known) would refuse are left out and named on
-    stderr, and with them what was to be equal to them.
+    Refused ones, and those with equal KV to a refused one, are left out and reported on stderr.
+    `own` adds the server's own settings, which a user has configured.
     """
     found = list(settings)
     if own and AS_SERVED not in found:
@@ -174,9 +177,9 @@ def for_server(settings: Sequence[Setting], config: METokConfig | None, own: boo
 
 
 def request_config(base: METokConfig, setting: Setting) -> METokConfig:
-    """The METok configuration that a setting's requests run under on a server with `base`.
+    """The METok configuration of a setting's requests on a server with `base`.
 
-    Raises ConfigError as the server would.
+    Raises ConfigError as the server does.
     """
     request = {k: v for k, v in (setting.request or {}).items() if k in REQUEST_FIELDS}
     return base.updated(setting.server).for_request(request)

@@ -1,1 +1,1 @@
-"""Thousands of requests that are wrong in some way, and of videos, against one server."""
+"""A soak test: thousands of malformed requests and of new videos against one server."""

@@ -1,9 +1,9 @@
-"""`python -m metok_vllm.benchmarks.soak --url URL`: does a server stay what it was?
+"""`python -m metok_vllm.benchmarks.soak --url URL`: a server's answers and memory over a long run.
 
-Sends good requests until memory has settled, then requests that are wrong in some way, then videos
-nobody has seen, and prints what came back and what every process holds. The server must run on this
-machine, and with small caches (`--mm-processor-cache-gb 0.1`), or they grow all the while. Exit
-status 1 where an answer was odd, or a good request failed at the end.
+Sends valid requests until memory is stable, then malformed requests, then new videos, and prints
+the statuses and the memory of every process. The server must run on this machine with small caches
+(`--mm-processor-cache-gb 0.1`), because its caches grow during the run. Exit status 1 if an answer
+was faulty or a valid request fails at the end.
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import httpx
 
-from metok_vllm.benchmarks.client.processes import Look, listening_process, look
+from metok_vllm.benchmarks.client.processes import MemoryUse, listening_process, memory_use
 from metok_vllm.benchmarks.soak.mutations import mutated_request
 from metok_vllm.benchmarks.soak.requests import CHAT, Request, good_request, video_part
-from metok_vllm.benchmarks.soak.run import Outcome, ask, send_all
+from metok_vllm.benchmarks.soak.run import Outcome, send, send_all
 
 REST_S = 5.0
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run it; the exit status."""
+    """Run the soak test and return the exit status."""
     options = _options(argv)
     headers = {"authorization": f"Bearer {options.api_key}"} if options.api_key else {}
     with httpx.Client(base_url=options.url, headers=headers, trust_env=False) as client:
@@ -36,15 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     pid = listening_process(options.url)
     first = options.first_seed
 
-    def good(number: int) -> Request:
-        return good_request(Random(number), model)
-
-    def mutated(number: int) -> Request:
-        return mutated_request(number, model)
-
-    def video(number: int) -> Request:
-        return new_video(number, model)
-
+    good = partial(numbered_request, model=model)
+    mutated = partial(mutated_request, model=model)
+    video = partial(new_video, model=model)
     runs: list[tuple[str, Callable[[int], Request], range]] = [
         ("warm-up", good, range(options.warmup)),
         ("warm-up of mutated requests", mutated, range(-options.warmup, 0)),
@@ -56,17 +51,18 @@ def main(argv: list[str] | None = None) -> int:
     odd = 0
     for name, make, numbers in runs:
         if len(numbers):
-            before = look(pid)
+            before = memory_use(pid)
             began = time.monotonic()
             outcome = send_all(options.url, headers, numbers, make, options.threads)
             seconds = time.monotonic() - began
             time.sleep(REST_S)
-            results.append(_result(name, len(numbers), seconds, outcome, before, look(pid)))
+            after = memory_use(pid)
+            results.append(_result(name, len(numbers), seconds, outcome, before, after))
             _print(results[-1])
             odd += len(outcome.odd)
     with httpx.Client(base_url=options.url, headers=headers, trust_env=False) as client:
         client.timeout = httpx.Timeout(60)
-        status, _, _ = ask(client, good_request(Random(0), model))
+        status, _, _ = send(client, good_request(Random(0), model))
     print(f"a good request at the end: {status}")
     if options.output:
         text = json.dumps({"first_seed": first, "runs": results}, indent=1)
@@ -74,8 +70,13 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if odd or status != "200" else 0
 
 
+def numbered_request(number: int, model: str) -> Request:
+    """Valid request `number`."""
+    return good_request(Random(number), model)
+
+
 def new_video(number: int, model: str) -> Request:
-    """A request about a video that no other number has."""
+    """A request about a video that no other number uses."""
     rng = Random(number)
     part = video_part(rng, 1 << 30)
     text = {"type": "text", "text": f"Which scene is number {number}?"}
@@ -84,7 +85,7 @@ def new_video(number: int, model: str) -> Request:
 
 
 def _result(
-    name: str, count: int, seconds: float, outcome: Outcome, before: Look, after: Look
+    name: str, count: int, seconds: float, outcome: Outcome, before: MemoryUse, after: MemoryUse
 ) -> dict[str, Any]:
     return {
         "run": name,
@@ -123,9 +124,9 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--api-key")
     parser.add_argument("--warmup", type=int, default=1000, help="requests before each run")
     parser.add_argument("--requests", type=int, default=10_000, help="mutated requests")
-    parser.add_argument("--videos", type=int, default=2_000, help="videos nobody has seen")
+    parser.add_argument("--videos", type=int, default=2_000, help="requests with a new video")
     parser.add_argument("--first-seed", type=int, default=1, help="number of the first mutation")
-    parser.add_argument("--threads", type=int, default=8, help="requests at a time")
+    parser.add_argument("--threads", type=int, default=8, help="concurrent requests")
     parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
     return parser.parse_args(argv)
 

@@ -1,4 +1,4 @@
-"""What is done to a good request: to its structure, its media, its METok fields and its bytes."""
+"""Random mutations of a valid request: its structure, media, METok fields and bytes."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ Mutation = Callable[[Random, Request], None]
 
 
 def mutated_request(seed: int, model: str) -> Request:
-    """Request number `seed`: a good one that one to three mutations went over, or none."""
+    """Request number `seed`: a valid request with zero to three random mutations."""
     rng = Random(seed)
     request = good_request(rng, model)
     for _ in range(rng.choice([0, 1, 1, 1, 2, 3])):
@@ -102,7 +102,7 @@ def mutated_request(seed: int, model: str) -> Request:
 
 
 def _structure(rng: Random, request: Request) -> None:
-    """Something in the body is missing, doubled, or of another type."""
+    """Remove, double or retype a value of the body."""
     container, key = rng.choice(_places(request.body) or [({"": None}, "")])
     kind = rng.random()
     if kind < 0.3:
@@ -126,7 +126,7 @@ def _metok(rng: Random, request: Request) -> None:
 
 
 def _media(rng: Random, request: Request) -> None:
-    """Bytes of a video or picture are changed, cut off or added to."""
+    """Change, cut off or insert bytes of a video or picture."""
     places = [(c, k) for c, k in _places(request.body) if _is_data_url(c[k])]
     if not places:
         return
@@ -134,7 +134,7 @@ def _media(rng: Random, request: Request) -> None:
     head, _, payload = container[key].partition(",")
     try:
         data = bytearray(base64.b64decode(payload.partition(",")[0]))
-    except ValueError:  # a second mutation of the same place
+    except ValueError:  # an earlier mutation damaged the same place
         return
     _damage(rng, data)
     if rng.random() < 0.1:
@@ -143,9 +143,9 @@ def _media(rng: Random, request: Request) -> None:
 
 
 def _long(rng: Random, request: Request) -> None:
-    """A list or a text is far longer than any client would make it."""
+    """Make a list or a text far longer than any client would."""
     if "long" in request.why[:-1]:
-        return  # lists of long texts would take gigabytes here
+        return  # a list of long texts would take gigabytes
     container, key = rng.choice(_places(request.body) or [({"": None}, "")])
     items: list[Any] = [1, "a", None, {}, [], {"type": "text", "text": "a"}, {"role": "user"}]
     item = rng.choice(items)
@@ -153,7 +153,7 @@ def _long(rng: Random, request: Request) -> None:
 
 
 def _raw(rng: Random, request: Request) -> None:
-    """The JSON itself is damaged, nested deeply, or no JSON at all."""
+    """Damage the JSON text, nest it deeply, or replace it by other bytes."""
     data = bytearray(_encoded(request))
     kind = rng.random()
     if kind < 0.6:
@@ -223,14 +223,14 @@ def _encoded(request: Request) -> bytes:
 def _places(body: Any) -> list[tuple[Any, Any]]:
     """Every (container, key) of a JSON value."""
     found: list[tuple[Any, Any]] = []
-    waiting = [body]
-    while waiting:
-        node = waiting.pop()
+    pending = [body]
+    while pending:
+        node = pending.pop()
         keys = list(node) if isinstance(node, dict) else []
         keys = list(range(min(len(node), 50))) if isinstance(node, list) else keys
         for key in keys:
             found.append((node, key))
-            waiting.append(node[key])
+            pending.append(node[key])
     return found
 
 

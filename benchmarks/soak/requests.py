@@ -1,4 +1,4 @@
-"""Good requests of every kind that a server takes: what mutations start from."""
+"""Valid requests of every kind that a server accepts; mutations start from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ MAX_TOKENS = 4
 
 @dataclass
 class Request:
-    """A request to send: `body` is JSON unless `raw` holds the bytes to send in its place."""
+    """A request with the JSON `body`, or with the bytes `raw` in its place.
+
+    `why` lists the mutations that were applied.
+    """
 
     path: str
     body: Any
@@ -58,7 +61,7 @@ def picture(rng: Random, kind: str = "JPEG") -> bytes:
 
 
 def video_part(rng: Random, variety: int) -> dict[str, Any]:
-    """A content part with a video, at times with a uuid."""
+    """A content part with a video; one in ten has a uuid."""
     part: dict[str, Any] = {
         "type": "video_url",
         "video_url": {"url": data_url(small_video(rng, variety))},
@@ -96,11 +99,11 @@ def good_request(rng: Random, model: str, variety: int = 40) -> Request:
         return Request("/v1/completions", {**short, "prompt": text["text"]})
     if kind < 0.15:
         for part in parts:
-            part.pop("uuid", None)  # names are for chat completions
+            part.pop("uuid", None)  # only chat completions accept it
         return Request("/tokenize", {"model": model, "messages": messages})
     if kind < 0.2:
-        said = [{"role": "user", "content": text["text"]}]
-        return Request("/v1/messages", {**short, "messages": said})
+        plain = [{"role": "user", "content": text["text"]}]
+        return Request("/v1/messages", {**short, "messages": plain})
     if kind < 0.25:
         return Request(
             "/v1/responses", {"model": model, "input": text["text"], "max_output_tokens": 16}

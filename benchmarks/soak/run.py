@@ -1,4 +1,4 @@
-"""Sends numbered requests from several threads and gathers what came back."""
+"""Sends numbered requests from several threads and collects the answers' statuses and faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 from metok_vllm.benchmarks.soak.mutations import encoded
 from metok_vllm.benchmarks.soak.requests import Request
 
-# Answers that say "not now" rather than "not that".
+# Statuses of an overloaded server, which are no fault.
 BUSY = frozenset({429, 503, 504})
 TIMEOUT_S = 60.0
 ANTHROPIC = "/v1/messages"
@@ -24,8 +24,8 @@ ANTHROPIC = "/v1/messages"
 
 @dataclass
 class Outcome:
-    """What a run saw. `odd` holds requests to look at, by number: server errors, broken envelopes
-    and requests without an answer."""
+    """The statuses of a run. `odd` lists the requests with a server error, a broken error envelope
+    or no answer, by number."""
 
     statuses: Counter[str] = field(default_factory=Counter)
     slowest_s: float = 0.0
@@ -58,7 +58,7 @@ def send_all(
 
         def one(number: int) -> None:
             request = make(number)
-            status, seconds, odd = ask(client, request)
+            status, seconds, odd = send(client, request)
             outcome.add(number, status, seconds, odd, [request.path, *request.why])
 
         with ThreadPoolExecutor(threads) as pool:
@@ -67,8 +67,8 @@ def send_all(
     return outcome
 
 
-def ask(client: httpx.Client, request: Request) -> tuple[str, float, str | None]:
-    """Status, seconds, and what is odd about the answer; None if nothing is."""
+def send(client: httpx.Client, request: Request) -> tuple[str, float, str | None]:
+    """Returns the status, the seconds, and the answer's fault or None."""
     content = encoded(request)
     headers = {"content-type": request.content_type} if request.content_type else {}
     began = time.monotonic()
@@ -76,7 +76,7 @@ def ask(client: httpx.Client, request: Request) -> tuple[str, float, str | None]
         try:
             answer = client.post(request.path, content=content, headers=headers)
         except httpx.RemoteProtocolError:
-            # A kept connection that the server closed just now: clients send again.
+            # The server has just closed a kept-alive connection: send again, as clients do.
             answer = client.post(request.path, content=content, headers=headers)
     except httpx.HTTPError as error:
         return "no answer", time.monotonic() - began, type(error).__name__
@@ -85,7 +85,7 @@ def ask(client: httpx.Client, request: Request) -> tuple[str, float, str | None]
 
 
 def oddness(answer: httpx.Response) -> str | None:
-    """Why an answer is not what a client can rely on."""
+    """The fault of an answer, or None: a server error or a broken error envelope."""
     status = answer.status_code
     if status < 400:
         streams = "event-stream" in answer.headers.get("content-type", "")
@@ -95,7 +95,7 @@ def oddness(answer: httpx.Response) -> str | None:
     try:
         error = answer.json()["error"]
         whole = bool(error["message"].strip()) and error.get("code") in (status, None)
-        if not answer.url.path.startswith(ANTHROPIC):  # that protocol's errors have no code
+        if not answer.url.path.startswith(ANTHROPIC):  # errors of that protocol have no code
             whole = whole and "code" in error
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
@@ -103,7 +103,7 @@ def oddness(answer: httpx.Response) -> str | None:
 
 
 def _in_stream(text: str) -> str | None:
-    """A server error that a stream ended with."""
+    """The server error that ended a stream, or None."""
     for line in text.splitlines():
         if line.startswith('data: {"error"'):
             code = json.loads(line.removeprefix("data: "))["error"].get("code")

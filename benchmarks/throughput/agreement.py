@@ -1,7 +1,7 @@
-"""How far the answers of two servers to the same requests agree: the quality beside a speed-up.
+"""The agreement of two servers' answers to the same requests: the quality beside a speed-up.
 
-Where both servers told their tokens, tokens are compared, else texts: equal tokens always make
-equal texts, and an untrained model's halves of characters may look alike as text.
+Tokens are compared if both servers report them, else texts. Equal tokens give equal texts, but
+incomplete characters of different tokens may look the same as text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ SHORT_HASH = 16
 class Agreement:
     """Shares of the requests that both servers answered, in 0 to 1.
 
-    `exact` answers are the same from beginning to end; `first` ones begin with the same token;
-    `prefix` is the mean share of the longer answer before the first difference. `compared`
-    requests, of which `by_tokens` were compared token by token; `unanswered` ones had no pair.
+    `exact`: equal answers. `first`: equal first tokens. `prefix`: the mean share of the longer
+    answer before the first difference. `compared` counts requests, `by_tokens` those compared by
+    tokens, `unanswered` those without a pair.
     """
 
     compared: int
@@ -34,9 +34,9 @@ class Agreement:
 
 
 def agreement(one: Iterable[Outcome], other: Iterable[Outcome]) -> Agreement | None:
-    """Between two servers' outcomes, paired by key. None where no request was answered by both.
+    """The agreement of two servers' outcomes, paired by key; None if both answered no request.
 
-    The same key twice is paired in order.
+    Repeated keys pair in order.
     """
     mine, theirs = _by_key(one), _by_key(other)
     pairs: list[tuple[Outcome, Outcome]] = []
@@ -64,17 +64,17 @@ def agreement(one: Iterable[Outcome], other: Iterable[Outcome]) -> Agreement | N
 
 
 def digest(outcome: Outcome) -> str:
-    """A short hash of an answer, by which records of two runs can be compared later."""
-    said = repr(outcome.token_ids) if outcome.token_ids is not None else outcome.text
-    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT_HASH]
+    """A short hash of an answer, which the records of later runs can be compared with."""
+    answer = repr(outcome.token_ids) if outcome.token_ids is not None else outcome.text
+    return hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()[:SHORT_HASH]
 
 
 def recorded_agreement(
     one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> float | None:
-    """The share of equal answers between the request records of two result files, by key.
+    """The share of equal answers in the request records of two result files, by key.
 
-    None where they have no answered request in common.
+    None if they have no answered request in common.
     """
     mine = {record["key"]: record["answer"] for record in one if record["error"] is None}
     theirs = {record["key"]: record["answer"] for record in other if record["error"] is None}
@@ -103,7 +103,7 @@ def _same_first(a: Outcome, b: Outcome) -> bool:
     left, right = _sequences(a, b)
     if _token_pair(a, b):
         return bool(left[0] == right[0])
-    # A chunk may hold more than one token when the server is ahead of its reader.
+    # A chunk may hold several tokens if the client reads late.
     length = min(len(a.first_piece), len(b.first_piece))
     return a.first_piece[:length] == b.first_piece[:length] and (length > 0 or left == right)
 

@@ -1,8 +1,8 @@
-"""Pictures of a result, drawn from its JSON alone: `draw_charts(json.load(...), folder)`.
+"""Charts of a result's JSON: `draw_charts(json.load(...), folder)`.
 
     python -m metok_vllm.benchmarks.throughput.charts a.json b.json --out FOLDER
 
-draws several results of the same servers, one a load or a length, as one. Needs matplotlib
+combines several results of the same servers, with different loads or lengths. Needs matplotlib
 (`pip install "metok-vllm[bench]"`).
 """
 
@@ -19,25 +19,30 @@ from metok_vllm.benchmarks.throughput.tables import place
 
 Record = Mapping[str, Any]
 
-# Told apart by colour-blind readers (Okabe and Ito), and by marker where printed in grey.
+# Distinguishable for colour-blind readers (Okabe and Ito); markers differ for grey print.
 SERVER_COLOURS = ("#8a9199", "#0072b2", "#d55e00")
 MARKERS = ("o", "s", "^")
 PART_COLOURS = ("#56b4e9", "#009e73", "#f0e442", "#e69f00", "#0072b2", "#cc79a7", "#bbbbbb")
 
 
-class NoMatplotlib(Exception):  # noqa: N818 - reads as a sentence where it is raised
-    """matplotlib is not installed."""
+class ChartError(Exception):
+    """A chart cannot be drawn; the message says why."""
 
 
-def draw_charts(result: Record, folder: Path) -> list[Path]:
-    """The files written: those charts for which the result has at least two points or a pair.
-
-    Raises NoMatplotlib where it cannot draw.
-    """
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure, in inches. Raises ChartError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise NoMatplotlib("matplotlib is missing: pip install 'metok-vllm[bench]'") from error
+        raise ChartError("matplotlib is missing: pip install 'metok-vllm[bench]'") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def draw_charts(result: Record, folder: Path) -> list[Path]:
+    """Draw the charts for which the result has enough points, and return their files.
+
+    Raises ChartError without matplotlib.
+    """
     drawn: dict[str, Callable[[Any, Record], bool]] = {
         "throughput.png": _throughput,
         "ttft.png": _ttft,
@@ -46,7 +51,7 @@ def draw_charts(result: Record, folder: Path) -> list[Path]:
     }
     written = []
     for name, draw in drawn.items():
-        figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+        figure = new_figure(8, 4.5)
         axes = figure.add_subplot()
         if draw(axes, result):
             figure.savefig(folder / name)
@@ -54,8 +59,8 @@ def draw_charts(result: Record, folder: Path) -> list[Path]:
     return written
 
 
-def together(results: Sequence[Record]) -> Record:
-    """One result with the cells of all. Raises ValueError where their servers differ in name."""
+def combine(results: Sequence[Record]) -> Record:
+    """One result with the cells of all. Raises ValueError if the names of servers differ."""
     servers = [[endpoint["name"] for endpoint in result["endpoints"]] for result in results]
     if any(names != servers[0] for names in servers):
         raise ValueError(f"these results are of different servers: {servers}")
@@ -63,20 +68,20 @@ def together(results: Sequence[Record]) -> Record:
 
 
 def _throughput(axes: Any, result: Record) -> bool:
-    """Requests a second over the requests in flight, a line for each server and length."""
+    """Requests/s over the requests in flight, with a line for each server and length."""
     cells = [cell for cell in result["cells"] if cell["max_concurrency"] is not None]
     lines = _lines(cells, "frames", "max_concurrency", "requests_per_s", "{} frames")
     return _plot(axes, lines, result, "requests in flight", "requests/s")
 
 
 def _ttft(axes: Any, result: Record) -> bool:
-    """Median time to the first token over the frames, a line for each server and load."""
+    """Median TTFT over the frames, with a line for each server and load."""
     lines = _lines(result["cells"], "load", "frames", "ttft_s_p50", "{}")
     return _plot(axes, lines, result, "frames", "median time to the first token (s)")
 
 
 def _kv(axes: Any, result: Record) -> bool:
-    """Share of the KV pool in use over the last round of the largest cell."""
+    """Share of the KV pool in use during the last round of the largest cell."""
     cell = _largest(result)
     found = False
     for name, measures in cell["rounds"][-1].items():
@@ -92,7 +97,7 @@ def _kv(axes: Any, result: Record) -> bool:
 
 
 def _split(axes: Any, result: Record) -> bool:
-    """Seconds of a mean request by part, stacked, a bar for each server and cell."""
+    """The mean request's seconds by part, with a stacked bar for each server and cell."""
     bars = [
         (f"{name}\n{place(cell).replace(', ', chr(10))}", medians)
         for cell in result["cells"]
@@ -136,7 +141,6 @@ def _plot(axes: Any, lines: Sequence[Line], result: Record, x: str, y: str) -> b
         xs, ys = [p[0] for p in points], [p[1] for p in points]
         axes.plot(xs, ys, color=colour, marker=marker, linestyle=style, label=text)
     _label(axes, "", x, y)
-    # Loads and lengths go by doubling.
     axes.set_xscale("log", base=2)
     ticks = sorted({p[0] for _, _, points in lines for p in points})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -166,13 +170,13 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Draw the files that are named."""
+    """Draw the charts of the given results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULT.json")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    for path in draw_charts(together([read_result(path) for path in args.results]), args.out):
+    for path in draw_charts(combine([read_result(path) for path in args.results]), args.out):
         print(path)
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints to measure with: sizes of real models, untrained, written when they are needed.
+"""Checkpoints with the sizes of real models and random weights, written to a temporary folder.
 
-Times do not depend on what weights have learnt; answers do, so agreement on these checkpoints says
-that two engines computed nearly the same, not that an answer is good.
+Times do not depend on the values of weights. Answers do, so agreement on these checkpoints shows
+only that two engines compute the same.
 
-The tokenizer is the demo's, filled up with words that no text contains: the embedding and the
-output layer have the rows of the real vocabulary.
+The tokenizer is the demo's, padded with unused words, so that embedding and output layer have the
+real vocabulary's number of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from metok_vllm.errors import ConfigError
 
 SEED = 0
 ONE_MEDIUM = ("--limit-mm-per-prompt", '{"video": 1, "image": 1}')
-# In one step where METok is to prune; the dense prompt of 128 frames fits as well.
+# METok prunes prompts that fit one step; the dense prompt of 128 frames fits as well.
 CPU_FLAGS = (
     *("--enforce-eager", "--block-size", "32"),
     *("--max-model-len", "16384", "--max-num-batched-tokens", "8192"),
@@ -50,10 +50,10 @@ class Tower:
 
 @dataclass(frozen=True)
 class Sizes:
-    """A video model: its decoder, its vision tower, and the towers that rank frames.
+    """The sizes of a video model: decoder, vision tower, and alignment towers.
 
-    `alignment` None: the demo's. `real_weights` False: only configuration, for
-    `--load-format dummy`. `flags` are those of `vllm serve` that the model is measured with.
+    `alignment` None uses the demo's towers. Without `real_weights` only the configuration is
+    written, for `--load-format dummy`. `flags` are the flags of `vllm serve` for this model.
     """
 
     layers: int
@@ -73,7 +73,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the servers are started with: `flags` both of them, `metok_flags` METok's alone."""
+    """A model with `flags` for both servers and `metok_flags` for METok's alone."""
 
     name: str
     model: str
@@ -93,8 +93,8 @@ QWEN2_7B: dict[str, Any] = {
     "real_weights": False,
 }
 SIZES = {
-    # The decoder of LLaVA-OneVision-0.5B behind the demo's small tower (14 x 14 patches), so that
-    # on a CPU, too, the decoder takes most of the time.
+    # The decoder of LLaVA-OneVision-0.5B with the demo's small vision tower (14 x 14 patches), so
+    # that the decoder takes most of the time on a CPU as well.
     "cpu-reference": Sizes(
         layers=24,
         hidden=896,
@@ -119,8 +119,8 @@ SIZES = {
         tower=Tower(26, 1152, 16, 4304, image=384, patch=14),
         flags=("--dtype", "bfloat16", "--max-model-len", "32768", *GPU_FLAGS),
     ),
-    # CLIP ViT-L/14-336 up to its last layer but one, as SigLIP layers: 24 x 24 patches, 144 tokens
-    # a frame. vLLM has no LongVA, so its sizes come in LLaVA-OneVision's layout.
+    # CLIP ViT-L/14-336 without its last layer, as SigLIP layers: 24 x 24 patches, 144 tokens a
+    # frame. vLLM has no LongVA, so its sizes use LLaVA-OneVision's layout.
     "longva-7b": Sizes(
         **QWEN2_7B,
         vocabulary=152064,
@@ -135,9 +135,9 @@ NAMES = ("demo", *SIZES)
 
 @contextmanager
 def checkpoint(name: str, parent: Path | None = None) -> Iterator[Checkpoint]:
-    """The checkpoint `name` of NAMES in a temporary folder (below `parent`) that goes afterwards.
+    """The checkpoint `name` of NAMES in a temporary folder (below `parent`).
 
-    Raises ConfigError for another name.
+    Raises ConfigError for an unknown name.
     """
     if name == "demo":
         flags = ("--dtype", "float32", *CPU_FLAGS, "--served-model-name", name)
@@ -157,7 +157,7 @@ def checkpoint(name: str, parent: Path | None = None) -> Iterator[Checkpoint]:
 
 
 def write_model(folder: Path, sizes: Sizes) -> None:
-    """A LLaVA-OneVision in its published layout; without weights where `sizes` says so."""
+    """Write a LLaVA-OneVision in its published layout, with weights if `sizes` says so."""
     import transformers
 
     folder.mkdir()
@@ -197,7 +197,7 @@ def write_model(folder: Path, sizes: Sizes) -> None:
 
 
 def write_alignment(folder: Path, tower: Tower) -> None:
-    """A SigLIP with weights, its text tower as large as its image tower."""
+    """Write a SigLIP with weights; the text tower has the sizes of the image tower."""
     from transformers import SiglipConfig
 
     folder.mkdir()
@@ -232,7 +232,7 @@ def _transformer(tower: Tower) -> dict[str, int]:
 
 def _padded(tokenizer: dict[str, Any], size: int) -> dict[str, Any]:
     vocabulary = tokenizer["model"]["vocab"]
-    # Special tokens keep their ids only where the vocabulary has them, too.
+    # Special tokens keep their ids only if the vocabulary contains them.
     vocabulary |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     vocabulary |= {f"Ġ#{number}": number for number in range(len(vocabulary), size)}
     return tokenizer

@@ -1,8 +1,8 @@
-"""Two result files side by side: what `metok bench compare a.json b.json` shows.
+"""Two result files side by side, for `metok bench compare a.json b.json`.
 
-Cells are matched by length and load, servers by name. A ratio needs the agreement of the answers
-to requests that both files hold; where there is none, or requests failed, there is no ratio. Beside
-it stands how often the server was right in each run, or which of the two does not say.
+Cells match by length and load, servers by name. A ratio is shown only with the agreement of the
+answers to requests in both files, and only if no request failed. The accuracy of each run follows,
+if its file has one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ QUALITY = ("answers equal", "right, %")
 
 @dataclass(frozen=True)
 class Row:
-    """One server in one cell of both files. `ratios` above 1 are in favour of the second file."""
+    """One server in one cell of both files. `ratios` above 1 favour the second file."""
 
     place: str
     server: str
@@ -46,7 +46,7 @@ class Row:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A result file. Raises ConfigError for anything else."""
+    """Read a result file. Raises ConfigError for any other file."""
     try:
         result = json.loads(path.read_text())
     except OSError as error:
@@ -64,7 +64,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def rows(one: Record, other: Record) -> list[Row]:
-    """Every server of every cell that both results have."""
+    """Every server in every cell that both results contain."""
     theirs = {place(cell): cell for cell in other["cells"]}
     found = []
     for cell in one["cells"]:
@@ -80,7 +80,7 @@ def rows(one: Record, other: Record) -> list[Row]:
 
 
 def differences(one: Record, other: Record) -> list[str]:
-    """What differs in environment and configuration: reasons why figures may differ."""
+    """The differences in environment and configuration, which may explain other figures."""
     lines = []
     for part in ("environment", "configuration"):
         before, after = _flat(one[part]), _flat(other[part])
@@ -107,7 +107,7 @@ def comparison_table(found: list[Row]) -> Table:
 
 
 def _right(name: str, one: Record | None, other: Record | None) -> str:
-    """How often a server was right in both files, in words where one of them does not say."""
+    """A server's accuracy in both files, or a note if a file has none."""
     known = [q is not None and q["accuracy"].get(name) is not None for q in (one, other)]
     if not any(known):
         return "in neither file"
@@ -116,8 +116,8 @@ def _right(name: str, one: Record | None, other: Record | None) -> str:
         return f"{shares[known.index(True)]}\nnot in the {'second' if known[0] else 'first'} file"
     assert one is not None
     assert other is not None
-    said = "\n".join(shares)
-    return said if one["digest"] == other["digest"] else f"{said}\nof other questions"
+    text = "\n".join(shares)
+    return text if one["digest"] == other["digest"] else f"{text}\nof other questions"
 
 
 def _row(name: str, one: Record, other: Record, before: Record, after: Record, right: str) -> Row:

@@ -3,12 +3,11 @@
     python -m metok_vllm.benchmarks.throughput.foreign --checkpoint cpu-reference
     python -m metok_vllm.benchmarks.throughput.foreign --base-url http://127.0.0.1:8000
 
-`vllm bench serve` sends the same requests, byte for byte the same videos, and guidellm too where
-its program is named with `--guidellm`. The clients take turns in each round, so that what disturbs
-the machine disturbs all of them, in all orders, so that nobody always follows the same other.
-Each client's means are also held against the server's own of just its turn (`foreign_clock`).
-Caches must be off at the server (one that this program starts has them off): the second client to
-ask would find what the first one left.
+`vllm bench serve` sends the same requests with the same bytes, and so does guidellm if
+`--guidellm` names its program. The clients take turns in every round, so that disturbances of the
+machine affect all of them, and the rounds use all orders of the clients. Each client's means are
+also compared with the server's own for its turn. The server's caches must be off, as they are on a
+server that this program starts: a later client would profit from an earlier one.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, islice, permutations
 from typing import Any
 
@@ -36,10 +36,10 @@ from metok_vllm.benchmarks.throughput.foreign_clients import (
     OVER_SERVERS,
     Client,
     Figures,
-    beside_the_server,
     guidellm_client,
     our_client,
     vllm_client,
+    with_server_clock,
 )
 from metok_vllm.benchmarks.throughput.load import Load, warm_up
 from metok_vllm.benchmarks.throughput.run import REST_S
@@ -48,13 +48,12 @@ CACHES_OFF = ("--no-enable-prefix-caching", "--mm-processor-cache-gb", "0")
 
 
 @dataclass(frozen=True)
-class Beside:
-    """One client against ours at one concurrency.
+class ClientComparison:
+    """One client compared with ours at one concurrency.
 
-    `ours` and `theirs` are medians over the rounds, `differences` each round's own
-    `theirs / ours - 1` and `difference` their median; a figure that the client does not tell is
-    not there. `rounds` has both clients' figures of every round, for who asks what a round far
-    from the others was like.
+    `ours` and `theirs` are medians over the rounds, `differences` each round's `theirs / ours - 1`
+    and `difference` their median. Figures that the client does not report are missing. `rounds`
+    has both clients' figures of every round, to explain outliers.
     """
 
     client: str
@@ -72,32 +71,32 @@ def compare(
     rounds: Sequence[Sequence[BenchRequest]],
     concurrency: int,
     rest_s: float = REST_S,
-) -> list[Beside]:
+) -> list[ClientComparison]:
     """Every client in turn, once for each of `rounds` and its requests.
 
-    The rounds go through all orders: neither a machine that gets slower nor what a client leaves
-    behind favours one of them. Before each turn the server rests for `rest_s` seconds.
-    Raises ForeignError where a request was not answered.
+    The rounds use all orders, so that neither a slowing machine nor a client's after-effects favour
+    one client. The server rests for `rest_s` seconds before each turn. Raises ForeignError if a
+    request is not answered.
     """
     turns = {OURS: our_client, **clients}
-    told: dict[str, list[Figures]] = {name: [] for name in turns}
+    reported: dict[str, list[Figures]] = {name: [] for name in turns}
     for requests, order in zip(rounds, cycle(permutations(turns)), strict=False):
         for name in order:
             time.sleep(rest_s)
-            client = beside_the_server(turns[name])
-            told[name].append(client(endpoint, requests, concurrency))
-    ours = told.pop(OURS)
-    return [beside(name, concurrency, ours, theirs) for name, theirs in told.items()]
+            client = with_server_clock(turns[name])
+            reported[name].append(client(endpoint, requests, concurrency))
+    ours = reported.pop(OURS)
+    return [compare_figures(name, concurrency, ours, theirs) for name, theirs in reported.items()]
 
 
-def beside(
+def compare_figures(
     client: str, concurrency: int, ours: Sequence[Figures], theirs: Sequence[Figures]
-) -> Beside:
-    """Medians of both and of their differences round by round."""
-    names = [n for n in NAMES + OVER_SERVERS if all(n in told for told in (*ours, *theirs))]
+) -> ClientComparison:
+    """Medians of both clients' figures, and their differences in each round."""
+    names = [n for n in NAMES + OVER_SERVERS if all(n in figures for figures in (*ours, *theirs))]
     pairs = list(zip(ours, theirs, strict=True))
     differences = {n: [their[n] / our[n] - 1 for our, their in pairs] for n in names}
-    return Beside(
+    return ClientComparison(
         client,
         concurrency,
         ours={name: statistics.median(our[name] for our in ours) for name in names},
@@ -108,8 +107,8 @@ def beside(
     )
 
 
-def table(found: Sequence[Beside]) -> str:
-    """Markdown: both figures, their difference and how far the rounds' own lie apart."""
+def table(found: Sequence[ClientComparison]) -> str:
+    """Markdown: both figures, the median difference and its range over rounds."""
     lines = ["| client | in flight | figure | ours | theirs | difference |", "|---|" + "---|" * 5]
     for pair in found:
         for name, difference in pair.difference.items():
@@ -121,7 +120,7 @@ def table(found: Sequence[Beside]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the comparison, print the table and the whole as one line of JSON."""
+    """Run the comparison, then print the table and the result as one line of JSON."""
     args = _parser().parse_args(argv)
     with _server(args.base_url, args.checkpoint) as url:
         endpoint = find_endpoint("server", url, model=args.model)
@@ -136,31 +135,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @contextmanager
 def _server(base_url: str | None, name: str | None) -> Iterator[str]:
-    """The address of the given server, or of a METok server on a checkpoint while it runs."""
+    """The address of the given server, or of a METok server that runs on a checkpoint."""
     if base_url is not None:
         yield base_url
         return
     from metok_vllm.benchmarks.throughput import servers
     from metok_vllm.processes.child_server import ChildServer
 
-    assert name is not None  # the parser wants one of both
+    assert name is not None  # the parser requires one of both
     with servers.ended_by_signals(), checkpoint(name) as made:
         flags = (made.model, *made.flags, *CACHES_OFF, *made.metok_flags)
-        command = (*servers.METOK_SERVE, *flags, *servers.REQUESTS_SAY, *servers.WITHOUT_LIMITS)
+        command = (*servers.METOK_SERVE, *flags, *servers.TRUST_REQUESTS, *servers.WITHOUT_LIMITS)
         with ChildServer(command) as server:
             server.wait_until_ready(servers.READY_S)
             yield server.url
 
 
-def _compare_all(endpoint: Endpoint, args: argparse.Namespace) -> list[Beside]:
+def _compare_all(endpoint: Endpoint, args: argparse.Namespace) -> list[ClientComparison]:
     settings = WorkloadSettings(
         seed=args.seed, frames=(args.frames,), max_tokens=args.output_len, seconds_per_frame=0.5
     )
     stream = workload(settings)
     clients: dict[str, Client] = {"vllm bench serve": vllm_client}
     if args.guidellm:
-        clients["guidellm"] = guidellm_client(args.guidellm)
-    found: list[Beside] = []
+        clients["guidellm"] = partial(guidellm_client, args.guidellm)
+    found: list[ClientComparison] = []
     for concurrency in args.max_concurrency:
         asyncio.run(warm_up(endpoint, list(islice(stream, concurrency)), Load(concurrency)))
         rounds = [list(islice(stream, args.num_prompts)) for _ in range(args.rounds)]
@@ -173,10 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     server = parser.add_mutually_exclusive_group(required=True)
     server.add_argument("--base-url")
     server.add_argument(
-        "--checkpoint", choices=sorted(SIZES), help="a METok server is started on it"
+        "--checkpoint", choices=sorted(SIZES), help="start a METok server on this checkpoint"
     )
     parser.add_argument("--model")
-    parser.add_argument("--guidellm", metavar="PROGRAM", help="guidellm's command")
+    parser.add_argument("--guidellm", metavar="PROGRAM", help="the command of guidellm")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--max-concurrency", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--num-prompts", type=int, default=16)

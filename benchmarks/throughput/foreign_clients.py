@@ -1,20 +1,13 @@
-"""The clients that are compared: ours, `vllm bench serve` and guidellm.
+"""The compared clients: ours, `vllm bench serve` and guidellm 0.8.
 
-Each is given the same requests and tells its own figures, by our names and in seconds.
+Each sends the same requests and returns its own figures, by our names and in seconds. guidellm is
+installed in an environment of its own. Its inter-token time is our time per output token; it does
+not report single gaps.
+
+On a shared machine one turn may be a fifth slower than the last. The server's histograms measure
+the requests of each turn on the server's clock, so the ratio of a client's mean to the server's
+depends on the client alone.
 """
-# MERGED DOC
-# """What the server itself says of a client's turn, beside what the client says of it.
-#
-# On a machine that is shared a turn may be a fifth slower than the one before, whoever asks. The
-# server's histograms at `/metrics` tell how long the requests of just this turn took on its own
-# clock, so a client's mean over the server's says how the client counts, free of the hour.
-# """
-# MERGED DOC
-# """What guidellm (0.8) is given, and what it says: its program is installed apart from ours.
-#
-# Its inter-token time is a request's time after its first token over its other tokens, which we call
-# the time per output token; single gaps it does not tell.
-# """
 
 from __future__ import annotations
 
@@ -26,19 +19,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.scrape import Scraper, Scrapes
-from metok_vllm.benchmarks.throughput import foreign_guidellm
 from metok_vllm.benchmarks.throughput.foreign_vllm import write_requests
 from metok_vllm.benchmarks.throughput.load import Load
 from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES
 from metok_vllm.benchmarks.throughput.run import run_once
 
 OURS = "metok bench"
-# Those that others tell too, by the names of our own result.
+# The figures of our result that other clients report as well.
 NAMES = (
     "requests_per_s",
     "output_tokens_per_s",
@@ -49,14 +42,23 @@ NAMES = (
     "ttft_s_mean",
     "end_to_end_s_mean",
 )
+# A client's mean, the server's histogram of the same time, and the name of their ratio.
+CLOCKS = (
+    ("ttft_s_mean", "vllm:time_to_first_token_seconds", "ttft_over_servers"),
+    ("end_to_end_s_mean", "vllm:e2e_request_latency_seconds", "end_to_end_over_servers"),
+)
+OVER_SERVERS = tuple(over for _, _, over in CLOCKS)
+# By default guidellm has a process for each request in flight, which takes cores from the server.
+# The environment's own value has priority.
+ONE_PROCESS = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
 
-# A client's figures by name, of one run on a server with so many requests in flight.
 Figures = Mapping[str, float]
+# Sends the requests with a concurrency and returns its figures by name.
 Client = Callable[[Endpoint, Sequence[BenchRequest], int], Figures]
 
 
 class ForeignError(Exception):
-    """A client that did not come to its end, or whose requests were not all answered."""
+    """A client failed, or not all of its requests were answered."""
 
 
 def our_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int) -> Figures:
@@ -70,18 +72,18 @@ def our_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency
 
 
 def vllm_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int) -> Figures:
-    """`vllm bench serve`. Its gaps count a chunk without a token that names the role."""
+    """`vllm bench serve`. Its gaps include the first chunk, which has the role and no token."""
     with tempfile.TemporaryDirectory(prefix="metok-foreign-") as folder:
-        asked, told = Path(folder) / "requests.json", Path(folder) / "result.json"
-        write_requests(asked, requests)
+        bodies, saved = Path(folder) / "requests.json", Path(folder) / "result.json"
+        write_requests(bodies, requests)
         command = [sys.executable, "-m", "metok_vllm.benchmarks.throughput.foreign_vllm"]
-        command += [str(asked), "--backend", "openai-chat", "--dataset-name", "custom"]
+        command += [str(bodies), "--backend", "openai-chat", "--dataset-name", "custom"]
         command += ["--base-url", endpoint.url, "--endpoint", "/v1/chat/completions"]
         command += ["--model", endpoint.model, "--max-concurrency", str(concurrency)]
         command += ["--extra-body", json.dumps(dict(endpoint.extra_body)), "--disable-tqdm"]
         command += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--save-result"]
-        _finish([*command, "--result-filename", str(told)])
-        result = json.loads(told.read_text())
+        _finish([*command, "--result-filename", str(saved)])
+        result = json.loads(saved.read_text())
     _all_answered("vllm bench serve", result["completed"], len(requests), {})
     return {
         "requests_per_s": result["request_throughput"],
@@ -95,87 +97,27 @@ def vllm_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrenc
     }
 
 
-def guidellm_client(program: str) -> Client:
+def guidellm_client(
+    program: str, endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int
+) -> Figures:
     """guidellm, whose command is `program`."""
-
-    def client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int) -> Figures:
-        with tempfile.TemporaryDirectory(prefix="metok-foreign-") as name:
-            folder = Path(name)
-            scenario = foreign_guidellm.write_scenario(folder, endpoint, requests, concurrency)
-            run = [program, "run", "--config", str(scenario), "--disable-console"]
-            _finish(run, foreign_guidellm.ONE_PROCESS | os.environ)
-            report = json.loads((folder / "report.json").read_text())
-        found = foreign_guidellm.figures(report)
-        _all_answered("guidellm", int(found.pop("answered")), len(requests), {})
-        return found
-
-    return client
-
-
-def _finish(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    """Run a client to its end, with its words kept. Raises ForeignError where it fails."""
-    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-    done = subprocess.run(command, env=env, **quiet)
-    if done.returncode:
-        end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        raise ForeignError(f"{Path(command[0]).name} ended with status {done.returncode}:\n{end}")
-
-
-def _all_answered(name: str, answered: int, sent: int, errors: Mapping[str, int]) -> None:
-    if answered != sent:
-        raise ForeignError(f"{answered} of {sent} requests of {name} were answered {dict(errors)}")
-
-
-# A client's mean, the server's histogram of the same, and the name of one over the other.
-CLOCKS = (
-    ("ttft_s_mean", "vllm:time_to_first_token_seconds", "ttft_over_servers"),
-    ("end_to_end_s_mean", "vllm:e2e_request_latency_seconds", "end_to_end_over_servers"),
-)
-OVER_SERVERS = tuple(over for _, _, over in CLOCKS)
-
-
-def beside_the_server(client: Client) -> Client:
-    """The client with its means over the server's among its figures.
-
-    One is not there where the client or the server does not tell it, or where the server counted
-    other requests than the client's meanwhile.
-    """
-
-    def ask(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int) -> Figures:
-        async def turn() -> Figures:
-            async with Scraper(endpoint, time.perf_counter, during=False) as scraper:
-                # Each client has an event loop of its own, or a process.
-                told = await asyncio.to_thread(client, endpoint, requests, concurrency)
-                await scraper.finish(len(requests))
-            return dict(told) | over_servers(told, scraper.scrapes, len(requests))
-
-        return asyncio.run(turn())
-
-    return ask
-
-
-def over_servers(told: Figures, scrapes: Scrapes, answered: int) -> dict[str, float]:
-    """The client's means over the server's; `scrapes` from before and after its turn."""
-    found = {}
-    for mean, histogram, over in CLOCKS:
-        count, seconds = scrapes.rise(f"{histogram}_count"), scrapes.rise(f"{histogram}_sum")
-        if mean in told and count == answered and seconds:
-            found[over] = told[mean] * count / seconds
+    with tempfile.TemporaryDirectory(prefix="metok-foreign-") as name:
+        folder = Path(name)
+        scenario = write_scenario(folder, endpoint, requests, concurrency)
+        run = [program, "run", "--config", str(scenario), "--disable-console"]
+        _finish(run, ONE_PROCESS | os.environ)
+        report = json.loads((folder / "report.json").read_text())
+    found = guidellm_figures(report)
+    _all_answered("guidellm", int(found.pop("answered")), len(requests), {})
     return found
-
-
-# By default it has a process for each request in flight; the other clients have one, and on few
-# cores it is the measured server that pays for the rest. The environment's own value wins.
-ONE_PROCESS = {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
 
 
 def write_scenario(
     folder: Path, endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int
 ) -> Path:
-    """A scenario that sends the same messages and settings; its report is `report.json` beside.
+    """Write guidellm's scenario for the same requests; its report is `report.json` in `folder`.
 
-    Raises ValueError where requests differ in more than their messages: guidellm says the rest
-    once for all.
+    Raises ValueError if bodies differ beside their messages, since guidellm has one body for all.
     """
     rest = [{k: v for k, v in request.body.items() if k != "messages"} for request in requests]
     if any(body != rest[0] for body in rest):
@@ -201,22 +143,77 @@ def write_scenario(
     return scenario
 
 
-def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report in seconds, by our names; `answered` counts the requests."""
+def guidellm_figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of guidellm's report in seconds, by our names; `answered` counts requests."""
     (benchmark,) = report["benchmarks"]
     metrics = benchmark["metrics"]
-
-    def of(name: str, what: str) -> float:
-        spread = metrics[name]["successful"]
-        return float(spread["percentiles"][what] if what == "p50" else spread[what])
-
+    spread = {
+        name: metrics[name]["successful"]
+        for name in (
+            "requests_per_second",
+            "output_tokens_per_second",
+            "time_to_first_token_ms",
+            "inter_token_latency_ms",
+            "request_latency",
+        )
+    }
+    p50 = {name: float(values["percentiles"]["p50"]) for name, values in spread.items()}
+    mean = {name: float(values["mean"]) for name, values in spread.items()}
     return {
         "answered": float(metrics["request_totals"]["successful"]),
-        "requests_per_s": of("requests_per_second", "mean"),
-        "output_tokens_per_s": of("output_tokens_per_second", "mean"),
-        "ttft_s_p50": of("time_to_first_token_ms", "p50") / 1000,
-        "per_output_token_s_p50": of("inter_token_latency_ms", "p50") / 1000,
-        "end_to_end_s_p50": of("request_latency", "p50"),
-        "ttft_s_mean": of("time_to_first_token_ms", "mean") / 1000,
-        "end_to_end_s_mean": of("request_latency", "mean"),
+        "requests_per_s": mean["requests_per_second"],
+        "output_tokens_per_s": mean["output_tokens_per_second"],
+        "ttft_s_p50": p50["time_to_first_token_ms"] / 1000,
+        "per_output_token_s_p50": p50["inter_token_latency_ms"] / 1000,
+        "end_to_end_s_p50": p50["request_latency"],
+        "ttft_s_mean": mean["time_to_first_token_ms"] / 1000,
+        "end_to_end_s_mean": mean["request_latency"],
     }
+
+
+def with_server_clock(client: Client) -> Client:
+    """The client with the ratios of its means to the server's among its figures.
+
+    A ratio is missing if the client or the server does not report the time, or if the server
+    counted other requests during the turn.
+    """
+    return partial(_turn, client)
+
+
+def _turn(
+    client: Client, endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int
+) -> Figures:
+    return asyncio.run(_measured_turn(client, endpoint, requests, concurrency))
+
+
+async def _measured_turn(
+    client: Client, endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency: int
+) -> Figures:
+    async with Scraper(endpoint, time.perf_counter, during=False) as scraper:
+        # Each client has its own event loop or process.
+        figures = await asyncio.to_thread(client, endpoint, requests, concurrency)
+        await scraper.finish(len(requests))
+    return dict(figures) | _over_servers(figures, scraper.scrapes, len(requests))
+
+
+def _over_servers(figures: Figures, scrapes: Scrapes, answered: int) -> dict[str, float]:
+    found = {}
+    for mean, histogram, over in CLOCKS:
+        count, seconds = scrapes.rise(f"{histogram}_count"), scrapes.rise(f"{histogram}_sum")
+        if mean in figures and count == answered and seconds:
+            found[over] = figures[mean] * count / seconds
+    return found
+
+
+def _finish(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run a client to its end with captured output. Raises ForeignError if it fails."""
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+    done = subprocess.run(command, env=env, **quiet)
+    if done.returncode:
+        end = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise ForeignError(f"{Path(command[0]).name} ended with status {done.returncode}:\n{end}")
+
+
+def _all_answered(name: str, answered: int, sent: int, errors: Mapping[str, int]) -> None:
+    if answered != sent:
+        raise ForeignError(f"{answered} of {sent} requests of {name} were answered {dict(errors)}")

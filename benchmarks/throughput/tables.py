@@ -1,7 +1,6 @@
-"""The result as tables for people, from its JSON: what a file holds is what is shown.
+"""The result's JSON as tables.
 
-No ratio is shown without the agreement of the answers beside it, and how many were right where the
-right answers are known.
+Every ratio is shown with the agreement of the answers, and with the accuracy if it is known.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from metok_vllm.benchmarks.throughput.split import PARTS
 
 Record = Mapping[str, Any]
 
-# Only where several questions were asked about a video.
+# Shown only if there were several questions about a video.
 NEXT_QUESTION = (
     ("first question p50", "ttft_first_question_s_p50", "{:.2f}"),
     ("next question p50", "ttft_next_question_s_p50", "{:.2f}"),
@@ -61,7 +60,7 @@ RATIOS = (
     ("time a token p50", "per_output_token_s_p50"),
     ("E2E p50", "end_to_end_s_p50"),
 )
-# As many cells as two servers fill a terminal of 80 columns with.
+# Two servers in two cells fill a terminal of 80 columns.
 CELLS_A_TABLE = 2
 
 
@@ -78,19 +77,19 @@ def tables(result: Record) -> list[Table]:
 
 
 def quality_of(result: Record, frames: int) -> Record | None:
-    """The right answers at a number of frames; None where none were counted."""
+    """The accuracy at a number of frames; None if it was not measured."""
     found = [each for each in result.get("quality") or () if each["frames"] == frames]
     return found[0] if found else None
 
 
 def right_share(quality: Record | None, name: str) -> str:
-    """How often a server was right, with its interval; a dash where that is not known."""
+    """A server's accuracy with its interval, or a dash."""
     estimate = None if quality is None else quality["accuracy"].get(name)
     return _points(estimate, "{:.1f}")
 
 
 def place(cell: Record) -> str:
-    """The length and load of a cell in a few words."""
+    """The length and load of a cell as text."""
     parts = [f"{cell['frames']} frames"]
     if cell["max_concurrency"] is not None:
         parts.append(f"{cell['max_concurrency']} in flight")
@@ -100,16 +99,16 @@ def place(cell: Record) -> str:
 
 
 def failures(result: Record) -> list[str]:
-    """A line for every reason that requests failed for."""
+    """A line for every server and reason of failed requests."""
     counts: dict[tuple[str, str], int] = {}
     for cell in result["cells"]:
         for runs in cell["rounds"]:
             for name, measures in runs.items():
                 for reason, count in measures["errors"].items():
                     counts[name, reason] = counts.get((name, reason), 0) + count
-    for asked in result.get("quality") or ():
-        reason = f"{asked['source']} questions at {asked['frames']} frames"
-        counts |= {(name, reason): count for name, count in asked["failed"].items() if count}
+    for quality in result.get("quality") or ():
+        reason = f"{quality['source']} questions at {quality['frames']} frames"
+        counts |= {(name, reason): count for name, count in quality["failed"].items() if count}
     return [f"{name}: {count} failed: {reason}" for (name, reason), count in counts.items()]
 
 
@@ -119,9 +118,9 @@ def _servers(
     cells: Sequence[Record],
     result: Record | None = None,
 ) -> Table:
-    """A column for every server in every cell, so that a narrow terminal holds all figures.
+    """A column for every server in every cell, which fits a narrow terminal.
 
-    With `result`, what was lost and what was right stand below them.
+    With `result`, rows of failed requests and of the accuracy follow.
     """
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -148,7 +147,7 @@ def _servers(
 
 
 def _comparisons(cells: Sequence[Record], result: Record) -> Table:
-    """A column for every cell: the ratios with their range over the rounds, then the quality."""
+    """A column for every cell: ratios with their range over rounds, then the quality."""
     pairs = [(cell, cell["comparison"]) for cell in cells if cell["comparison"] is not None]
     other, plain = pairs[0][1]["other"], pairs[0][1]["plain"]
     title = f"{other}: times as good as {plain}, median of rounds (lowest to highest)"
@@ -163,34 +162,34 @@ def _comparisons(cells: Sequence[Record], result: Record) -> Table:
     for label, key in (("answers equal", "exact"), ("first token equal", "first")):
         same = [pair["agreement"] for _, pair in pairs]
         table.add_row(label, *("-" if s is None else f"{s[key]:.0%}" for s in same))
-    asked = [quality_of(result, cell["frames"]) for cell, _ in pairs]
-    for label, values in _right_answers(asked, plain, other):
+    quality = [quality_of(result, cell["frames"]) for cell, _ in pairs]
+    for label, values in _accuracy_rows(quality, plain, other):
         table.add_row(label, *values)
     if any(pair["refused"] for _, pair in pairs):
         table.add_row("no ratio", *(pair["refused"] or "" for _, pair in pairs))
     return table
 
 
-def _right_answers(
-    asked: Sequence[Record | None], plain: str, other: str
+def _accuracy_rows(
+    quality: Sequence[Record | None], plain: str, other: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """Rows about the questions that were asked after the rounds."""
-    if not any(asked):
+    """Rows about the questions that followed the rounds."""
+    if not any(quality):
         return
-    sources = ", ".join(dict.fromkeys(each["source"] for each in asked if each is not None))
-    yield f"{sources}, questions", ["-" if q is None else str(q["questions"]) for q in asked]
+    sources = ", ".join(dict.fromkeys(q["source"] for q in quality if q is not None))
+    yield f"{sources}, questions", ["-" if q is None else str(q["questions"]) for q in quality]
     for name in (plain, other):
-        yield f"right, {name}, %", [right_share(q, name) for q in asked]
-    gains = [None if q is None else q["difference"] for q in asked]
+        yield f"right, {name}, %", [right_share(q, name) for q in quality]
+    gains = [None if q is None else q["difference"] for q in quality]
     yield "difference, points", [_points(gain, "{:+.1f}") for gain in gains]
-    chances = [None if q is None else q["chance"] for q in asked]
+    chances = [None if q is None else q["chance"] for q in quality]
     yield "guessing, %", ["-" if c is None else f"{100 * c:.1f}" for c in chances]
-    same = [None if q is None else q["agreement"] for q in asked]
+    same = [None if q is None else q["agreement"] for q in quality]
     yield "equal to each other", ["-" if s is None else f"{s['exact']:.0%}" for s in same]
 
 
 def _figures(cells: Sequence[Record]) -> tuple[tuple[str, str, str], ...]:
-    """Without what several questions about a video came to, where there was one."""
+    """The figures; those of next questions only if a video had several."""
     medians = [columns for cell in cells for columns in cell["medians"].values()]
     if any(columns.get("ttft_next_question_s_p50") is not None for columns in medians):
         return FIGURES

@@ -1,7 +1,7 @@
-"""Random weights in the layout of published checkpoints, a file a part of the model.
+"""Random weights in the layout of published checkpoints.
 
-Untrained but sane: at Hugging Face's own initialisation attention over hundreds of tokens is flat
-and every question gets the same answer, so queries and keys are drawn larger.
+With Hugging Face's initialisation, attention over hundreds of tokens is flat and every question has
+the same answer. Queries and keys are therefore drawn larger.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-# Hugging Face's names in memory and those of published LLaVA-OneVision files, the longest first.
+# Prefixes of Hugging Face's names in memory and in published LLaVA-OneVision files, longest first.
 PUBLISHED_NAMES = {
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.language_model.": "language_model.model.",
@@ -30,7 +30,7 @@ SHARD_BYTES = 1 << 30
 def video_model_weights(
     config: Any, seed: int, known: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Published names and bfloat16 tensors of a LLaVA-OneVision; from `known` where shapes fit."""
+    """Published names and bfloat16 tensors of a LLaVA-OneVision, from `known` if the shape fits."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
     with torch.device("meta"):
@@ -57,7 +57,7 @@ def alignment_weights(config: Any, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def published_name(name: str) -> str:
-    """A tensor's name in published files. Raises ValueError for one that is none of the model's."""
+    """A tensor's name in published files. Raises ValueError for an unknown tensor."""
     for prefix, published in PUBLISHED_NAMES.items():
         if name.startswith(prefix):
             return published + name.removeprefix(prefix)
@@ -65,28 +65,29 @@ def published_name(name: str) -> str:
 
 
 def save(folder: Path, tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Write safetensors files of about a gibibyte and their index; never all tensors at once."""
+    """Write safetensors files of about a gibibyte and their index, one shard in memory."""
     files: dict[str, str] = {}
-    shard: dict[str, Tensor] = {}
-    total = held = 0
-
-    def flush() -> None:
-        name = f"model-{len(set(files.values())) + 1:05d}.safetensors"
+    total = 0
+    for number, shard in enumerate(_shards(tensors), start=1):
+        name = f"model-{number:05d}.safetensors"
         save_file(shard, folder / name, metadata={"format": "pt"})
         files.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    for name, tensor in tensors:
-        shard[name] = tensor.contiguous()
-        held += tensor.nbytes
-        total += tensor.nbytes
-        if held >= SHARD_BYTES:
-            flush()
-            held = 0
-    if shard:
-        flush()
+        total += sum(tensor.nbytes for tensor in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": files}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        shard[name] = tensor.contiguous()
+        size += tensor.nbytes
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard
 
 
 def _draw(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -96,7 +97,7 @@ def _draw(name: str, shape: torch.Size, seed: int) -> Tensor:
     if name.startswith("logit_"):
         return torch.full(shape, math.log(10.0), dtype=torch.bfloat16)
     std = STD * (QUERY_KEY_GAIN if name.endswith(("q_proj.weight", "k_proj.weight")) else 1)
-    # A stream for each tensor, so that none depends on the order of the others.
+    # Each tensor has its own generator, so that it does not depend on the order.
     generator = torch.Generator().manual_seed(_number(f"{seed} {name}"))
     return torch.empty(shape).normal_(0, std, generator=generator).to(torch.bfloat16)
 

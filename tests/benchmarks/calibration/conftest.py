@@ -9,7 +9,7 @@ import pytest
 
 from metok_vllm.benchmarks.calibration.measure import Sample, take_samples
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
-from metok_vllm.benchmarks.calibration.prompts import find_asks
+from metok_vllm.benchmarks.calibration.prompts import find_questions
 from metok_vllm.benchmarks.calibration.run import Calibration, calibrate
 from metok_vllm.config import METokConfig
 from tests.benchmarks.calibration.checkpoints import SIZES, write_videos
@@ -37,14 +37,14 @@ def model(checkpoint: Path) -> CalibratedModel:
 
 @pytest.fixture(scope="session")
 def samples(model: CalibratedModel, videos: Path) -> Sequence[Sample]:
-    asks = find_asks(videos, None, num_videos=2, questions_per_video=1)
+    asks = find_questions(videos, None, num_videos=2, questions_per_video=1)
     return take_samples(model, asks, FRAMES, TOKENS, lambda _: None)
 
 
 @pytest.fixture(scope="session")
 def found(model: CalibratedModel, videos: Path) -> Calibration:
     """A calibration on one video with another held out. The least budget holds nothing."""
-    asks = find_asks(videos, None, num_videos=2, questions_per_video=1)
+    asks = find_questions(videos, None, num_videos=2, questions_per_video=1)
     budgets = {"quality": 0.0, "balanced": 10.0, "max": 20.0}
     return calibrate(
         *(model, asks, budgets, FRAMES, TOKENS, lambda _: None),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metok_vllm import cli
-from metok_vllm.benchmarks.calibration import report as chart
+from metok_vllm.benchmarks.calibration import report
 from metok_vllm.benchmarks.calibration.run import Calibration
 from metok_vllm.benchmarks.commands import calibrate
 from tests.benchmarks.calibration.conftest import FRAMES, TOKENS
@@ -77,7 +77,7 @@ def test_what_was_measured_is_said_before_a_file_goes_wrong(
     def fail(*_: object) -> None:
         raise ValueError("this picture is too large")
 
-    monkeypatch.setattr(chart, "draw_chart", fail)
+    monkeypatch.setattr(report, "draw_chart", fail)
     (tmp_path / "metok.yaml").mkdir()  # made by another while it was measured
     arguments = argparse.Namespace(
         model="model",

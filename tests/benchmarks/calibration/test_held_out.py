@@ -11,7 +11,7 @@ from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
 from metok_vllm.benchmarks.calibration.measure import DENSE, STAGE1, Measured, Meter, Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.output import write_yaml
-from metok_vllm.benchmarks.calibration.prompts import find_asks
+from metok_vllm.benchmarks.calibration.prompts import find_questions
 from metok_vllm.benchmarks.calibration.report import choices_table
 from metok_vllm.benchmarks.calibration.run import Calibration, calibrate
 from metok_vllm.benchmarks.calibration.search import Search
@@ -107,7 +107,7 @@ def _searched(found: Measured) -> str:
 
 def test_a_figure_over_the_budget_is_said(found: Calibration, tmp_path: Path) -> None:
     assert found.held_out is not None
-    assert found.held_out.over(found.budgets) == []
+    assert found.held_out.over_budget(found.budgets) == []
     held = found.held_out.choices["balanced"]
     for one in (Measured(held.setting, MUCH, None), Measured(held.setting, NOTHING, MUCH)):
         assert one.worst == 0.5
@@ -123,7 +123,7 @@ def test_a_figure_over_the_budget_is_said(found: Calibration, tmp_path: Path) ->
 
 
 def test_one_video_holds_nothing_out(model: CalibratedModel, videos: Path, tmp_path: Path) -> None:
-    asks = find_asks(videos, None, num_videos=1, questions_per_video=2)
+    asks = find_questions(videos, None, num_videos=1, questions_per_video=2)
     found = calibrate(
         *(model, asks, {"balanced": 10.0}, FRAMES, TOKENS, lambda _: None),
         keep_ratios=(0.6,),

@@ -13,7 +13,7 @@ from torch import Tensor
 from metok_vllm.benchmarks.calibration.measure import Meter, Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.passes import Prompt, logprobs, run_pruned, run_whole
-from metok_vllm.benchmarks.calibration.prompts import find_asks
+from metok_vllm.benchmarks.calibration.prompts import find_questions
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
 from metok_vllm.config import METokConfig
 from metok_vllm.video import read_video
@@ -36,7 +36,7 @@ def test_the_dense_answer_is_hugging_faces(
     plain: Any, model: CalibratedModel, samples: Sequence[Sample], videos: Path
 ) -> None:
     """Prompt, visual tokens and decoder: pixels and chat template in, log-probabilities out."""
-    for sample, ask in zip(samples, find_asks(videos, None, 2, 1), strict=True):
+    for sample, ask in zip(samples, find_questions(videos, None, 2, 1), strict=True):
         content = [{"type": "video"}, {"type": "text", "text": ask.question}]
         text = model.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True

@@ -37,7 +37,7 @@ def test_content_decides_how_many_tokens_an_unbudgeted_prompt_has(model: Calibra
     fixed = model.prompt(frames, QUESTION, (1, 2, 3))
     assert fixed.tokens == encoded_tokens(FRAMES, model.grid, model.config)
     free = budget_effect.unbudgeted(model, frames, QUESTION)
-    classes = model.encoder.remembered[KEY].events.natural_T.tolist()
+    classes = model.encoder.events.entries[KEY].events.natural_T.tolist()
     by_class = [pooled_length(model.grid, stride) for stride in model.config.strides]
     assert free.tokens == sum(by_class[c] for c in classes) + model.config.num_events
     assert len(free) - free.tokens == len(fixed) - fixed.tokens

@@ -23,7 +23,7 @@ from transformers import (
 from metok_vllm.alignment.towers import AlignmentTowers
 from metok_vllm.benchmarks.throughput import checkpoints, weights
 from metok_vllm.benchmarks.throughput.checkpoints import SIZES, Sizes, Tower
-from metok_vllm.benchmarks.throughput.servers import REQUESTS_SAY, WITHOUT_LIMITS
+from metok_vllm.benchmarks.throughput.servers import TRUST_REQUESTS, WITHOUT_LIMITS
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.commands import serve_args
@@ -175,7 +175,7 @@ def environment() -> Iterator[None]:
 @pytest.mark.usefixtures("environment")
 @pytest.mark.parametrize("name", SIZES)
 def test_the_servers_take_the_flags(name: str) -> None:
-    flags = (*SIZES[name].flags, "--served-model-name", name, *REQUESTS_SAY)
+    flags = (*SIZES[name].flags, "--served-model-name", name, *TRUST_REQUESTS)
     args = serve_args.parse(["m", *flags, *WITHOUT_LIMITS, "--metok-alignment-model", "a"])
     assert args.served_model_name == [name]
     assert args.trust_request_mm_kwargs

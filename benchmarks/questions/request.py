@@ -1,4 +1,4 @@
-"""One question to the server, and what came back: text, first distribution, METok's report."""
+"""One question to a server and its answer: text, first-token distribution, METok's report."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import httpx
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.client.stream import refusal
-from metok_vllm.benchmarks.questions.prompts import Asked, data_url, frames_in
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion, data_url, frames_in
 from metok_vllm.benchmarks.questions.settings import Setting
 from metok_vllm.errors import MetokError
 
 OUTPUT_LEN = 16  # tokens of an answer, at most
-TOP = 20  # the most that a server gives unless told otherwise
+TOP_LOGPROBS = 20  # a server's default limit
 TOKEN_ID = "token_id:"
 NO_REPORT = "the answer has no `metok` object: this server does not run METok"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or the reason why there is none.
+    """An answer, or the reason for its absence in `error`.
 
     `first` maps token ids to log-probabilities of the first generated token; `metok` is the
     server's report.
@@ -36,26 +36,29 @@ class Reply:
     error: str | None = None
 
 
-async def ask(
+async def send_question(
     client: httpx.AsyncClient,
     endpoint: Endpoint,
-    asked: Asked,
+    question: VideoQuestion,
     setting: Setting,
-    likeliest: Sequence[int] = (),
+    token_ids: Sequence[int] = (),
     output_len: int = OUTPUT_LEN,
 ) -> Reply:
-    """Ask under a setting. `likeliest` are the tokens whose probabilities are wanted; none: those
-    that come first in this answer. A failure of any kind is a reply."""
+    """Send a question under a setting. Every failure is a reply with its `error` set.
+
+    `token_ids` are the tokens whose first log-probabilities are returned; without them, the most
+    likely ones.
+    """
     try:
-        body = body_of(asked, setting, likeliest, output_len) | {"model": endpoint.model}
+        body = body_of(question, setting, token_ids, output_len) | {"model": endpoint.model}
         response = await client.post("/v1/chat/completions", json={**body, **endpoint.extra_body})
     except httpx.HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}".removesuffix(": "))
     except MetokError as error:
         return Reply(error=str(error))
     except OSError as error:
-        # Its own text names the whole path.
-        return Reply(error=f"{asked.name}: {error.strerror or type(error).__name__}")
+        # Its own text contains the whole path.
+        return Reply(error=f"{question.name}: {error.strerror or type(error).__name__}")
     if response.status_code != 200:
         return Reply(error=refusal(response.status_code, response.content))
     try:
@@ -65,33 +68,36 @@ async def ask(
 
 
 def body_of(
-    asked: Asked, setting: Setting, likeliest: Sequence[int] = (), output_len: int = OUTPUT_LEN
+    question: VideoQuestion,
+    setting: Setting,
+    token_ids: Sequence[int] = (),
+    output_len: int = OUTPUT_LEN,
 ) -> dict[str, Any]:
-    """The request without its model."""
-    frames = asked.frames
+    """The body of the request, without its model."""
+    frames = question.frames
     if setting.frames_share < 1:
-        frames = setting.frames(asked.frames, frames_in(asked.video))
+        frames = setting.frames(question.frames, frames_in(question.video))
     body: dict[str, Any] = {
         "messages": [
             {
                 "role": "user",
                 "content": [
-                    {"type": "video_url", "video_url": {"url": data_url(asked.video)}},
-                    {"type": "text", "text": asked.question},
+                    {"type": "video_url", "video_url": {"url": data_url(question.video)}},
+                    {"type": "text", "text": question.question},
                 ],
             }
         ],
         "max_tokens": output_len,
         "temperature": 0,
         "logprobs": True,
-        "top_logprobs": TOP,
+        "top_logprobs": TOP_LOGPROBS,
         "return_tokens_as_token_ids": True,
         "media_io_kwargs": {"video": {"num_frames": frames}},
     }
     if setting.request is not None:
         body["metok"] = dict(setting.request)
-    if likeliest:
-        body["logprob_token_ids"] = list(likeliest)
+    if token_ids:
+        body["logprob_token_ids"] = list(token_ids)
     return body
 
 
