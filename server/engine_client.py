@@ -73,7 +73,7 @@ class EngineShare:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._grant(client)  # requests behind it may fit now
+                self._grant(client)  # the requests after it may fit now
             else:
                 self._release(client, count)  # granted at the same moment
             raise

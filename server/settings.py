@@ -13,7 +13,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.video.limits import MediaLimits
 
 ENV_PREFIX = "METOK_SERVER_"
-JSON_ALLOWANCE = 1 << 20  # bytes of a body beside its videos
+JSON_ALLOWANCE = 1 << 20  # bytes of a body besides its videos
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class ServerSettings:
         -1, "bytes of a request body; more get 413 (0: no limit, -1: derived from the media limits)"
     )
     max_text_bytes: int = setting(
-        4 << 20, "bytes of a JSON body beside its base64 media; more get 413 (0: no limit)"
+        4 << 20, "bytes of a JSON body without its base64 media; more get 413 (0: no limit)"
     )
     max_inflight_body_bytes: int = setting(
         2 << 30, "bytes of all request bodies in memory; more get 503 (0: no limit)"

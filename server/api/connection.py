@@ -12,7 +12,7 @@ import fcntl
 import sys
 import termios
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -42,9 +42,7 @@ class Connection(HttpToolsProtocol):
         self._stray_bytes = self._unread_bytes = 0
         self._is_progress = False
 
-    def connection_made(  # type: ignore[override]
-        self, transport: asyncio.Transport
-    ) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Start the time limit for headers."""
         super().connection_made(transport)
         self._start(self._headers_late, self.header_timeout_s)
@@ -190,4 +188,4 @@ def connection_class(settings: ServerSettings) -> type[Connection]:
 
 def register(settings: ServerSettings) -> None:
     """Make it uvicorn's default class, which vLLM's launchers use."""
-    HTTP_PROTOCOLS["auto"] = connection_class(settings)  # type: ignore[assignment]
+    cast("dict[str, Any]", HTTP_PROTOCOLS)["auto"] = connection_class(settings)

@@ -93,7 +93,7 @@ async def wrong_type_handler(_request: Request, error: Exception) -> Response:
     is_wrapper = calls[-1][0].startswith("model_hosting_container_standards.")
     if not is_wrapper and not any(_reads_requests(module) for module, _ in calls):
         raise error
-    # The place helps to tell a mistake of the server from one of the client.
+    # The place shows whether the mistake is the server's after all.
     logger.info("A request was refused: %s in %s:%d", type(error).__name__, *calls[-1])
     return error_response(400, WRONG_TYPE)
 

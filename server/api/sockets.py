@@ -113,10 +113,11 @@ def close_socket(state: Any, loop: asyncio.AbstractEventLoop) -> None:
 
 async def _close(server: uvicorn.Server) -> None:
     loop = asyncio.get_running_loop()
+    protocol_class: Any = server.config.http_protocol_class
     for accepted in _close_listeners(server):
         with suppress(OSError):
             await loop.connect_accepted_socket(
-                lambda: server.config.http_protocol_class(  # type: ignore[call-arg]
+                lambda: protocol_class(
                     config=server.config,
                     server_state=server.server_state,
                     app_state=server.lifespan.state,

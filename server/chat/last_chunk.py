@@ -20,9 +20,8 @@ async def extend_last_chunk(
 ) -> AsyncGenerator[str, None]:
     """`stream` with `fields_of(await fetch())` added to the chunk before `[DONE]`.
 
-    `fetch` starts at the first item and runs beside the stream, so that its time does not delay
-    the end. An error chunk is not extended. Closing the generator closes `stream` and cancels
-    `fetch`.
+    `fetch` starts at the first item and runs while the stream is read, so it does not delay the
+    end. An error chunk is not extended. Closing the generator closes `stream` and cancels `fetch`.
     """
     held: str | None = None
     fetching: asyncio.Task[T] | None = None

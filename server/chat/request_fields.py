@@ -30,8 +30,8 @@ FIELD = "metok"
 CHAT = "/v1/chat/completions"
 # SageMaker's single path: a body with messages goes to chat completions.
 INVOCATIONS = "/invocations"
-# The output of another server's renderer. The client chooses its media hashes, so they could stand
-# for other clients' media in the caches.
+# The output of another server's renderer. The client chooses its media hashes, which could be those
+# of other clients' media in the caches.
 FEATURES, TOKENS = "features", "/inference/v1/generate"
 # Video options that a client may set without trusted multimodal options; MediaLimits bound both.
 OPEN_VIDEO_OPTIONS = frozenset({"num_frames", "fps"})

@@ -168,7 +168,7 @@ class MetokServingChat(OpenAIServingChat):
     def _with_report(
         self, stream: AsyncGenerator[str, None], rendered: _RenderedRequest
     ) -> AsyncGenerator[str, None]:
-        # A busy engine answers only between two steps. Fetched beside the stream, the events do
+        # A busy engine answers only between two steps. Fetched during the stream, the events do
         # not delay its end.
         return extend_last_chunk(
             stream,

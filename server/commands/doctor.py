@@ -7,6 +7,7 @@ that check's result.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 import shutil
@@ -184,9 +185,8 @@ def _torchvision(fix: str) -> str:
     from metok_vllm.torch_shims import ensure_torchvision_ops
 
     declared = ensure_torchvision_ops()
-    import torchvision.transforms.v2  # type: ignore[import-untyped]  # noqa: F401
-
-    note = "; CUDA build beside a CPU torch, operators declared by METok" if declared else ""
+    importlib.import_module("torchvision.transforms.v2")
+    note = "; a CUDA build with a CPU torch, so METok declares its operators" if declared else ""
     return version + note
 
 

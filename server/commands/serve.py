@@ -19,7 +19,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from metok_vllm import vllm_contract
 from metok_vllm.config import METokConfig
 from metok_vllm.console import CommandError
 from metok_vllm.errors import ConfigError
@@ -27,6 +26,7 @@ from metok_vllm.processes import lifetime
 from metok_vllm.server.commands import serve_process
 from metok_vllm.server.middleware.lifecycle import LIFECYCLE
 from metok_vllm.server.vllm_contract import ATTRIBUTES, SIGNATURES
+from metok_vllm.vllm_contract import attributes, check, methods
 
 # Time for uvicorn to close its connections, and for threads to end after that.
 CLOSE_S = 5
@@ -40,9 +40,7 @@ def run(argv: Sequence[str]) -> int:
     """
     serve_process.prepare_environment()
     importlib.import_module("vllm")  # if it is missing, the command line says how to install it
-    problems = vllm_contract.check(
-        {**vllm_contract.SIGNATURES, **SIGNATURES}, {**vllm_contract.ATTRIBUTES, **ATTRIBUTES}
-    )
+    problems = check({**methods.SIGNATURES, **SIGNATURES}, {**attributes.ATTRIBUTES, **ATTRIBUTES})
     if problems:
         raise CommandError("METok cannot run with this vLLM: " + "; ".join(problems))
 
@@ -150,11 +148,12 @@ def _banner(address: str, args: Namespace) -> str:
     config = METokConfig.from_dict(args.additional_config["metok"])
     name = (args.served_model_name or [args.model])[0]
     if not config.enabled:
-        what = "METok off unless a request asks for it"
+        what = "METok off unless a request enables it"
     else:
         stages = ", ".join(str(stage) for stage in config.stages) or "none"
         what = f"METok preset {config.preset}, stages {stages}, {config.num_events} events"
-    return f"metok: {name} on {address}, {what}; loading, ready when {address}/health/ready says so"
+    ready = f"{address}/health/ready answers 200 once it serves"
+    return f"metok: {name} on {address}, {what}; loading, {ready}"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ class BodyReader:
     """Answers 413 to a body that is too large, 408 if it is too slow, 503 if memory is full.
 
     `limit`: bytes of one body; `total`: bytes of all bodies in memory; `seconds`: time to arrive;
-    `max_text`: bytes of JSON beside its media. 0 switches a limit off. If the client disconnects,
+    `max_text`: bytes of JSON without its media. 0 switches a limit off. If the client disconnects,
     the app is not called.
     """
 

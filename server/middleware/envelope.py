@@ -62,7 +62,7 @@ def error_body(status: int, message: str, param: str | None = None) -> bytes:
 def short(text: str) -> str:
     """A message cut to MAX_MESSAGE characters, and each quotation in it to MAX_QUOTED."""
     for quoted in _LONG_PIECES:
-        # The text behind this slice would be cut anyway.
+        # The text after this slice would be cut anyway.
         text = quoted.sub(lambda piece: cut(piece[0], MAX_QUOTED), text[: 8 * MAX_MESSAGE])
     return cut(text, MAX_MESSAGE)
 

@@ -77,7 +77,7 @@ class JsonScan:
                 position = self._outside(data, position)
         if self._max_text and self.text_bytes > self._max_text:
             raise ScanError(
-                f"The request has more than {self._max_text} bytes of text beside its media "
+                f"The request has more than {self._max_text} bytes of text besides its media "
                 "(max_text_bytes)."
             )
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.server.api import endpoint
+from metok_vllm.server.api.routes import router
 from metok_vllm.server.middleware.lifecycle import Lifecycle
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
@@ -26,7 +27,7 @@ class Body(BaseModel):
 
 def app_with(**state: Any) -> FastAPI:
     app = FastAPI()
-    app.include_router(endpoint.router)
+    app.include_router(router)
     for name, value in state.items():
         setattr(app.state, name, value)
     endpoint.install(app, state["metok_lifecycle"], ServerSettings(), MediaLimits())

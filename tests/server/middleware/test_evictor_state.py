@@ -21,6 +21,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from metok_vllm.config import METokConfig
 from metok_vllm.server.api import endpoint
+from metok_vllm.server.api.routes import router
 from metok_vllm.server.middleware import evictor_state
 from metok_vllm.server.middleware.evictor_state import CounterHighWater, EvictorStates, is_scrape
 from metok_vllm.server.middleware.lifecycle import Lifecycle
@@ -69,7 +70,7 @@ def metric(name: str) -> float:
 
 def app_for(engines: Engines | None, key: str | None = None) -> FastAPI:
     app = FastAPI()
-    app.include_router(endpoint.router)
+    app.include_router(router)
     app.state.metok_evictors = EvictorStates(engines) if engines is not None else None
     app.state.args = SimpleNamespace(log_error_stack=False)
     app.state.engine_client = SimpleNamespace(errored=True, is_running=False)
