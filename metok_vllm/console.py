@@ -1,4 +1,4 @@
-"""How the commands talk: answers and tables on stdout, progress and complaints on stderr."""
+"""Output of the commands: answers and tables on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from rich.console import Console
 
 
 class CommandError(Exception):
-    """Ends a command with one clear line on stderr and this exit status, no traceback.
+    """Ends a command with one line on stderr and an exit status, without a traceback.
 
-    1: the work failed (no server, an error of the server). 2: the command was called wrongly.
+    Status 1: the work failed (no server, an error of the server). 2: the command line is wrong.
     """
 
     def __init__(self, message: str, status: int = 1) -> None:
@@ -31,7 +31,7 @@ def err() -> Console:
 
 
 def write(text: str) -> None:
-    """Text as it is to stdout, at once: streamed answers and JSON must not be wrapped or styled."""
+    """Write text to stdout and flush; streamed answers and JSON must not be wrapped or styled."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

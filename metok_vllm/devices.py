@@ -1,4 +1,4 @@
-"""Small tensors on the device without waiting for it."""
+"""Copies of small tensors between host and device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def tensor_on(values: Sequence[Any], device: torch.device) -> Tensor:
-    """Numbers as a tensor on `device`. From pageable memory a copy to CUDA would synchronise."""
+    """Numbers as a tensor on `device`."""
     return _on(torch.tensor(values), device)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy on the host, without waiting for the device: read it when what was queued is done."""
+    """A copy on the host that is valid once the device has done its queued work."""
     if tensor.device.type != "cuda":
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -31,4 +31,5 @@ def array_on(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
 def _on(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
+    # A copy from pageable memory would wait for the device.
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Checkpoints through Hugging Face's loaders: quietly, and with refusals a person can act on."""
+"""Checkpoints through Hugging Face's loaders: without output, and with clear errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from metok_vllm.errors import ConfigError
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No bars and no warnings; what cannot be loaded is a ConfigError."""
+    """No progress bars and no warnings. Raises ConfigError for what cannot be loaded."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -26,9 +26,9 @@ def quiet_loading() -> Iterator[None]:
 
 
 def require_all_weights(info: Mapping[str, Any]) -> None:
-    """Raise ConfigError where `from_pretrained`'s loading info tells of missing weights.
+    """Raise ConfigError where `from_pretrained`'s loading info lists missing weights.
 
-    Transformers would go on with random numbers in their place.
+    Transformers would initialise them with random numbers.
     """
     if info["missing_keys"]:
         names = ", ".join(sorted(info["missing_keys"])[:3])

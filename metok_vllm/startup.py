@@ -1,9 +1,8 @@
-"""Repairs every process of an environment where torchvision and torch do not match.
+"""Makes torchvision importable in every process of an environment where it does not match torch.
 
-`tools/install.py` puts a line that imports this module into a `.pth` file of an environment where
-`import torchvision` fails (PyPI's CUDA build beside a CPU torch). vLLM starts processes that import
-torchvision before any plugin is loaded, so a plugin would come too late. Nothing heavy may be
-imported here: it runs whenever Python starts.
+Where `import torchvision` fails (PyPI's CUDA build beside a CPU torch), `tools/install.py` writes a
+`.pth` file that imports this module. A plugin would be too late: vLLM's processes import
+torchvision before plugins load. Imports here must be light, because every start of Python runs it.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ IMPORTERS = ("torchvision", "transformers", "vllm")
 
 
 class RepairFinder(importlib.abc.MetaPathFinder):
-    """Calls the repair just before the first import of something that needs it."""
+    """Applies the shims just before the first import that needs them."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Always None: the real finders go on once the repair is done."""
+        """Always None, so the next finders do the import."""
         if fullname in IMPORTERS:
             sys.meta_path.remove(self)
             from metok_vllm.torch_shims import ensure_torchvision_ops

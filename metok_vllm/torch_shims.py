@@ -1,9 +1,8 @@
-"""Work-arounds for companions of torch that were compiled for another torch.
+"""Shims for torchvision, torchaudio and torchcodec that were compiled for another torch.
 
-PyPI's torchvision, torchaudio and torchcodec are CUDA builds. Beside a CPU torch their compiled
-parts cannot be loaded: torchvision's import ends in `operator torchvision::nms does not exist`,
-the other two raise OSError, where vLLM and transformers expect ImportError for "not there".
-Nothing in this project calls those compiled parts.
+PyPI's packages are CUDA builds, whose compiled parts do not load beside a CPU torch. torchvision's
+import fails with `operator torchvision::nms does not exist`. The other two raise OSError, where
+vLLM and transformers expect ImportError. This project uses none of those compiled parts.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import importlib
 import importlib.machinery
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,18 +26,18 @@ _library: torch.library.Library | None = None
 def ensure_torchvision_ops() -> bool:
     """Make vLLM and the Hugging Face processors importable beside any torch.
 
-    Declares the operator schemas (no kernels) that torchvision's import insists on, and hides
-    torchaudio and torchcodec, each only where its compiled part cannot be loaded. Call before the
-    first import of vLLM or a processor; calling again is free. True if schemas were declared now.
+    Declares the operator schemas (without kernels) that torchvision's import needs, and hides
+    torchaudio and torchcodec, each only where its compiled part does not load. Call it before the
+    first import of vLLM or a processor; further calls do nothing. True if schemas were declared.
     """
     global _library
     if torch.version.cuda is not None or torch.version.hip is not None:
-        return False  # builds that fit are the rule where torch is the GPU build
+        return False  # beside a GPU build of torch, PyPI's packages match
     hide_unloadable("torchaudio")
     hide_unloadable("torchcodec")
     if "torchvision" in sys.modules or _library is not None:
         return False
-    # Not importlib.util.find_spec: an import hook that calls this function would call it again.
+    # importlib.util.find_spec would call the import hook that calls this function.
     spec = importlib.machinery.PathFinder.find_spec("torchvision")
     if spec is None or spec.origin is None or _compiled_operators_load(Path(spec.origin).parent):
         return False
@@ -51,16 +51,15 @@ def ensure_torchvision_ops() -> bool:
 
 def hide_unloadable(package: str) -> bool:
     """Turn OSError at `import package` into "not installed" for this process; True if hidden."""
-    # None is what an earlier call left here; anything else was imported successfully.
-    if package in sys.modules:
-        return sys.modules[package] is None
+    modules: dict[str, Any] = sys.modules
+    if package in modules:
+        return modules[package] is None  # hidden by an earlier call
     try:
         importlib.import_module(package)
     except ImportError:
         return False
     except (OSError, RuntimeError):
-        # Python's own way to say that a module cannot be had.
-        sys.modules[package] = None  # type: ignore[assignment]
+        modules[package] = None  # makes `import package` raise ImportError
         return True
     return False
 

@@ -1,4 +1,4 @@
-"""Alignment of frames and question in one embedding space (SigLIP, CLIP)."""
+"""Similarity of frames and question in one embedding space (SigLIP, CLIP)."""
 
 from metok_vllm.alignment.pixels import Normalisation, renormalise
 from metok_vllm.alignment.query import encode_query

@@ -1,7 +1,7 @@
-"""Frames as the video model normalised them, turned into what the alignment tower expects.
+"""Converts frames from the video model's normalisation to the alignment tower's.
 
-Frames are decoded and resized once. Undoing one normalisation and applying the other on the
-device costs nothing beside a tower, and the frames never travel twice.
+Frames are decoded, resized and copied to the device once. Renormalising them there costs little
+compared with running a tower.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Normalisation:
 
     @classmethod
     def of(cls, mean: Sequence[float], std: Sequence[float], size: int) -> Normalisation:
-        """From the lists that processor configurations hold."""
+        """From the lists of an image processor's configuration."""
         return cls((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), size)
 
 
 def renormalise(pixels_TCHW: Tensor, source: Normalisation, target: Normalisation) -> Tensor:
-    """Pixels under `target`'s mean, deviation and size, in the dtype they came in."""
+    """Pixels with `target`'s mean, deviation and size, in their own dtype."""
     if source == target:
         return pixels_TCHW
     x = pixels_TCHW.float()
@@ -49,5 +49,5 @@ def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _channels_on(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # kept for good, so it must be usable anywhere
+    with torch.inference_mode(False):  # cached, so it must also work outside of inference mode
         return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -1,7 +1,7 @@
-"""Alignment towers: how relevant is a frame to a question.
+"""Alignment towers: the relevance of each frame to a question.
 
-A full Hugging Face SigLIP or CLIP, image tower with its head and text tower, loaded once per
-worker and shared by all requests. Source of the rule: METok, arXiv 2506.02850, section 3.1.
+A Hugging Face SigLIP or CLIP (image tower with head, text tower), loaded once per worker and shared
+by all requests. Source of the method: METok, arXiv 2506.02850, section 3.1.
 
 Shape suffixes: T frames, P patches, C channels, H height, W width or windows, L tokens, D features.
 """
@@ -21,7 +21,7 @@ FAMILIES = ("siglip", "clip")
 
 
 class AlignmentTowers:
-    """Two towers into one space. Not an nn.Module of the video model: its weights are its own."""
+    """Image and text tower. Not an nn.Module, so its weights are not the video model's."""
 
     def __init__(self, model: Any, normalisation: Normalisation) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -30,13 +30,14 @@ class AlignmentTowers:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device  # type: ignore[no-any-return]
+        device: torch.device = self.model.device
+        return device
 
     @classmethod
     def load(
         cls, path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ) -> AlignmentTowers:
-        """From a folder or hub name. Raises ConfigError for a model that has not two towers."""
+        """From a folder or hub name. Raises ConfigError for anything but a SigLIP or CLIP."""
         from transformers import AutoImageProcessor, AutoModel
 
         config = load_config(path)
@@ -47,13 +48,13 @@ class AlignmentTowers:
 
     @torch.inference_mode()
     def embed_text(self, ids_WL: Tensor) -> Tensor:
-        """Text embedding [D]: the element-wise maximum over the query's windows."""
+        """Text embedding [D]: the element-wise maximum over the query's windows [W, L]."""
         features_WD = _pooled(self.model.get_text_features(input_ids=ids_WL))
         return features_WD.amax(0)
 
     @torch.inference_mode()
     def embed_frames(self, pixels_TCHW: Tensor) -> Tensor:
-        """Image embeddings [T, D] of frames normalised as `self.normalisation` says."""
+        """Image embeddings [T, D] of frames in `self.normalisation`."""
         dtype = self.model.dtype
         return _pooled(self.model.get_image_features(pixel_values=pixels_TCHW.to(dtype)))
 
@@ -65,14 +66,15 @@ class AlignmentTowers:
         for layer in self.missing_layers:
             x_TPD = layer(x_TPD, attention_mask=None)
             x_TPD = x_TPD[0] if isinstance(x_TPD, tuple) else x_TPD
-        return vision.head(vision.post_layernorm(x_TPD))  # type: ignore[no-any-return]
+        embeddings_TD: Tensor = vision.head(vision.post_layernorm(x_TPD))
+        return embeddings_TD
 
     def share_vision(self, video_config: Any) -> None:
-        """Let a video model's vision tower stand in for the image tower (mode `shared`).
+        """Use the video model's vision tower in place of the image tower (mode `shared`).
 
-        LLaVA-OneVision keeps all of SigLIP's layers but the last; the alignment model's own are
-        run on top, and the rest of its image tower is let go. `video_config` is the video model's
-        configuration. Raises ConfigError where the two do not fit.
+        LLaVA-OneVision runs all of SigLIP's layers but the last. The alignment model's own last
+        layers run on top of them, and its remaining image layers are freed. `video_config` is the
+        video model's configuration. Raises ConfigError where the towers do not match.
         """
         vision, own = self.model.vision_model, self.model.config.vision_config
         theirs, layer = video_config.vision_config, video_config.vision_feature_layer
@@ -102,7 +104,7 @@ class AlignmentTowers:
 
 
 def load_config(path: str) -> Any:
-    """The alignment model's configuration; ConfigError when it is not a SigLIP or CLIP."""
+    """The alignment model's configuration. Raises ConfigError unless it is a SigLIP or CLIP."""
     from transformers import AutoConfig
 
     try:
@@ -127,10 +129,10 @@ def text_window(path: str) -> int:
 
 
 def _pooled(output: Any) -> Tensor:
-    # transformers 5 returns the whole output where 4 returned the embedding.
+    # transformers 5 returns the output object, transformers 4 the embedding.
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _depth(feature_layer: int, num_layers: int) -> int:
-    """Layers that were run when `hidden_states[feature_layer]` is read."""
+    """The number of layers that produce `hidden_states[feature_layer]`."""
     return feature_layer if feature_layer >= 0 else num_layers + 1 + feature_layer

@@ -1,7 +1,7 @@
 """The embedded demo: a small trained checkpoint, its alignment towers and a sample video.
 
-All files are written by `benchmarks/eventqa/` (`train.py`, `sample.py`). The model answers
-questions about event-QA's videos and nothing else: `model/README.md` says what it can do.
+All files are written by `training/`. The model answers questions about event-QA's videos only, as
+`model/README.md` describes.
 """
 
 from __future__ import annotations

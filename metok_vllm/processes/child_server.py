@@ -1,4 +1,4 @@
-"""A `metok serve` of our own as a child process: started, awaited, ended with all it started."""
+"""A server as a child process: started, awaited until ready, ended with all its processes."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ LINGER_S = 5.0
 
 
 class ChildServer:
-    """A server in a session of its own, so that every process it starts can be found again.
+    """A server in a session of its own, by which all its processes are found.
 
-    `command` is given `--host` and `--port` on top; the port is a free one where none is given.
-    `environ` None: the environment of this process.
-    Leaving the context ends the server, with `stop_s` seconds to do so by itself. The log is
-    removed with it unless something failed; `log_tail` reads it.
+    `--host` and `--port` are added to `command`; without `port` a free one is chosen. `environ`
+    None means the environment of this process. Leaving the context ends the server, which has
+    `stop_s` seconds for an orderly exit. The log is kept only after a failure.
     """
 
-    ready_path = "/health/ready"  # answers 200 once requests are taken
+    ready_path = "/health/ready"  # answers 200 once the server accepts requests
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class ChildServer:
                 env=environ,
                 start_new_session=True,
             )
-        self._seen: dict[int, psutil.Process] = {}
+        self._processes: dict[int, psutil.Process] = {}
 
     def __enter__(self) -> ChildServer:
         return self
@@ -81,7 +80,7 @@ class ChildServer:
                     f"the server ended with status {self.process.returncode} before it was ready"
                 )
             try:
-                # No proxy of the environment stands between this machine and itself.
+                # trust_env=False: no proxy for requests to this machine.
                 ready = httpx.get(f"{self.url}{self.ready_path}", timeout=5, trust_env=False)
                 if ready.status_code == 200:
                     return time.monotonic() - started
@@ -96,45 +95,45 @@ class ChildServer:
         return "\n".join(text.splitlines()[-lines:])
 
     def stop(self) -> list[int]:
-        """End the server: SIGTERM to it, SIGKILL to what stays. The ids of those still there."""
-        self._look()
+        """SIGTERM to the server, SIGKILL to all its processes that remain. Ids of survivors."""
+        self._find_processes()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(self.stop_s)
         except subprocess.TimeoutExpired:
             complain(f"the server did not end within {self.stop_s:.0f} s and is killed")
-            self._look()
+            self._find_processes()
             self.process.kill()
             self.process.wait()
-        self._look()
-        # Workers follow the server within moments; only what does not is killed.
+        self._find_processes()
+        # Workers normally exit right after the server.
         linger_s = min(self.stop_s, LINGER_S)
-        _, alive = psutil.wait_procs(list(self._seen.values()), timeout=linger_s)
+        _, alive = psutil.wait_procs(list(self._processes.values()), timeout=linger_s)
         for process in alive:
             complain(f"a process that the server left behind is killed: {process.pid}")
             process.kill()
         _, alive = psutil.wait_procs(alive, timeout=LINGER_S)
         return sorted(process.pid for process in alive if _runs(process))
 
-    def _look(self) -> None:
-        """Remember every process of the server's session, and its children elsewhere."""
+    def _find_processes(self) -> None:
+        """Record every process of the server's session, and its children in other sessions."""
         session = self.process.pid
         for process in psutil.process_iter():
             try:
                 if process.pid != session and os.getsid(process.pid) == session:
-                    self._seen.setdefault(process.pid, process)
+                    self._processes.setdefault(process.pid, process)
             except (ProcessLookupError, PermissionError):
                 continue
         try:
             for child in psutil.Process(session).children(recursive=True):
-                self._seen.setdefault(child.pid, child)
+                self._processes.setdefault(child.pid, child)
         except psutil.NoSuchProcess:
             pass
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it is still there, and not only waiting for its parent to notice its end."""
+    """Whether it exists and is not a zombie."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -142,7 +141,7 @@ def _runs(process: psutil.Process) -> bool:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine on which no process listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
