@@ -67,7 +67,7 @@ def _saved(frames: int, preset: str) -> str:
     layout = StageLayout.of(None, QWEN2_7B.num_hidden_layers)
     pruning = Pruning.of(config, key_share(frames, GRID, config))
     prompt = tokens + TEXT
-    plan = PromptPlan.of(prompt, [("video", 20, tokens, pruning)], step_tokens=prompt)
+    plan = PromptPlan.of(prompt, [("video", 20, tokens, pruning)])
     assert plan is not None
     flops = decoder_prefill_flops(QWEN2_7B, prompt, layout, plan)
     flops_share = flops / decoder_prefill_flops(QWEN2_7B, dense + TEXT)

@@ -83,7 +83,7 @@ def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) ->
     )
     pruning = Pruning.of(served, key_share(prompt.frames, grid, served))
     video = (VIDEO, prompt.start, prompt.tokens, pruning)
-    plan = PromptPlan.of(len(prompt), [video], step_tokens=len(prompt))
+    plan = PromptPlan.of(len(prompt), [video])
     assert plan is not None, "stages 2 and 3 are on"
     if setting.drops == ALL_BOUNDARIES and setting.decode_keep is not None:
         return plan

@@ -65,7 +65,7 @@ def answer(
         prompt = unbudgeted(model, frames_THWC, question.question)
         share = true_key_share(prompt.events)
     video = (VIDEO, prompt.start, prompt.tokens, Pruning.of(model.config, share))
-    plan = PromptPlan.of(len(prompt), [video], step_tokens=len(prompt))
+    plan = PromptPlan.of(len(prompt), [video])
     assert plan is not None, "stages 2 and 3 are on"
     expected = model.processor.tokenizer(question.answer)["input_ids"]
     dense = run_dense(model.decoder, prompt, expected)

@@ -78,6 +78,9 @@ class METokConfig:
     feature_cache_bytes: int = setting(
         0, "bytes of vision features kept for the next question about a video"
     )
+    prefill_buffer_tokens: int | None = setting(
+        None, "prompt tokens whose rows wait for the last chunk (default: twice --max-model-len)"
+    )
     encoder_chunk_frames: int = setting(32, "frames that go through the vision tower at once")
 
     def __post_init__(self) -> None:

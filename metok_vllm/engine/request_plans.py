@@ -20,30 +20,21 @@ ATTRIBUTE = "metok"  # of a SchedulerOutput; pickled with it
 class StagedSchedulerOutput:
     """METok's part of a SchedulerOutput.
 
-    `plans` are those of requests that are new to the workers, `trims` the number of blocks that a
+    `plans` are those of requests that are new to the workers, `buffer_rows` the first row in the
+    prefill buffer of the step's prompts that have rows there, `trims` the number of blocks that a
     request keeps, by cache group. The pool's null block is not counted.
     """
 
     plans: Mapping[str, PromptPlan]
+    buffer_rows: Mapping[str, int]
     trims: Mapping[str, tuple[int, ...]]
     total_blocks: int
     free_blocks: int
     freed_blocks: int
 
 
-def step_tokens(vllm_config: Any) -> int:
-    """Prompt tokens that fit one step beside the decodes of other requests.
-
-    A prompt that needed a whole step would wait until no other request runs, and block those
-    behind it.
-    """
-    scheduler = vllm_config.scheduler_config
-    budget = int(scheduler.max_num_scheduled_tokens or scheduler.max_num_batched_tokens)
-    return budget - min(int(scheduler.max_num_seqs), budget // 4)
-
-
 def plan_of(
-    prompt_tokens: int, features: Sequence[Any] | None, sampling_params: Any, step: int
+    prompt_tokens: int, features: Sequence[Any] | None, sampling_params: Any
 ) -> PromptPlan | None:
     """The plan of a request; None where stages 2 and 3 leave it alone.
 
@@ -64,7 +55,7 @@ def plan_of(
             return None
         end = start + length
         videos.append((found[0], start, length, found[1]))
-    return PromptPlan.of(prompt_tokens, videos, step)
+    return PromptPlan.of(prompt_tokens, videos)
 
 
 def _pruning_of(feature: Any) -> tuple[str, Pruning] | None:

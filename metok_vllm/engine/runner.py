@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from metok_vllm.config import METokConfig
 from metok_vllm.devices import array_on
+from metok_vllm.engine.kv_cache.buffer_rows import buffer_size
 from metok_vllm.engine.kv_cache.spec import put_in_stage
 from metok_vllm.engine.request_plans import ATTRIBUTE, StagedSchedulerOutput
+from metok_vllm.engine.row_blocks import build_blocks, slots_of
 from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
 from metok_vllm.engine.step import BatchGeometry, BatchPlans, StageView, StageViews
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.staged_decoder import StagedInput
+from metok_vllm.models.cache_writer import StagedInput
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan
 
@@ -38,7 +41,7 @@ class StagedRunner(RunnerSurface):
         self.metok_views = StageViews()
         self.metok_output: StagedSchedulerOutput | None = None
         self.metok_batch: BatchPlans | None = None
-        self.metok_staged: StagedInput | None = None
+        self.metok_geometry: BatchGeometry | None = None
         self.metok_scheduled = False  # a step with tokens is being prepared, no dummy run
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -46,6 +49,8 @@ class StagedRunner(RunnerSurface):
         staged = self.get_model().staged
         for number, layer in enumerate(staged.layers):
             put_in_stage(staged.attention_of(layer), staged.layout.stage_of_layer(number))
+        config = METokConfig.from_dict(self.model_config.hf_config.metok)
+        staged.allocate_buffer(buffer_size(config, self.vllm_config), self.dtype, self.device)
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)
@@ -114,11 +119,12 @@ class StagedRunner(RunnerSurface):
         by_gid, by_layer = super()._get_slot_mappings(
             num_tokens_padded, num_reqs_padded, num_tokens_unpadded, ubatch_slices
         )
-        if self.metok_scheduled and self.metok_staged is not None:
-            # Every layer needs as many slots as rows; only stage 0 is padded.
-            rows = self.metok_staged.step.num_rows
+        if self.metok_scheduled and self.metok_geometry is not None:
+            # Every layer needs as many slots as rows; vLLM's are padded.
             for gid, group in enumerate(self.kv_cache_config.kv_cache_groups):
-                by_gid[gid] = by_gid[gid][: rows[self.metok_stage_of_group[gid]]]
+                view = self.metok_views.of(self.metok_stage_of_group[gid])
+                rows = num_tokens_unpadded if view is None else view.rows
+                by_gid[gid] = by_gid[gid][:rows]
                 by_layer.update(dict.fromkeys(group.layer_names, by_gid[gid]))
         return by_gid, by_layer
 
@@ -142,20 +148,26 @@ class StagedRunner(RunnerSurface):
         count = self.input_batch.num_reqs
         computed_R = self.input_batch.num_computed_tokens_cpu[:count]
         scheduled_R = self.num_scheduled_tokens.np[:count]
-        geometry = BatchGeometry.of(batch, computed_R, scheduled_R)
-        stock_rows = geometry.staged is None
-        for stage in range(1, NUM_STAGES):
-            first = batch.decodes_as[stage] if stock_rows else stage
-            view = self.metok_views.of(first)
-            if first == stage:
-                view = StageView.of(geometry, stage, self.device, stock_rows)
-            self.metok_views.put(stage, view)
+        assert self.metok_output is not None
+        geometry = BatchGeometry.of(batch, computed_R, scheduled_R, self.metok_output.buffer_rows)
         if geometry.staged is not None:
-            self.metok_staged = StagedInput(
-                geometry.staged,
-                [self._compact_slots(geometry, stage) for stage in range(NUM_STAGES)],
-                self.metok_group_of_layer,
-            )
+            self.metok_geometry = geometry
+        for stage in range(1, NUM_STAGES):
+            first = batch.decodes_as[stage] if geometry.staged is None else stage
+            view = self.metok_views.of(first)
+            if first == stage and geometry.query_SR[stage].any():
+                # Of a stage in row blocks, vLLM builds the metadata of the first one.
+                query_R, start_R = geometry.blocks(stage, self.max_num_tokens)[0]
+                view = StageView.of(query_R, start_R, self.device, geometry.staged is None)
+            self.metok_views.put(stage, view)
+
+    def metok_staged_input(self, geometry: BatchGeometry) -> StagedInput:
+        """What the staged decoder needs of this step, beside the forward context."""
+        assert geometry.staged is not None
+        stages = range(NUM_STAGES)
+        blocks = [build_blocks(self, geometry, stage) if stage else [] for stage in stages]
+        slots = [self._compact_slots(geometry, stage) for stage in stages]
+        return StagedInput(geometry.staged, slots, self.metok_group_of_layer, blocks)
 
     def _compact_slots(self, geometry: BatchGeometry, stage: int) -> list[dict[int, Tensor]]:
         """Slots from the first visual token on, by cache group, of each prompt that is evicted."""
@@ -172,17 +184,15 @@ class StagedRunner(RunnerSurface):
             of_prompt = {}
             for gid in gids:
                 table = self.input_batch.block_table[gid]
-                block = table.block_table.np[row, position // table.block_size]
-                slot = block.astype(np.int64) * table.block_size + position % table.block_size
-                of_prompt[gid] = array_on(slot, self.device)
+                of_prompt[gid] = array_on(slots_of(table, row, position), self.device)
             slots.append(of_prompt)
         return slots
 
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
-        staged, self.metok_staged, self.metok_scheduled = self.metok_staged, None, False
+        geometry, self.metok_geometry, self.metok_scheduled = self.metok_geometry, None, False
+        if geometry is not None:
+            kwargs["metok_staged"] = self.metok_staged_input(geometry)
         self.metok_views.clear()  # a dummy run may come before the next step
-        if staged is not None:
-            kwargs["metok_staged"] = staged
         return super()._model_forward(*args, **kwargs)
 
     def metok_evictor_state(self) -> dict[str, Any]:

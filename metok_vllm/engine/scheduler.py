@@ -1,4 +1,4 @@
-"""vLLM's schedulers with METok: whole prompts in one step, freed KV blocks back to the pool.
+"""vLLM's schedulers with METok: chunks of METok prompts, freed KV blocks back to the pool.
 
 Source of what is overridden: vllm/v1/core/sched/scheduler.py, version 0.32.
 """
@@ -13,12 +13,13 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
+from metok_vllm.config import METokConfig
+from metok_vllm.engine.kv_cache.buffer_rows import BufferRows, buffer_size
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.request_plans import (
     ATTRIBUTE,
     StagedSchedulerOutput,
     plan_of,
-    step_tokens,
 )
 from metok_vllm.plan.prompt import PromptPlan
 
@@ -40,11 +41,13 @@ class StagedScheduling(SchedulerSurface):
         super().__init__(*args, **kwargs)
         self.cache = StagedCacheManager.adopt(self.kv_cache_manager)
         self.evictor_state = self.cache.evictor_state
-        self.step_tokens = step_tokens(self.vllm_config)
-        # Limit on METok prompt tokens that share a step, None for vLLM's budget, and how many are
-        # in the step that is being scheduled.
-        self.shared_tokens = CPU_PROMPT_TOKENS if current_platform.is_cpu() else None
-        self.prompt_tokens = 0
+        config = METokConfig.from_dict(self.vllm_config.model_config.hf_config.metok)
+        self.evictor_state.buffer = BufferRows(buffer_size(config, self.vllm_config))
+        self.most_rows = int(self.vllm_config.scheduler_config.max_num_batched_tokens)
+        # Limit on METok prompt rows that share a step, None for vLLM's budget. In the step that is
+        # being scheduled: such rows, and rows of earlier chunks that its last chunks bring along.
+        self.shared_rows = CPU_PROMPT_TOKENS if current_platform.is_cpu() else None
+        self.prompt_rows = self.further_rows = 0
 
     def add_request(self, request: Request) -> None:
         # The prompt of a resumable (streaming) request grows, so no plan of it would hold.
@@ -57,7 +60,6 @@ class StagedScheduling(SchedulerSurface):
                 request.num_prompt_tokens,
                 request.mm_features,
                 request.sampling_params,
-                self.step_tokens,
             )
             if plan is not None:
                 self.evictor_state.plans[request.request_id] = plan
@@ -67,13 +69,18 @@ class StagedScheduling(SchedulerSurface):
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         trims = self._evict()
-        self.prompt_tokens = 0
+        self.prompt_rows = self.further_rows = 0
         output = super().schedule(*args, **kwargs)
         plans = self.evictor_state.plans
         new = (request.req_id for request in output.scheduled_new_reqs)
         pool = self.kv_cache_manager.block_pool
         staged = StagedSchedulerOutput(
             plans={request_id: plans[request_id] for request_id in new if request_id in plans},
+            buffer_rows={
+                request_id: row
+                for request_id in output.num_scheduled_tokens
+                if (row := self.evictor_state.buffer.first_row(request_id)) is not None
+            },
             trims=trims,
             total_blocks=pool.num_gpu_blocks - 1,
             free_blocks=pool.get_num_free_blocks(),
@@ -90,6 +97,7 @@ class StagedScheduling(SchedulerSurface):
             processed = request.num_computed_tokens - request.num_in_flight_tokens
             if processed < plan.prompt_tokens:
                 continue
+            self.evictor_state.buffer.release(request_id)
             if plan.evicts:
                 trims[request_id] = self.cache.trim(request_id)
             del self.evictor_state.max_allocated_tokens[request_id]
@@ -103,7 +111,7 @@ class StagedScheduling(SchedulerSurface):
         encoder_compute_budget: int,
         shift_computed_tokens: int = 0,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """The last place that may shorten a prefill: a METok prompt runs whole or waits.
+        """The last place that may shorten a prefill: what a METok prompt runs in this step.
 
         After a preemption, the outputs so far follow in a step of their own, with the cache as it
         was when they were decoded.
@@ -111,7 +119,7 @@ class StagedScheduling(SchedulerSurface):
         plan = self.evictor_state.plans.get(request.request_id)
         rest = 0 if plan is None else plan.prompt_tokens - num_computed_tokens
         if plan is not None and rest > 0:
-            num_new_tokens = self._rows_now(plan, num_computed_tokens, num_new_tokens)
+            num_new_tokens = self._rows_now(plan, rest, num_new_tokens)
         decided: tuple[list[int], int, int, list[int], list[int]]
         decided = super()._try_schedule_encoder_inputs(
             request,
@@ -120,30 +128,36 @@ class StagedScheduling(SchedulerSurface):
             encoder_compute_budget,
             shift_computed_tokens,
         )
-        if plan is not None and rest > 0 and plan.one_step and decided[1] < rest:
+        if plan is None or rest <= 0:
+            return decided
+        if 0 < decided[1] < rest and not self._has_buffer(request.request_id, plan):
             # Release its encoder cache entries, so that earlier requests can use the space.
             self.encoder_cache_manager.free(request)
             return [], 0, encoder_compute_budget, [], []
-        if plan is not None and rest > 0:
-            self.prompt_tokens += decided[1]
+        self.prompt_rows += decided[1]
+        if decided[1] == rest:
+            self.further_rows += self._further_rows(plan, rest)
         return decided
 
-    def _rows_now(self, plan: PromptPlan, computed: int, offered: int) -> int:
-        """Rows of a METok prompt to run in this step, of those offered; 0 if it must wait."""
-        rest = plan.prompt_tokens - computed
-        if plan.one_step:
-            return rest if offered >= rest and self._may_join(rest) else 0
-        if offered >= rest:
-            return rest
-        if plan.prompt_tokens - plan.last_visual > self.step_tokens:
-            return offered
-        # The text after the videos runs in one chunk, so that none of it must be saved.
-        return min(offered, max(plan.last_visual - computed, 0))
+    def _rows_now(self, plan: PromptPlan, rest: int, offered: int) -> int:
+        """Rows of a METok prompt to run in this step, of those offered; 0 if it must wait.
 
-    def _may_join(self, tokens: int) -> bool:
-        """Whether a METok prompt may run in the step that is being scheduled."""
-        limit, others = self.shared_tokens, self.prompt_tokens
-        return limit is None or not others or others + tokens <= limit
+        The last chunk brings the kept rows of earlier ones along. They are not part of vLLM's
+        budget, so at most one prompt with more of them than the budget ends in a step.
+        """
+        rows = min(offered, rest)
+        shared, further = self.prompt_rows + rows, self.further_rows
+        if self.shared_rows is not None and self.prompt_rows and shared > self.shared_rows:
+            return 0
+        if rows == rest and further and further + self._further_rows(plan, rest) > self.most_rows:
+            return 0
+        return rows
+
+    def _further_rows(self, plan: PromptPlan, rest: int) -> int:
+        return max(plan.prompt_tokens - plan.prefill_dropped[1] - rest, 0)
+
+    def _has_buffer(self, request_id: str, plan: PromptPlan) -> bool:
+        return self.evictor_state.buffer.reserve(request_id, plan.prompt_tokens)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         result = super()._free_request(request, *args, **kwargs)

@@ -36,7 +36,7 @@ class StagedBlockTables(MultiGroupBlockTable):
             if view is None:
                 table.compute_slot_mapping(num_reqs, query_start_loc, positions)
             else:
-                table.compute_slot_mapping(num_reqs, view.query_start_R1, view.position_N)
+                table.compute_slot_mapping(num_reqs, view.slot_start_R1, view.position_N)
 
 
 class SharingCPUBuilder(CPUAttentionMetadataBuilder):
@@ -69,5 +69,6 @@ class StagedAttentionGroup(AttentionGroup):
     def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         view = self.metok_views.of(self.kv_cache_spec.stage)
         if view is not None:
+            self.metok_views.keep_common(common_attn_metadata)
             common_attn_metadata = view.of_metadata(common_attn_metadata)
         return super().build_metadata(common_attn_metadata, *args, **kwargs)

@@ -1,15 +1,16 @@
 """Rows, cache positions and lengths of a step's batch in each stage of the decoder.
 
-Stage 0 has those that vLLM computed. In later stages a METok prompt has fewer rows in its prefill
-and a shorter sequence afterwards. They follow from a few numbers per request and are computed on
-the host before the step runs; rotary positions stay those of the prompt.
+Stage 0 has those that vLLM computed. Stages 1 to 3 have no rows of a METok prompt until its last
+chunk, then rows of the whole prompt at once, and a shorter sequence afterwards. They follow from a
+few numbers per request and are computed on the host before the step runs; rotary positions stay
+those of the prompt.
 
 Shape suffixes: S stages, R requests of the batch, N rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class BatchPlans:
     def of(cls, request_ids: Sequence[str], plans: Sequence[PromptPlan | None]) -> BatchPlans:
         """Tables for a batch in which at least one request has a plan."""
         none = (0,) * NUM_STAGES
-        prefill = [p.prefill_dropped if p is not None and p.one_step else none for p in plans]
+        prefill = [p.prefill_dropped if p is not None else none for p in plans]
         decode = [p.decode_dropped if p is not None else none for p in plans]
         by_stage = list(zip(*decode, strict=True))
         return cls(
@@ -60,91 +61,138 @@ class BatchPlans:
 
 @dataclass(frozen=True)
 class BatchGeometry:
-    """One step: rows of each request, cache position of the first one, tokens in its cache after.
+    """One step: rows of each request and the cache position of the first one, by stage.
 
     `staged` are the METok prompts in it, if any.
     """
 
     query_SR: Ints
     start_SR: Ints
-    length_SR: Ints
     staged: StagedStep | None
 
     @classmethod
-    def of(cls, batch: BatchPlans, computed_R: Ints, scheduled_R: Ints) -> BatchGeometry:
-        """From the tokens computed before and scheduled in this step, in the batch's order."""
+    def of(
+        cls,
+        batch: BatchPlans,
+        computed_R: Ints,
+        scheduled_R: Ints,
+        buffer_rows: Mapping[str, int],
+    ) -> BatchGeometry:
+        """From the tokens computed before and scheduled in this step, in the batch's order.
+
+        `buffer_rows` are the first rows of prompts in the prefill buffer.
+        """
         prefilling_R = computed_R < batch.prompt_R
-        dropped_SR = np.where(prefilling_R, 0, batch.decode_dropped_SR)
-        start_SR = computed_R - dropped_SR
+        start_SR = computed_R - np.where(prefilling_R, 0, batch.decode_dropped_SR)
         if not prefilling_R.any():
-            query_SR = np.broadcast_to(scheduled_R, dropped_SR.shape)
-            return cls(query_SR, start_SR, start_SR + query_SR, None)
-        query_SR = scheduled_R - np.where(prefilling_R, batch.prefill_dropped_SR, 0)
+            return cls(np.broadcast_to(scheduled_R, start_SR.shape), start_SR, None)
+        ends_R = computed_R + scheduled_R == batch.prompt_R
+        whole_SR = np.where(ends_R, batch.prompt_R - batch.prefill_dropped_SR, 0)
+        query_SR = np.where(prefilling_R, whole_SR, scheduled_R).astype(np.int32)
         first_SR = query_SR.cumsum(1) - query_SR
+        batch_row_R = scheduled_R.cumsum() - scheduled_R
         prompts = []
         for r in np.flatnonzero(prefilling_R):
-            plan = batch.plans[r]
+            plan, request_id = batch.plans[r], batch.request_ids[r]
             assert plan is not None
-            assert not plan.one_step or scheduled_R[r] == plan.prompt_tokens, (
-                "a prompt runs in one step"
+            prompts.append(
+                StagedPrompt(
+                    request_id,
+                    plan,
+                    computed=int(computed_R[r]),
+                    batch_row=int(batch_row_R[r]),
+                    scheduled=int(scheduled_R[r]),
+                    first_row=tuple(first_SR[:, r].tolist()),
+                    rows=tuple(query_SR[:, r].tolist()),
+                    buffer_row=buffer_rows.get(request_id),
+                )
             )
-            first, rows = tuple(first_SR[:, r].tolist()), tuple(query_SR[:, r].tolist())
-            identity = batch.request_ids[r]
-            prompts.append(StagedPrompt(identity, plan, int(computed_R[r]), first, rows))
-        staged = StagedStep(tuple(prompts), tuple(query_SR.sum(1).tolist()))
-        return cls(query_SR, start_SR, start_SR + query_SR, staged)
+        staged = StagedStep(tuple(prompts), int(scheduled_R.sum()), tuple(query_SR.sum(1).tolist()))
+        start_SR[1:, prefilling_R] = 0
+        query_SR[0], start_SR[0] = scheduled_R, computed_R
+        return cls(query_SR, start_SR, staged)
 
-    def positions(self, stage: int) -> npt.NDArray[np.int64]:
-        """Cache position of every row of a stage."""
-        query_R = self.query_SR[stage]
+    def blocks(self, stage: int, most_rows: int) -> list[tuple[Ints, Ints]]:
+        """Rows and first cache positions of each request, in blocks of at most `most_rows` rows."""
+        query_R, start_R = self.query_SR[stage], self.start_SR[stage]
         first_R = query_R.cumsum() - query_R
-        offset_R = self.start_SR[stage].astype(np.int64) - first_R
-        positions: npt.NDArray[np.int64] = np.repeat(offset_R, query_R)
-        return positions + np.arange(len(positions), dtype=np.int64)
+        found = []
+        for begin in range(0, max(int(query_R.sum()), 1), most_rows):
+            low_R = np.clip(begin - first_R, 0, query_R)
+            high_R = np.clip(begin + most_rows - first_R, 0, query_R)
+            found.append(((high_R - low_R).astype(np.int32), (start_R + low_R).astype(np.int32)))
+        return found
 
 
 @dataclass(frozen=True)
 class StageView:
     """Lengths and positions of one stage, on the device and, where vLLM needs it, on the host.
 
-    `stock_rows`: every request has the rows that vLLM gave it.
+    `stock_rows`: every request has the rows that vLLM gave it. `slot_start_R1` counts all requests
+    of the batch; the other values those with rows, `request_R` (None: all of them).
     """
 
+    slot_start_R1: Tensor
     query_start_R1: Tensor
     query_start_host_R1: Tensor
     length_R: Tensor
     length_host_R: Tensor
     position_N: Tensor
+    position_host_N: npt.NDArray[np.int64]
     rows: int
     longest_query: int
     longest: int
     stock_rows: bool
+    request_R: Tensor | None = None
+    request_host_R: Tensor | None = None
 
     @classmethod
     def of(
-        cls, geometry: BatchGeometry, stage: int, device: torch.device, stock_rows: bool
+        cls, query_R: Ints, start_R: Ints, device: torch.device, stock_rows: bool = False
     ) -> StageView:
-        """From a step's geometry."""
-        query_R, length_R = geometry.query_SR[stage], geometry.length_SR[stage]
-        start_R1 = np.zeros(len(query_R) + 1, dtype=np.int32)
-        np.cumsum(query_R, out=start_R1[1:])
-        length_R = np.ascontiguousarray(length_R, dtype=np.int32)
+        """From the rows of each request and the cache position of its first one."""
+        slot_start_R1 = np.zeros(len(query_R) + 1, dtype=np.int32)
+        np.cumsum(query_R, out=slot_start_R1[1:])
+        offset_R = start_R.astype(np.int64) - slot_start_R1[:-1]
+        rows = int(slot_start_R1[-1])
+        position_N = np.repeat(offset_R, query_R) + np.arange(rows, dtype=np.int64)
+        on_device = array_on(slot_start_R1, device)
+        kept_R = np.flatnonzero(query_R)
+        request_R = request_host_R = None
+        start_R1 = slot_start_R1
+        query_start = on_device
+        if 0 < len(kept_R) < len(query_R):
+            # Backends differ in what they make of a request without rows.
+            request_R, request_host_R = array_on(kept_R, device), torch.from_numpy(kept_R)
+            query_R, start_R = query_R[kept_R], start_R[kept_R]
+            start_R1 = np.append(slot_start_R1[kept_R], slot_start_R1[-1:])
+            query_start = array_on(start_R1, device)
+        length_R = np.ascontiguousarray(start_R + query_R, dtype=np.int32)
         return cls(
-            array_on(start_R1, device),
+            on_device,
+            query_start,
             torch.from_numpy(start_R1),
             array_on(length_R, device),
             torch.from_numpy(length_R),
-            array_on(geometry.positions(stage), device),
-            int(start_R1[-1]),
+            array_on(position_N, device),
+            position_N,
+            rows,
             int(query_R.max()),
             int(length_R.max()),
             stock_rows,
+            request_R,
+            request_host_R,
         )
 
     def of_metadata(self, common: Any) -> Any:
         """A copy of vLLM's CommonAttentionMetadata with this stage's lengths and rows."""
         ours = copy(common)
-        padding = common.num_reqs - len(self.length_R)
+        if self.request_R is not None:
+            ours.num_reqs = len(self.request_R)
+            ours.block_table_tensor = common.block_table_tensor.index_select(0, self.request_R)
+            if common.is_prefilling is not None:
+                ours.is_prefilling = common.is_prefilling[self.request_host_R]
+        padding = ours.num_reqs - len(self.length_R)
         ours.seq_lens = _padded(self.length_R, padding)
         ours.seq_lens_cpu_upper_bound = _padded(self.length_host_R, padding)
         ours.max_seq_len = self.longest
@@ -165,10 +213,26 @@ class StageViews:
 
     def __init__(self) -> None:
         self._views: dict[int, StageView] = {}
+        self._common: Any = None
 
     def clear(self) -> None:
         """Drop the views of the last step."""
         self._views.clear()
+        self._common = None
+
+    def keep_common(self, common: Any) -> None:
+        """Keep vLLM's CommonAttentionMetadata of this step, for row blocks."""
+        self._common = common
+
+    def common(self, block_table: Tensor, slot_N: Tensor) -> Any:
+        """A copy of it with the block table and the slots of a cache group."""
+        ours = copy(self._common)
+        ours.block_table_tensor, ours.slot_mapping, ours.num_reqs = (
+            block_table,
+            slot_N,
+            len(block_table),
+        )
+        return ours
 
     def put(self, stage: int, view: StageView | None) -> None:
         """Set the view of a stage; stages with equal rows and lengths share one."""

@@ -11,10 +11,8 @@ Shape suffixes: N rows of the step, M rows of a stage, D hidden, H query heads, 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,25 +20,11 @@ from torch import Tensor, nn
 
 from metok_vllm.kernels.attention_mass import attention_mass
 from metok_vllm.kernels.gather_rows import gather_rows
+from metok_vllm.models.cache_writer import KeptRowsWriter, RowBlock, StagedInput
+from metok_vllm.models.prefill_buffer import PrefillBuffer, StageRows
 from metok_vllm.models.stopwatch import Stopwatch
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
-from metok_vllm.plan.step import StagedPrompt, StagedStep
 from metok_vllm.pruning import Selection, TokenEvents
-
-Saved = dict[int, list[tuple[Tensor, Tensor]]]  # by layer: keys and values, chunk after chunk
-
-
-@dataclass(frozen=True)
-class StagedInput:
-    """A step with the cache slots of its evicted prompts after eviction.
-
-    `slots[stage][i][group]` are the slots of the i-th evicted prompt from its first visual token
-    on, in the given cache group of the stage; `group_of_layer` is the cache group of each layer.
-    """
-
-    step: StagedStep
-    slots: Sequence[Sequence[Mapping[int, Tensor]]]
-    group_of_layer: Sequence[int]
 
 
 class StagedDecoder:
@@ -68,147 +52,141 @@ class StagedDecoder:
         self.events_of = events_of
         self.mean_over_ranks = mean_over_ranks
         self.record = record
-        self.saved: dict[str, Saved] = {}
+        self.buffer = PrefillBuffer(0, 0, (0, 0), torch.float32, torch.device("cpu"))
+
+    def allocate_buffer(self, num_rows: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Allocate the prefill buffer, before vLLM sizes its KV cache."""
+        last = self.attention_of(self.layers[self.layout.starts[1] - 1])
+        key_shape = last.num_kv_heads, last.head_size
+        hidden_size = self.norm.weight.shape[0]
+        assert isinstance(hidden_size, int)
+        self.buffer = PrefillBuffer(num_rows, hidden_size, key_shape, dtype, device)
 
     def forget(self, request_id: str) -> None:
-        """Drop the saved rows of a prompt's earlier chunks; it ended or starts again."""
-        self.saved.pop(request_id, None)
+        """Drop what is kept of a prompt's earlier chunks; it ended or starts again."""
+        self.buffer.forget(request_id)
 
     def __call__(self, given: StagedInput, positions: Tensor, hidden_ND: Tensor) -> Tensor:
         """Hidden states [N, D] in the batch's order; rows that were pruned are zero."""
-        step, starts = given.step, self.layout.starts
+        step = given.step
         watch = Stopwatch(hidden_ND.device)
         with watch.lap():
             selection = Selection(step, self.events_of, hidden_ND.device)
+        batch = slice(0, step.batch_rows)
+        rows = StageRows(positions[..., batch], hidden_ND[batch], None, None)
+        rows, q_NHD, k_NGD = self._run(given, 0, rows, None)
         selecting = step.selecting()
-        rows = step.num_rows[0]
-        at, residual_MD = positions[..., :rows], None
-        h_MD: Tensor = hidden_ND[:rows]
-        origin_M: Tensor | None = None
         scores: list[Tensor] = []
-        for stage in range(NUM_STAGES):
+        if selecting:
+            queries = [self.buffer.scoring_queries(p, q_NHD) for p in selecting]
+            keys = [self.buffer.keys(p, k_NGD) for p in selecting]
+            with watch.lap():
+                scores = self._score(0, queries, keys)
+        if step.joins:
+            assert rows.residual_MD is not None
+            if step.chunks():
+                hidden = rows.hidden_MD + rows.residual_MD
+                self.buffer.save(step, rows.position_M, hidden, q_NHD, k_NGD)
+            rows = self.buffer.join(step, rows, outside=len(hidden_ND))
+        for prompt in step.prompts:
+            if prompt.ends:
+                self.forget(prompt.request_id)
+        for stage in range(1, NUM_STAGES if step.num_rows[1] else 1):
             with watch.lap():
                 if scores:
                     selection.set_scores(scores, stage)
-                index_M = selection.enter(stage) if stage else None
-                if index_M is not None:
-                    h_MD, residual_MD, origin_M = gather_rows(index_M, h_MD, residual_MD, origin_M)
-                    origin_M = index_M if origin_M is None else origin_M
-                    at = at.index_select(-1, index_M)
-            last = starts[stage + 1] - 1
+                rows = self._enter(selection, stage, rows)
+            evictor = KeptRowsWriter(given, selection, stage)
+            rows, q_MHD, k_MGD = self._run(given, stage, rows, evictor)
             scores = []
-            evictor = _Evictor(self, given, selection, stage) if stage else None
-            for number in range(starts[stage], starts[stage + 1]):
-                layer = self.layers[number]
-                with capture_qkv(self.attention_of(layer)) as captured:
-                    h_MD, residual_MD = layer(at, h_MD, residual_MD)
-                q_MHD, k_MGD, v_MGD = captured
-                if evictor is not None:
-                    evictor.write(number, self.attention_of(layer), k_MGD, v_MGD)
-                if number == last and selecting and stage < NUM_STAGES - 2:
-                    scale = self.attention_of(layer).impl.scale
-                    with watch.lap():
-                        scores = self._score(selecting, stage, q_MHD, k_MGD, scale)
-        for prompt in step.evicted():
-            self.forget(prompt.request_id)
-        h_MD, _ = self.norm(h_MD, residual_MD)
-        if origin_M is not None or rows < len(hidden_ND):
-            if origin_M is None:
-                origin_M = torch.arange(rows, device=h_MD.device)
-            h_MD = torch.zeros_like(hidden_ND).index_copy_(0, origin_M, h_MD)
+            if selecting and stage < NUM_STAGES - 2:
+                ends = [p.first_row[stage] + p.rows[stage] for p in selecting]
+                queries = [
+                    q_MHD[end - p.plan.query_rows : end]
+                    for p, end in zip(selecting, ends, strict=True)
+                ]
+                keys = [
+                    k_MGD[p.first_row[stage] : end] for p, end in zip(selecting, ends, strict=True)
+                ]
+                with watch.lap():
+                    scores = self._score(stage, queries, keys)
+        h_ND = self._at_origin(rows, hidden_ND)
         watch.stop()
         if selecting:
             self.record([video.key for p in selecting for video in p.plan.videos], watch)
-        return h_MD
+        return h_ND
 
-    def _score(
-        self,
-        prompts: Sequence[StagedPrompt],
-        stage: int,
-        q_MHD: Tensor,
-        k_MGD: Tensor,
-        scale: float,
-    ) -> list[Tensor]:
+    def _enter(self, selection: Selection, stage: int, rows: StageRows) -> StageRows:
+        """The rows that run on in `stage`."""
+        index_M = selection.enter(stage)
+        if index_M is None:
+            return rows
+        hidden, residual, origin = gather_rows(
+            index_M, rows.hidden_MD, rows.residual_MD, rows.origin_M
+        )
+        origin = index_M if origin is None else origin
+        return StageRows(rows.position_M.index_select(-1, index_M), hidden, residual, origin)
+
+    def _run(
+        self, given: StagedInput, stage: int, rows: StageRows, evictor: KeptRowsWriter | None
+    ) -> tuple[StageRows, Tensor, Tensor]:
+        """Rows after a stage's layers, with queries and keys of its last layer."""
+        blocks = given.blocks[stage]
+        if not blocks:
+            hidden, residual, q, k = self._run_block(stage, rows, slice(None), evictor)
+        else:
+            parts = []
+            for block in blocks:
+                with _attention_context(block):
+                    where = slice(block.rows.start, block.rows.stop)
+                    parts.append(self._run_block(stage, rows, where, evictor))
+            hidden, residual, q, k = (torch.cat(part) for part in zip(*parts, strict=True))
+        if evictor is not None:
+            evictor.finish()
+        return StageRows(rows.position_M, hidden, residual, rows.origin_M), q, k
+
+    def _run_block(
+        self, stage: int, rows: StageRows, where: slice, evictor: KeptRowsWriter | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        position_M, h_MD = rows.position_M[..., where], rows.hidden_MD[where]
+        residual_MD = None if rows.residual_MD is None else rows.residual_MD[where]
+        for number in range(self.layout.starts[stage], self.layout.starts[stage + 1]):
+            layer = self.layers[number]
+            with capture_qkv(self.attention_of(layer)) as captured:
+                h_MD, residual_MD = layer(position_M, h_MD, residual_MD)
+            q_MHD, k_MGD, v_MGD = captured
+            if evictor is not None:
+                evictor.add(number, self.attention_of(layer), k_MGD, v_MGD, where.start or 0)
+        assert residual_MD is not None
+        return h_MD, residual_MD, q_MHD, k_MGD
+
+    def _score(self, stage: int, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> list[Tensor]:
         """Mean attention of each prompt's last rows over all its rows, one vector per prompt."""
-        keys, queries = [], []
-        for prompt in prompts:
-            end = prompt.first_row[stage] + prompt.rows[stage]
-            keys.append(slice(prompt.first_row[stage], end))
-            queries.append(slice(end - prompt.plan.query_rows, end))
-        lengths = [prompt.rows[stage] for prompt in prompts]
+        last = self.layers[self.layout.starts[stage + 1] - 1]
+        lengths = [len(key_MGD) for key_MGD in keys]
         mass = attention_mass(
-            torch.cat([q_MHD[rows] for rows in queries]),
-            torch.cat([k_MGD[rows] for rows in keys]),
-            [prompt.plan.query_rows for prompt in prompts],
+            torch.cat(list(queries)),
+            torch.cat(list(keys)),
+            [len(query_MHD) for query_MHD in queries],
             lengths,
-            scale,
+            self.attention_of(last).impl.scale,
         )
         return list(self.mean_over_ranks(mass).split(lengths))
 
-
-class _Evictor:
-    """Writes the kept keys and values of one stage's layers to the front of their slots."""
-
-    def __init__(
-        self, decoder: StagedDecoder, given: StagedInput, selection: Selection, stage: int
-    ) -> None:
-        self.decoder = decoder
-        self.given = given
-        self.stage = stage
-        step, device = given.step, selection.device
-        self.prompts = step.evicted()
-        # Slots of text that earlier chunks computed come first.
-        self.num_saved = [self._text_before(prompt) for prompt in self.prompts]
-        self.rows = _indices([part for p in self.prompts for part in p.text_rows(stage)], device)
-        visual = selection.kept_for_decode(stage) if self.prompts else None
-        if visual is not None:
-            both = visual if self.rows is None else torch.cat([self.rows, visual])
-            self.rows = both.sort().values
-        self.chunks = [
-            (prompt, rows)
-            for prompt in step.saved()
-            if (rows := _indices(prompt.text_rows(stage), device)) is not None
-        ]
-        self.slots: dict[int, Tensor] = {}
-
-    def _text_before(self, prompt: StagedPrompt) -> int:
-        videos = prompt.plan.videos
-        ends = [video.start for video in videos[1:]] + [prompt.plan.prompt_tokens]
-        return sum(
-            max(0, min(end, prompt.computed) - (video.start + video.tokens))
-            for video, end in zip(videos, ends, strict=True)
-        )
-
-    def write(self, number: int, attention: Any, k_MGD: Tensor, v_MGD: Tensor) -> None:
-        """After layer `number` ran: write its kept rows, save the text for later chunks."""
-        for prompt, rows in self.chunks:
-            saved = self.decoder.saved.setdefault(prompt.request_id, defaultdict(list))
-            saved[number].append((k_MGD[rows], v_MGD[rows]))
-        group = self.given.group_of_layer[number]
-        for prompt, num_saved, slots in self._with_saved(group):
-            chunks = self.decoder.saved[prompt.request_id][number]
-            keys = torch.cat([k for k, _ in chunks])
-            values = torch.cat([v for _, v in chunks])
-            _write_cache(attention, keys, values, slots[:num_saved])
-        if self.rows is not None:
-            _write_cache(attention, k_MGD[self.rows], v_MGD[self.rows], self._slots(group))
-
-    def _with_saved(self, group: int) -> Iterator[tuple[StagedPrompt, int, Tensor]]:
-        slots = self.given.slots[self.stage]
-        for prompt, num_saved, by_group in zip(self.prompts, self.num_saved, slots, strict=True):
-            if num_saved:
-                yield prompt, num_saved, by_group[group]
-
-    def _slots(self, group: int) -> Tensor:
-        if group not in self.slots:
-            parts = zip(self.num_saved, self.given.slots[self.stage], strict=True)
-            self.slots[group] = torch.cat([by_group[group][skip:] for skip, by_group in parts])
-        return self.slots[group]
-
-
-def _indices(ranges: Sequence[range], device: torch.device) -> Tensor | None:
-    parts = [torch.arange(part.start, part.stop, device=device) for part in ranges]
-    return torch.cat(parts) if parts else None
+    def _at_origin(self, rows: StageRows, hidden_ND: Tensor) -> Tensor:
+        """The final norm's output at each row's place in the batch, zero elsewhere."""
+        if not len(rows.hidden_MD):
+            return torch.zeros_like(hidden_ND)
+        h_MD: Tensor
+        h_MD, _ = self.norm(rows.hidden_MD, rows.residual_MD)
+        origin_M = rows.origin_M
+        if origin_M is None:
+            if len(h_MD) == len(hidden_ND):
+                return h_MD
+            origin_M = torch.arange(len(h_MD), device=h_MD.device)
+        # One row more takes the rows of earlier chunks.
+        out = hidden_ND.new_zeros((len(hidden_ND) + 1, hidden_ND.shape[1]))
+        return out.index_copy_(0, origin_M, h_MD)[:-1]
 
 
 @contextmanager
@@ -229,7 +207,16 @@ def capture_qkv(attention: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _write_cache(attention: Any, k_MGD: Tensor, v_MGD: Tensor, slots_M: Tensor) -> None:
-    # vLLM's CPU cache write reads past the end when there are fewer slots than rows.
-    assert len(k_MGD) == len(slots_M), (len(k_MGD), len(slots_M))
-    attention.impl.do_kv_cache_update(attention, k_MGD, v_MGD, attention.kv_cache, slots_M)
+@contextmanager
+def _attention_context(block: RowBlock) -> Iterator[None]:
+    """Attention layers use the metadata and slots of a row block."""
+    from vllm.forward_context import get_forward_context
+
+    context = get_forward_context()
+    metadata, slots = context.attn_metadata, context.slot_mapping
+    context.attn_metadata = {**metadata, **block.metadata}
+    context.slot_mapping = {**slots, **block.slots}
+    try:
+        yield
+    finally:
+        context.attn_metadata, context.slot_mapping = metadata, slots

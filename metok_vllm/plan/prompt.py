@@ -20,8 +20,6 @@ from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.tokens import key_event_count, key_frame_count, pooled_length
 
 PRUNE, EVICT = 2, 3
-# Tokens whose keys and values a chunked prefill may set aside until its end, outside of the pool.
-MOST_SET_ASIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -87,49 +85,34 @@ class VideoSpan:
 
 @dataclass(frozen=True)
 class PromptPlan:
-    """Stages 2 and 3 of one request.
-
-    A prompt that does not fit one step is prefilled in chunks: then nothing is pruned, and what
-    stage 3 evicts goes at the end (`one_step` is False). `fastv`: the prompt's last token alone
-    ranks, and a video is one event.
-    """
+    """Stages 2 and 3 of one request. `fastv`: the prompt's last token alone ranks, and a video is
+    one event."""
 
     prompt_tokens: int
     videos: tuple[VideoSpan, ...]
-    one_step: bool
     prunes: bool
     evicts: bool
     fastv: bool = False
 
     @classmethod
     def of(
-        cls,
-        prompt_tokens: int,
-        videos: Sequence[tuple[str, int, int, Pruning]],
-        step_tokens: int,
+        cls, prompt_tokens: int, videos: Sequence[tuple[str, int, int, Pruning]]
     ) -> PromptPlan | None:
         """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
-        `step_tokens` is what one step can take. The prompt's last row gives the first new token,
-        so a video that ends the prompt leaves its last token to the text. A chunked prefill that
-        would have to set much text aside evicts nothing.
+        The prompt's last row gives the first new token, so a video that ends the prompt leaves its
+        last token to the text.
         """
         if not videos or not videos[0][3].stages:
             return None
-        one_step = prompt_tokens <= step_tokens
-        stages = tuple(stage for stage in videos[0][3].stages if one_step or stage == EVICT)
-        if not stages:
-            return None
+        stages = videos[0][3].stages
         spans = []
         for key, start, tokens, pruning in sorted(videos, key=lambda video: video[1]):
             prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
-            keep = pruning.decode_keep if one_step else Fraction(0)
-            pruning = replace(pruning, stages=stages, decode_keep=keep)
-            spans.append(VideoSpan(key, start, prunable, pruning.counts(prunable)))
-        if not one_step and _set_aside(spans, prompt_tokens, step_tokens) > MOST_SET_ASIDE:
-            return None
+            counts = replace(pruning, stages=stages).counts(prunable)
+            spans.append(VideoSpan(key, start, prunable, counts))
         fastv = videos[0][3].fastv_keep is not None
-        return cls(prompt_tokens, tuple(spans), one_step, PRUNE in stages, EVICT in stages, fastv)
+        return cls(prompt_tokens, tuple(spans), PRUNE in stages, EVICT in stages, fastv)
 
     @cached_property
     def prefill_dropped(self) -> tuple[int, ...]:
@@ -169,12 +152,15 @@ class PromptPlan:
         return 1 if self.fastv else self.prompt_tokens - self.last_visual
 
     def slots(self, stage: int, num_tokens: int) -> int:
-        """Cache slots that a stage needs for the first `num_tokens` tokens of the request."""
+        """Cache slots that a stage needs for the first `num_tokens` tokens of the request.
+
+        Until its last chunk, a prompt runs through stage 0 alone.
+        """
         if num_tokens > self.prompt_tokens:
             return num_tokens - self.decode_dropped[stage]
         if num_tokens == self.prompt_tokens:
             return num_tokens - self.prefill_dropped[stage]
-        return num_tokens
+        return num_tokens if stage == 0 else 0
 
     def visual_tokens(self, *, decode: bool = False) -> tuple[int, ...]:
         """Visual tokens of all videos by stage: run on in the prefill, or cached for decoding."""
@@ -182,14 +168,6 @@ class PromptPlan:
             sum((v.counts.decode if decode else v.counts.prefill)[stage] for v in self.videos)
             for stage in range(NUM_STAGES)
         )
-
-
-def _set_aside(spans: Sequence[VideoSpan], prompt_tokens: int, step_tokens: int) -> int:
-    """Text whose keys and values wait for the last chunk, because others stand in their place."""
-    after = prompt_tokens - spans[-1].start - spans[-1].tokens
-    between = spans[-1].start - spans[0].start - sum(span.tokens for span in spans[:-1])
-    # What follows the last video is a chunk of its own where it fits one.
-    return between + (after if after > step_tokens else 0)
 
 
 def key_share(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> Fraction:

@@ -60,14 +60,14 @@ class RequestPlan:
         videos = zip(self.videos, starts, strict=True)
         return replace(self, videos=tuple(replace(v, start=int(at)) for v, at in videos))
 
-    def prompt_plan(self, prompt_tokens: int, step_tokens: int) -> PromptPlan | None:
-        """What stages 2 and 3 do to the prompt if a step takes `step_tokens`; None: nothing."""
+    def prompt_plan(self, prompt_tokens: int) -> PromptPlan | None:
+        """What stages 2 and 3 do to the prompt; None: nothing."""
         videos = [
             (video.key, video.start, video.encoded_tokens, video.pruning)
             for video in self.videos
             if video.pruning is not None
         ]
-        return PromptPlan.of(prompt_tokens, videos, step_tokens)
+        return PromptPlan.of(prompt_tokens, videos)
 
 
 def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:

@@ -1,7 +1,10 @@
 """One forward step that prefills METok prompts: the rows that each stage runs on.
 
-A step is a flat batch of rows. Every stage runs on all rows of other requests (decodes, plain
-prefills); later stages run on fewer rows of a METok prompt. All counts are known before the step.
+A step is a flat batch of rows. Stage 0 runs a METok prompt chunk by chunk, as vLLM schedules it.
+Stages 1 to 3 run once, in the step that ends the prompt: on the rows of the whole prompt, of which
+those of earlier chunks come from the prefill buffer. So stage 0's output is joined first: rows of
+other requests and whole METok prompts, in the order of the batch. All counts are known before the
+step; rows of other requests run in every stage.
 """
 
 from __future__ import annotations
@@ -16,24 +19,34 @@ from metok_vllm.plan.prompt import PromptPlan, VideoSpan
 class StagedPrompt:
     """A METok prompt, or a chunk of one, in a step.
 
-    `first_row` and `rows` are its place among the rows of each stage; `computed` the tokens that
-    earlier chunks took.
+    `computed` tokens came in earlier chunks, `batch_row` and `scheduled` are this chunk's rows.
+    `first_row` and `rows` are the prompt's place among the rows of each stage; entry 0 counts in
+    the joined rows. A chunk that does not end its prompt has no rows there. `buffer_row` is the
+    first row of the prompt in the prefill buffer; None for a prompt of one chunk.
     """
 
     request_id: str
     plan: PromptPlan
     computed: int
+    batch_row: int
+    scheduled: int
     first_row: tuple[int, ...]
     rows: tuple[int, ...]
+    buffer_row: int | None = None
 
     @property
     def ends(self) -> bool:
         """Whether this step ends the prefill."""
-        return self.computed + self.rows[0] == self.plan.prompt_tokens
+        return self.computed + self.scheduled == self.plan.prompt_tokens
+
+    @property
+    def scoring(self) -> range:
+        """Rows of this chunk, counted from its first one, whose queries score visual tokens."""
+        first = self.plan.prompt_tokens - self.plan.query_rows - self.computed
+        return range(min(max(first, 0), self.scheduled), self.scheduled)
 
     def videos(self, stage: int) -> Iterator[tuple[VideoSpan, int]]:
-        """Each video with the row of its first token at a stage. One-step prefills only."""
-        assert self.plan.one_step
+        """Each video with the row of its first token at a stage."""
         dropped = 0
         for video in self.plan.videos:
             yield video, self.first_row[stage] + video.start - dropped
@@ -41,18 +54,12 @@ class StagedPrompt:
 
     def text_rows(self, stage: int) -> list[range]:
         """Rows at a stage of the text after the first video, which move when tokens are dropped."""
-        plan = self.plan
-        dropped = 0
-        here = range(self.first_row[stage], self.first_row[stage] + self.rows[stage])
-        shift = self.first_row[stage] - self.computed
-        rows = []
-        ends = [video.start for video in plan.videos[1:]] + [plan.prompt_tokens]
-        for video, end in zip(plan.videos, ends, strict=True):
-            if plan.one_step:
-                dropped += video.tokens - video.counts.prefill[stage]
-            begin = video.start + video.tokens
-            first = max(begin - dropped + shift, here.start)
-            last = min(end - dropped + shift, here.stop)
+        rows, dropped = [], 0
+        ends = [video.start for video in self.plan.videos[1:]] + [self.plan.prompt_tokens]
+        for video, end in zip(self.plan.videos, ends, strict=True):
+            dropped += video.tokens - video.counts.prefill[stage]
+            shift = self.first_row[stage] - dropped
+            first, last = video.start + video.tokens + shift, end + shift
             if first < last:
                 rows.append(range(first, last))
         return rows
@@ -60,23 +67,49 @@ class StagedPrompt:
 
 @dataclass(frozen=True)
 class StagedStep:
-    """The METok prompts of a step, and the number of rows of each stage."""
+    """The METok prompts of a step, and the number of rows of each stage (entry 0: joined rows).
+
+    `batch_rows` is the number of rows of the batch that stage 0 runs on.
+    """
 
     prompts: tuple[StagedPrompt, ...]
+    batch_rows: int
     num_rows: tuple[int, ...]
+
+    @property
+    def joins(self) -> bool:
+        """Whether the joined rows differ from the batch's."""
+        return any(not p.ends or p.computed for p in self.prompts)
 
     def selecting(self) -> tuple[StagedPrompt, ...]:
         """Prompts whose visual tokens are ranked in this step."""
-        return tuple(p for p in self.prompts if p.plan.one_step and p.plan.needs_scores)
-
-    def pruned(self) -> tuple[StagedPrompt, ...]:
-        """Prompts with fewer rows in later stages."""
-        return tuple(p for p in self.prompts if p.plan.one_step and p.plan.prunes)
+        return tuple(p for p in self.prompts if p.ends and p.plan.needs_scores)
 
     def evicted(self) -> tuple[StagedPrompt, ...]:
         """Prompts whose cached tokens are evicted in this step."""
-        return tuple(p for p in self.prompts if p.plan.evicts and p.ends)
+        return tuple(p for p in self.prompts if p.ends and p.plan.evicts)
 
-    def saved(self) -> tuple[StagedPrompt, ...]:
-        """Chunks whose text must be written again once the prompt is complete."""
-        return tuple(p for p in self.prompts if p.plan.evicts and not p.ends)
+    def chunks(self) -> tuple[StagedPrompt, ...]:
+        """Prompts that later steps go on with: the rows of this one are saved."""
+        return tuple(p for p in self.prompts if not p.ends)
+
+    def ending(self) -> tuple[StagedPrompt, ...]:
+        """Prompts with rows in the prefill buffer that this step ends."""
+        return tuple(p for p in self.prompts if p.ends and p.computed)
+
+    def joined(self) -> Iterator[tuple[StagedPrompt | None, range]]:
+        """Parts of the joined rows, in order: (None, batch rows), or (prompt, buffer rows)."""
+        row = 0
+        for prompt in self.prompts:
+            if row < prompt.batch_row:
+                yield None, range(row, prompt.batch_row)
+            row = prompt.batch_row + prompt.scheduled
+            if not prompt.ends:
+                continue
+            if prompt.computed:
+                assert prompt.buffer_row is not None
+                first = prompt.buffer_row
+                yield prompt, range(first, first + prompt.computed)
+            yield None, range(prompt.batch_row, row)
+        if row < self.batch_rows:
+            yield None, range(row, self.batch_rows)

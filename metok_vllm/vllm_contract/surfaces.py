@@ -21,6 +21,10 @@ class RunnerSurface:
     compilation_config: Any
     attn_groups: Any
     num_scheduled_tokens: Any
+    max_num_tokens: int
+    vllm_config: Any
+    model_config: Any
+    dtype: torch.dtype
 
     def get_model(self) -> Any:
         raise NotImplementedError

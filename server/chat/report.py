@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from metok_vllm.config import METokConfig
-from metok_vllm.engine.request_plans import step_tokens
 from metok_vllm.engine.staging import is_staged
 from metok_vllm.plan.accounting import decoder_prefill_flops, request_blocks, visual_tokens_by_stage
 from metok_vllm.plan.layers import StageLayout
@@ -26,7 +25,6 @@ class EngineFacts:
     """Facts of the engine for a report. `layout` is None if the decoder does not run in stages."""
 
     block_size: int
-    step_tokens: int
     text_config: Any
     layout: StageLayout | None
 
@@ -38,7 +36,7 @@ class EngineFacts:
         if config is not None and is_staged(config):
             layout = StageLayout.of(config.pruning_layers, text_config.num_hidden_layers)
         block_size = vllm_config.cache_config.block_size
-        return cls(block_size, step_tokens(vllm_config), text_config, layout)
+        return cls(block_size, text_config, layout)
 
 
 def metok_report(
@@ -65,7 +63,6 @@ def metok_report(
     on = plan.name != "off"
     prefill_tokens = visual_tokens_by_stage(encoded, prompt_plan)
     decode_tokens = visual_tokens_by_stage(encoded, prompt_plan, decode=True)
-    prefill = prefill_kind(plan, prompt_tokens, engine.step_tokens)
     events = [
         event
         for index, video in enumerate(plan.videos)
@@ -78,8 +75,6 @@ def metok_report(
         "query_source": plan.query_source,
         "fallback": fallback,
         "unpruned": unpruned,
-        # Only the scheduler knows whether an unpruned prompt was chunked.
-        "prefill": None if unpruned == "prompt_logprobs" else prefill,
         "pruning_layers": list(layout.boundaries) if layout is not None else None,
         "events": events,
         "visual_tokens": {
@@ -156,34 +151,14 @@ def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None
     return "no_query" if plan.query_source == "none" else None
 
 
-def unpruned_reason(
-    plan: RequestPlan, prompt_plan: PromptPlan | None, excluded: str | None
-) -> str | None:
+def unpruned_reason(plan: RequestPlan, excluded: str | None) -> str | None:
     """Why stages 2 and 3 did less than the request's settings say; None if they did not.
 
     `excluded` is the reason for which the request was excluded from them, if it was.
     """
     if excluded == "beam_search":
         return excluded  # its plan has no stages 2 and 3
-    pruning = _pruning(plan)
-    if pruning is None:
-        return None
-    if excluded is not None:
-        return excluded
-    if prompt_plan is None:
-        return "chunked_prefill"
-    if prompt_plan.one_step:
-        return None
-    # A chunked prompt is not ranked. Evicting every visual token needs no ranks.
-    needs_ranks = PRUNE in pruning.stages or pruning.decode_keep > 0
-    return "chunked_prefill" if needs_ranks else None
-
-
-def prefill_kind(plan: RequestPlan, prompt_tokens: int, step_tokens: int) -> str | None:
-    """Whether a prompt of stages 2 or 3 is prefilled in one step; None if neither is on."""
-    if _pruning(plan) is None:
-        return None
-    return "one_step" if prompt_tokens <= step_tokens else "chunked"
+    return excluded if _pruning(plan) is not None else None
 
 
 def _pruning(plan: RequestPlan) -> Pruning | None:

@@ -179,9 +179,9 @@ class MetokServingChat(OpenAIServingChat):
     def _report(self, rendered: _RenderedRequest, events: list[Any]) -> dict[str, Any]:
         plan, tokens = rendered.plan, rendered.prompt_tokens
         engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
-        prompt_plan = None if rendered.excluded else plan.prompt_plan(tokens, engine.step_tokens)
+        prompt_plan = None if rendered.excluded else plan.prompt_plan(tokens)
         fallback = fallback_reason(plan, self.metok)
-        unpruned = unpruned_reason(plan, prompt_plan, rendered.excluded)
+        unpruned = unpruned_reason(plan, rendered.excluded)
         metrics.count_request(plan, prompt_plan)
         for reason in (fallback, unpruned):
             if reason is not None:

@@ -199,18 +199,31 @@ class StagedEngine:
         }
 
     def measure(self, prompt: Any) -> tuple[list[int], list[int]]:
-        """Blocks by cache group in the first decoding step, and the prefill's rows by layer."""
+        """Blocks by cache group in the first decoding step, and the prefill's rows by layer.
+
+        Rows are those of all chunks and row blocks together.
+        """
         from vllm import SamplingParams
 
-        rows: list[int] = []
+        layers = self.model.language_model.model.layers
+        rows = [0] * len(layers)
+
+        def count(number: int) -> Any:
+            def add(_module: Any, args: Any) -> None:
+                rows[number] += len(args[1])
+
+            return add
+
         hooks = [
-            layer.register_forward_pre_hook(lambda _module, args: rows.append(len(args[1])))
-            for layer in self.model.language_model.model.layers
+            layer.register_forward_pre_hook(count(number)) for number, layer in enumerate(layers)
         ]
         params = SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, detokenize=False)
         self.reset_caches()
-        self.llm.llm_engine.add_request("one", prompt, params)
+        request_id = self.llm.llm_engine.add_request("one", prompt, params)
         self.llm.llm_engine.step()
+        request = self.scheduler.requests[request_id]
+        while request.num_computed_tokens < request.num_prompt_tokens:
+            self.llm.llm_engine.step()
         for hook in hooks:
             hook.remove()
         self.llm.llm_engine.step()

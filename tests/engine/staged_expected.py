@@ -88,8 +88,6 @@ def expected_answer(
     config = config_of(engine, prompt)
     length = len(rendered.ids)
     stages, decode_keep = set(config.stages), config.decode_keep
-    if length > engine.step_tokens:  # prefilled in chunks: without scores nothing is selected
-        stages, decode_keep = stages & {3}, 0.0
     vision = engine.model.config.vision_config
     grid = int(vision.image_size // vision.patch_size)
     videos = []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.staged import BLOCK, Answer, StagedEngine
-from tests.engine.staged_expected import render, without_ties
+from tests.engine.staged_expected import without_ties
 from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt
 from tests.reference.decoder import Generated
 
@@ -107,45 +107,6 @@ def test_beside_aborted_neighbours(
     answers = engine.answer(prompts, aborts={2 * i: tokens for i in range(len(neighbours))})
     assert answers[::2] == [None] * len(neighbours)
     agree(answers[1::2], cases, BATCHED)
-
-
-CHUNKED: dict[str, Parts] = {
-    "cut in the question": (20, LONG, 250),
-    "cut twice in the question": (20, SHORT, 1000),
-    "cut at the video's end": (STEP - 321, LONG, 60),
-    "cut one token into the question": (STEP - 322, LONG, 60),
-    "cut in the video": (300, LONG, 64),
-    "video last": (300, LONG),
-    "cut between two videos": (100, LONG, 200, SHORT, 33),
-    "cut in the second of two videos": (7, LONG, 120, SHORT, 31),
-    "cut after two videos": (7, LONG, 20, SHORT, 100),
-    "two videos, the second last": (40, SHORT, 300, LONG),
-}
-
-
-def test_a_prompt_longer_than_a_step_is_evicted_at_its_end(engine: StagedEngine) -> None:
-    options = {"stages": [2, 3], "decode_keep": 0.25}
-    cases = []
-    for parts in CHUNKED.values():
-        cases.append(without_ties(engine, parts, options))
-        rendered = render(engine, cases[-1][0])
-        plan = rendered.plan.prompt_plan(len(rendered.ids), STEP)
-        assert not plan.one_step
-        assert not plan.prunes
-        assert plan.evicts
-        assert plan.visual_tokens(decode=True)[1:] == (0, 0, 0)
-    for case in cases:
-        engine.reset_caches()
-        agree(engine.answer([case[0]]), [case], ALONE)
-    engine.reset_caches()
-    agree(engine.answer([prompt for prompt, _ in cases]), cases, BATCHED)
-
-
-def test_a_prompt_longer_than_a_step_is_not_pruned_without_stage_3(engine: StagedEngine) -> None:
-    case = without_ties(engine, (20, LONG, 250), {"stages": [2]})
-    agree(engine.answer([case[0]]), [case], ALONE)
-    dense = without_ties(engine, (20, LONG, 250), OFF)
-    assert case[1].tokens == dense[1].tokens
 
 
 def test_two_questions_about_one_video(engine: StagedEngine) -> None:

@@ -16,6 +16,7 @@ from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
+from metok_vllm.engine.kv_cache.buffer_rows import BufferRows
 from metok_vllm.engine.kv_cache.spec import StageSpec
 from metok_vllm.plan.prompt import PromptPlan
 
@@ -32,12 +33,14 @@ class EvictorState:
     plans: dict[str, PromptPlan] = field(default_factory=dict)
     max_allocated_tokens: dict[str, int] = field(default_factory=dict)
     capacity: dict[str, int] = field(default_factory=dict)
+    buffer: BufferRows = field(default_factory=lambda: BufferRows(0))
     freed_blocks: int = 0
 
     def release(self, request_id: str) -> None:
         """The request ended or was preempted: its blocks are back in the pool."""
         self.max_allocated_tokens.pop(request_id, None)
         self.capacity.pop(request_id, None)
+        self.buffer.release(request_id)
 
     def drop(self, request_id: str) -> None:
         """The request ended."""
