@@ -119,7 +119,7 @@ def test_nothing_is_measured_with_a_red_operation(
     told = ["bench", "--checkpoint", "demo", "--result-dir", str(tmp_path / "out"), *options]
     assert cli.main(told) == 1
     captured = capsys.readouterr()
-    assert "kernel operations are wrong on cpu (torch): gather_rows: Differs" in captured.err
+    assert "kernel operations are wrong on cpu (torch): gather_rows: DifferenceError" in captured.err
     assert "times as good" not in captured.out
     line = json.loads(captured.out.splitlines()[-1])
     result = json.loads((tmp_path / "out" / "result.json").read_text())
