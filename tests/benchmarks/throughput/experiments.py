@@ -1,10 +1,10 @@
-"""A small experiment on two servers with known delays, what a watcher saw of it, and its tables."""
+"""A small experiment on two servers with known delays, its progress, and its tables."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -20,7 +20,7 @@ from tests.benchmarks.throughput.openai_server import KnownServer, known_server,
 
 @dataclass
 class Watcher:
-    """Notes what it is told, as `run.Watch`."""
+    """Records the calls of a `run.Watch`."""
 
     begun: list[tuple[str, int]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Watcher:
 
 
 def stream(frames: int) -> Iterator[BenchRequest]:
-    """Endless requests whose keys tell the frames."""
+    """Endless requests whose keys contain the frames."""
     return (request(f"{frames}-{number}") for number in count())
 
 
@@ -46,16 +46,19 @@ def run_pair(
     other: KnownServer,
     sweep: Sweep,
     watcher: Watcher | None = None,
-    on_cell: Callable[[Cell], None] | None = None,
 ) -> tuple[list[Cell], list[Endpoint]]:
     """The cells of `sweep` on both servers."""
     with known_server(plain, "plain") as one, known_server(other, "metok") as two:
-        watcher = watcher or Watcher()
-        return asyncio.run(experiment([one, two], sweep, stream, watcher, on_cell)), [one, two]
+        cells = experiment([one, two], sweep, stream, watcher or Watcher())
+        return asyncio.run(_all(cells)), [one, two]
+
+
+async def _all(cells: AsyncIterator[Cell]) -> list[Cell]:
+    return [cell async for cell in cells]
 
 
 def shown(*things: Any) -> str:
-    """What a wide terminal shows of them."""
+    """The output of a wide terminal."""
     console = Console(width=200, file=io.StringIO())
     for thing in things:
         console.print(thing)
