@@ -7,7 +7,7 @@ for all query heads that share it. Sums run in a fixed order: equal inputs give 
 Floor of one call with N keys, Q text rows a request, H heads, G KV heads, D wide, b bytes a number:
     bytes  N*G*D*b of keys + Q*H*D*b of queries + 4*N of results
     FLOPs  4*Q*H*N*D
-Pass 1 reads K once per block of `ROWS` rows, from the second one on out of the L2 cache.
+Pass 1 reads K once per block of `ROWS` rows; later blocks find it in the L2 cache.
 
 The log-sum-exp over running maxima is that of FlashAttention (arXiv 2205.14135).
 Shape suffixes as in the package; R rows of a tile, N keys of a tile, S slices of the keys.
