@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.benchmarks.quality.command import read_cells
-from metok_vllm.benchmarks.quality.frontier import frontier, rivals
+from metok_vllm.benchmarks.quality.frontier import frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Answered, Cell
 from metok_vllm.benchmarks.quality.kv_gaps import Gap, check_layers, gaps, largest
@@ -25,7 +25,6 @@ from metok_vllm.benchmarks.questions.settings import (
 )
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.plan.tokens import dense_tokens
 from tests.benchmarks.quality.canned import GEOMETRY, write_folder
 
 MAX = Setting("max", "METok", {"preset": "max"})
@@ -90,15 +89,6 @@ def test_a_server_that_prunes_elsewhere_is_refused() -> None:
         check_layers(answer((2, 4, 8)), own, GEOMETRY)
     with pytest.raises(ConfigError, match="at layers none"):
         check_layers(answer(None), METokConfig(), GEOMETRY)
-
-
-@pytest.mark.parametrize(("tokens", "there"), [(15, False), (16, True)])
-def test_evs_is_left_out_below_one_frame(tokens: int, there: bool) -> None:
-    """vLLM's EVS keeps at least one frame: here 16 tokens and the newline."""
-    assert dense_tokens(1, GEOMETRY.grid) == 16 + 1
-    found = rivals(GEOMETRY.layers * (tokens + 1), "max", 8, GEOMETRY, METokConfig())
-    assert ("EVS = max" in {setting.name for setting in found}) is there
-    assert {"random = max", "VidCom2 = max"} <= {setting.name for setting in found}
 
 
 def test_what_a_server_would_refuse_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:

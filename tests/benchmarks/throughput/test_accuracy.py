@@ -69,19 +69,6 @@ def test_questions_are_sent_as_the_workload_is(tmp_path: Path) -> None:
         assert not {"metok", "ignore_eos", "logprobs"} & body.keys()
 
 
-def test_without_right_answers_there_is_agreement_alone(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "f")
-    (folder / "chance.json").unlink()
-    (folder / "questions.json").write_text(
-        json.dumps([{"video": "0.mp4", "question": "How many?"}] * 2)
-    )
-    found = asked_of_both(folder, How="four")
-    assert found.accuracy == {"plain": None, "metok": None}
-    assert (found.chance, found.difference, found.lacks) == (None, None, None)
-    assert found.agreement is not None
-    assert found.agreement.exact == 0
-
-
 def test_event_qa_is_held_out_and_the_same_for_a_seed() -> None:
     with accuracy.event_qa((8, 4), 9, seed=3) as sets:
         assert [(s.frames, len(s.questions), s.source) for s in sets] == [

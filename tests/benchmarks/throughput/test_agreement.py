@@ -12,7 +12,7 @@ from metok_vllm.benchmarks.throughput.agreement import (
     digest,
     recorded_agreement,
 )
-from tests.benchmarks.throughput.outcomes import outcome
+from tests.benchmarks.throughput.experiments import outcome
 
 
 def tokens(key: str, *ids: int) -> Any:

@@ -139,16 +139,6 @@ def test_as_large_as_the_real_model(
     assert not list((tmp_path / "model").glob("*.safetensors"))
 
 
-def test_the_folder_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SIZES, "tiny", TINY)
-    with checkpoints.checkpoint("tiny", tmp_path) as found:
-        (folder,) = tmp_path.iterdir()
-        assert Path(found.model) == folder / "model"
-        assert found.metok_flags == ("--metok-alignment-model", str(folder / "alignment"))
-        assert (folder / "alignment" / "config.json").exists()
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.fixture
 def environment() -> Iterator[None]:
     before = dict(os.environ)  # serve_args writes to it

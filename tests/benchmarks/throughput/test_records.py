@@ -78,14 +78,6 @@ def test_no_ratio_is_shown_without_its_agreement(result: dict[str, Any]) -> None
     assert f"{ratio:.2f} (" not in text
 
 
-def test_charts_of_one_cell_leave_out_the_lines(result: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    result["cells"] = result["cells"][:1]
-    result["cells"][0]["rounds"][-1]["plain"]["kv"] = None
-    names = [path.name for path in charts.draw_charts(result, tmp_path)]
-    assert names == ["kv.png", "split.png"]
-
-
 def test_results_of_several_runs_in_one_picture(result: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     files = []

@@ -15,8 +15,7 @@ from metok_vllm.benchmarks.throughput.compare import comparison_table, rows
 from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.measures import measure
 from metok_vllm.benchmarks.throughput.run import Cell
-from tests.benchmarks.throughput.experiments import shown
-from tests.benchmarks.throughput.outcomes import outcome
+from tests.benchmarks.throughput.experiments import outcome, shown
 
 
 def right_at(frames: int, failed: int = 0) -> Quality:

@@ -78,14 +78,6 @@ def test_no_ratio_where_requests_failed() -> None:
     assert found.ratios == {}
 
 
-def test_other_answers_show_in_the_agreement() -> None:
-    (cell,), _ = run_pair(KnownServer(), KnownServer(word="other"), sweep(num_warmups=0))
-    found = compare(cell, NAMES)
-    assert found is not None
-    assert found.agreement is not None
-    assert (found.agreement.exact, found.agreement.first) == (0, 0)
-
-
 def test_every_length_and_load_is_a_cell_with_requests_of_its_own() -> None:
     loads = (Load(max_concurrency=1), Load(request_rate=100.0))
     plain = KnownServer(first_s=0.01, gap_s=0)

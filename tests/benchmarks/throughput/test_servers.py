@@ -103,21 +103,6 @@ def test_both_are_ready_one_started_after_the_other(fakes: Fakes) -> None:
     assert not pair.metok.log.exists()
 
 
-def test_both_end_after_an_exception(fakes: Fakes) -> None:
-    logs: list[Path] = []
-
-    def fail() -> None:
-        with started(fakes.command("/health"), fakes.command("/health/ready"), 30) as pair:
-            logs.extend((pair.plain.log, pair.metok.log))
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert not fakes.alive()
-    for log in logs:
-        assert log.exists(), "the log stays after a failure"
-
-
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
