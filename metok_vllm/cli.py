@@ -30,7 +30,7 @@ COMMANDS = {
         "metok_vllm.server.commands.demo",
         "serve the demo model and compare dense with METok",
     ),
-    "bench": ("metok_vllm.benchmarks.commands.bench", "throughput and latency under load"),
+    "bench": ("metok_vllm.benchmarks.commands.bench", "measure throughput and latency under load"),
     "calibrate": (
         "metok_vllm.benchmarks.commands.calibrate",
         "find the layers at which a model can drop its visual tokens",

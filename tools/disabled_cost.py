@@ -1,7 +1,7 @@
-"""What METok costs a request that switches it off: throughput beside plain vLLM, in pairs.
+"""Throughput of requests that disable METok, compared with plain vLLM in pairs.
 
-A decoder of LLaVA-OneVision-0.5B's size, untrained. Both engines live in one process and take the
-same requests in turn; the ratio is taken pair by pair and its median reported.
+The decoder has LLaVA-OneVision-0.5B's sizes and random weights. Both engines run in one process and
+process the same requests in turn. The result is the median of the pairs' ratios.
 
     python -m tools.disabled_cost --pairs 7 -o result.json
 """
@@ -23,13 +23,13 @@ HALF_BILLION = engines.Decoder(layers=24, hidden=896, heads=14, kv_heads=2, inte
 
 
 def requests(count: int, frames: int, seed: int, plain: bool) -> list[dict[str, Any]]:
-    """Questions about different videos, METok off where there is one."""
+    """Questions about different videos, which disable METok unless the engine is plain."""
     options = None if plain else {"enabled": False}
     return [engines.question(seed + number, frames, options) for number in range(count)]
 
 
 def main() -> None:
-    """Print the pairs and their median, and write the JSON."""
+    """Print the pairs and their median, and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--requests", type=int, default=8)
@@ -54,7 +54,7 @@ def main() -> None:
             engine.generate(batch, params, use_tqdm=False)
             return len(batch) / (time.perf_counter() - begin)
 
-        rate(plain, 0), rate(staged, 0)  # the first run of each warms it up
+        rate(plain, 0), rate(staged, 0)  # warm-up
         pairs = []
         for number in range(1, args.pairs + 1):
             seed = 1000 * number

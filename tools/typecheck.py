@@ -1,11 +1,10 @@
-"""Run mypy on the packages under the names they are installed as, and on the tests.
+"""Run mypy on the packages under their installed names, and on tests, tools and training.
 
     .venv/bin/python tools/typecheck.py [mypy options]
 
-kernels/, server/ and benchmarks/ stand beside metok_vllm/ in the repository but are installed
-inside it.
-mypy knows no such mapping, so it is given a tree of links that has the installed layout. The
-mapping itself is read from pyproject.toml.
+kernels/, server/ and benchmarks/ are folders beside metok_vllm/ that are installed inside it. mypy
+has no such mapping, so it checks a tree of links with the installed layout, which is read from
+pyproject.toml.
 """
 
 from __future__ import annotations
@@ -20,31 +19,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "typecheck"
-CHECKED_AS_THEY_ARE = ("tests", "tools", "training")
+OTHER_FOLDERS = ("tests", "tools", "training")
 
 
 def package_dirs() -> dict[str, str]:
-    """Package name to its folder below the root, outer packages first."""
+    """Each package's folder below the root, outer packages first."""
     with (ROOT / "pyproject.toml").open("rb") as file:
         mapping: dict[str, str] = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
     return dict(sorted(mapping.items()))
 
 
 def link_tree(mapping: dict[str, str]) -> None:
-    """Make TREE afresh: real folders for the packages, links to what is in them."""
+    """Create TREE with a folder for each package and links to its files."""
     shutil.rmtree(TREE, ignore_errors=True)
     for package, folder in mapping.items():
         target = TREE / Path(*package.split("."))
         target.mkdir(parents=True)
         for entry in (ROOT / folder).iterdir():
             (target / entry.name).symlink_to(entry)
-    for name in CHECKED_AS_THEY_ARE:
+    for name in OTHER_FOLDERS:
         if any((ROOT / name).rglob("*.py")):
             (TREE / name).symlink_to(ROOT / name)
 
 
 def source_path(line: str, mapping: dict[str, str]) -> str:
-    """A line of mypy's output with the path of the file in the repository."""
+    """A line of mypy's output with the file's path in the repository."""
     for package, folder in mapping.items():
         prefix = re.escape(package.replace(".", "/"))
         line = re.sub(rf"^{prefix}/", f"{folder}/", line)
@@ -52,11 +51,11 @@ def source_path(line: str, mapping: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Exit status of mypy."""
+    """Run mypy and return its exit status."""
     mapping = package_dirs()
     link_tree(mapping)
     roots = sorted({package.split(".")[0] for package in mapping})
-    present = [name for name in CHECKED_AS_THEY_ARE if (TREE / name).exists()]
+    present = [name for name in OTHER_FOLDERS if (TREE / name).exists()]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "mypy"),

@@ -1,7 +1,7 @@
-"""The second half of training: a decoder that answers, from names of things to whole films.
+"""The second half of training: the decoder, first on attribute vectors and last on whole videos.
 
-Everything is trained on the model's own dense input: no pooling beyond the model's, no pruning, so
-that the decoder is used to no compression rule.
+All input is the model's own dense input, without further pooling or pruning, so that the decoder is
+not adapted to any compression.
 
 Shape suffixes: N frames, P patches, D features.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,14 +31,14 @@ from training.material import Material
 from training.run import LossOf, Phase, Run
 from training.seeing import BANK_MOMENTS
 
-ORACLE_SIDE = 32  # pixels: only what patches show is wanted of these frames
+ORACLE_SIDE = 32  # pixels; only the attributes of these frames are used
 FITTED_FRAMES = 256
 
-See = Callable[[Truth], Tensor]
+Encode = Callable[[Truth], Tensor]
 
 
 def train_on_attributes(run: Run) -> tuple[Student, Attributes]:
-    """The decoder learns to answer from learned vectors: one a frame, then where things are."""
+    """Train the decoder on learned vectors: one a frame, then one a patch."""
     sizes = run.sizes
     student = Student(sizes, run.ids, run.seed)
     attributes = Attributes(sizes.width, sizes.grid**2)
@@ -47,35 +48,39 @@ def train_on_attributes(run: Run) -> tuple[Student, Attributes]:
     )
     names = Phase("names", run.steps.names, 1e-3, stream=1)
     places = Phase("places", run.steps.places, 1e-3, stream=1)
-    places_of: See = lambda shown: pool(attributes.patches(shown), sizes.grid)  # noqa: E731
-    _look_up(run, names, modules, truth, attributes.frames, (32, 10, 6, 12))
-    _look_up(run, places, modules, truth, places_of, (16, 12, 6, 10))
+    _on_attributes(run, names, modules, truth, attributes.frames, (32, 10, 6, 12))
+    pooled = partial(_pooled_patches, attributes, sizes.grid)
+    _on_attributes(run, places, modules, truth, pooled, (16, 12, 6, 10))
     return student, attributes
 
 
-def _look_up(
+def _pooled_patches(attributes: Attributes, grid: int, truth: Truth) -> Tensor:
+    return pool(attributes.patches(truth), grid)
+
+
+def _on_attributes(
     run: Run,
     phase: Phase,
     modules: dict[str, nn.Module],
     truth: Truth,
-    see: See,
-    load: tuple[int, int, int, int],
+    encode: Encode,
+    batch: tuple[int, int, int, int],
 ) -> None:
-    """A phase on attributes. `load`: videos, questions, least and most frames of a batch."""
-    videos, questions, least, most = load
+    """A phase on attributes. `batch`: videos, questions, least and most frames of a batch."""
+    videos, questions, least, most = batch
     teacher = Teacher(truth, BANK_MOMENTS, run.chat)
 
     def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         frames = int(rng.integers(least, most + 1))
         lesson = teacher.lesson(videos, frames, questions, rng)
-        visual = see(truth[lesson.frame_BT.flatten()])
+        visual = encode(truth[lesson.frame_BT.flatten()])
         return _learn(run, modules["student"], visual, lesson)
 
     run.phase(phase, modules, lambda: loss_of)
 
 
 def fit_projector(run: Run, attributes: Attributes, material: Material) -> Projector:
-    """A projector whose output is what the decoder was given so far."""
+    """Fit a projector from vision features to the attribute vectors."""
     projector = Projector(run.sizes.width)
     phase = Phase("projector", run.steps.projector, 3e-3, stream=2)
 
@@ -88,8 +93,8 @@ def fit_projector(run: Run, attributes: Attributes, material: Material) -> Proje
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
             index = torch.from_numpy(rng.integers(0, len(features_NPD), FITTED_FRAMES))
             with torch.no_grad():
-                wanted = attributes.patches(truth[index])
-            return (projector(features_NPD[index].float()) - wanted).square().mean(), {}
+                target = attributes.patches(truth[index])
+            return (projector(features_NPD[index].float()) - target).square().mean(), {}
 
         return loss_of
 
@@ -98,7 +103,7 @@ def fit_projector(run: Run, attributes: Attributes, material: Material) -> Proje
 
 
 def train_on_vision(run: Run, student: Student, projector: Projector, material: Material) -> None:
-    """Decoder and projector on what the vision tower sees, 6 to 16 frames."""
+    """Train decoder and projector on the vision tower's features of 6 to 16 frames."""
     modules: dict[str, nn.Module] = {"student": student, "projector": projector}
     phase = Phase("frames", run.steps.frames, 1e-3, stream=3)
 
@@ -107,8 +112,8 @@ def train_on_vision(run: Run, student: Student, projector: Projector, material: 
 
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
             lesson = teacher.lesson(12, int(rng.integers(6, 17)), 14, rng)
-            seen_NPD = features_NPD[lesson.frame_BT.flatten()].float()
-            return _learn(run, student, pool(projector(seen_NPD), run.sizes.grid), lesson)
+            frames_NPD = features_NPD[lesson.frame_BT.flatten()].float()
+            return _learn(run, student, pool(projector(frames_NPD), run.sizes.grid), lesson)
 
         return loss_of
 
@@ -116,12 +121,14 @@ def train_on_vision(run: Run, student: Student, projector: Projector, material: 
 
 
 def train_on_length(
-    run: Run, student: Student, projector: Projector, first: Material, fresh: Material
+    run: Run, student: Student, projector: Projector, first: Material, new: Material
 ) -> None:
-    """The same on 8 to 128 frames, and on whole films with motion and soft cuts; then on long ones
-    above all, where two frames in 128 have to be found; then on all lengths until it is sure; in
-    the end on `fresh` frames, since the first ones were seen many times, half of them long. That
-    costs the short ones a little, so what comes out is the mean of the last two phases."""
+    """Train on 8 to 128 frames and on whole stories with motion and soft cuts.
+
+    The phases are: all lengths; mostly long videos, where two frames in 128 must be found; all
+    lengths again; and `new` frames, half of them in long videos. The last phase costs accuracy on
+    short videos, so the result is the mean of the last two phases.
+    """
     length = Phase("length", run.steps.length, 6e-4, stream=4)
     long = Phase("long", run.steps.long, 5e-4, stream=7, floor=0.03)
     sure = Phase("sure", run.steps.sure, 4e-4, stream=8, floor=0.02)
@@ -129,7 +136,7 @@ def train_on_length(
     _on_videos(run, length, student, projector, first, 8, 256)
     _on_videos(run, long, student, projector, first, 20, 384)
     _on_videos(run, sure, student, projector, first, 12, 384)
-    _on_videos(run, settle, student, projector, fresh, 12, 384, long_share=0.5)
+    _on_videos(run, settle, student, projector, new, 12, 384, long_share=0.5)
     run.mean_of([sure.name, settle.name], {"student": student, "projector": projector})
 
 
@@ -140,27 +147,27 @@ def _on_videos(
     projector: Projector,
     material: Material,
     least: int,
-    together: int,
+    batch_frames: int,
     long_share: float = 0.0,
 ) -> None:
-    """Batches of about `together` frames, `least` to 128 of one video; every second of films.
+    """Batches of about `batch_frames` frames with `least` to 128 a video; half of them of stories.
 
-    A share of the batches has 64 frames and more a video, whatever `least` is.
+    In `long_share` of the batches, videos have at least 64 frames.
     """
 
     def prepare() -> LossOf:
-        features_NPD, teacher, films = material.bank[0], material.teacher, material.films
+        features_NPD, teacher, stories = material.bank[0], material.teacher, material.stories
 
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
             shortest = 64 if rng.random() < long_share else least
             frames = int(2 ** rng.uniform(math.log2(shortest), math.log2(129)))
-            videos = max(2, min(12, together // frames))
+            videos = max(2, min(12, batch_frames // frames))
             if rng.random() < 0.5:
-                lesson, seen_NPD = films.lesson(videos, frames, 16, rng)
+                lesson, frames_NPD = stories.lesson(videos, frames, 16, rng)
             else:
                 lesson = teacher.lesson(videos, frames, 16, rng)
-                seen_NPD = features_NPD[lesson.frame_BT.flatten()]
-            visual = pool(projector(seen_NPD.float()), run.sizes.grid)
+                frames_NPD = features_NPD[lesson.frame_BT.flatten()]
+            visual = pool(projector(frames_NPD.float()), run.sizes.grid)
             return _learn(run, student, visual, lesson)
 
         return loss_of
@@ -175,9 +182,9 @@ def _learn(
     visual_BND = visual_NPD.reshape(videos, -1, visual_NPD.shape[-1])
     logits = student(run.before, visual_BND, lesson)
     right = right_answers(logits.detach(), lesson)
-    told = {"right": float(right.float().mean())}
+    figures = {"right": float(right.float().mean())}
     for kind in KINDS:
         of_kind = torch.tensor([[k == kind for k in row] for row in lesson.kinds])
         if bool(of_kind.any()):
-            told[kind] = float(right[of_kind].float().mean())
-    return answer_loss(logits, lesson), told
+            figures[kind] = float(right[of_kind].float().mean())
+    return answer_loss(logits, lesson), figures

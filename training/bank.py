@@ -1,4 +1,4 @@
-"""Frames drawn once, with what every patch of them shows: the material of all training steps.
+"""The frame bank: frames that are drawn once, with the attributes of each frame and patch.
 
 Shape suffixes: N frames, H height, W width, P patches, C colours.
 """
@@ -22,13 +22,13 @@ from metok_vllm.benchmarks.eventqa.world import (
     combinations,
 )
 
-COVERED = 0.2  # share of a patch that a shape or dot must cover to be what the patch shows
+COVERED = 0.2  # share of a patch that a shape or dot must cover to be its label
 _BLACK = np.zeros(3, np.float32)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Numbers of the attributes of N frames, int64 [N] each, and coverage float32 [N, P]."""
+    """Attribute numbers of N frames, int64 [N] each, and coverage float32 [N, P]."""
 
     background: Tensor
     colour: Tensor
@@ -55,7 +55,7 @@ def scene_numbers(scene: Scene) -> tuple[int, int, int, int, int]:
 
 
 def random_scene(split: Split, rng: np.random.Generator) -> Scene:
-    """Any scene of the split."""
+    """A random scene of the split."""
     choices = combinations(split)
     background, colour, shape = choices[rng.integers(len(choices))]
     dots = [name for name in COLOURS if name not in (background, colour)]
@@ -89,7 +89,7 @@ def draw_bank(
 
 
 def to_pixels(pixels_NHWC: Tensor) -> Tensor:
-    """What the processor makes of frames: float32 [N, C, H, W] in [-1, 1]."""
+    """The processor's output for frames: float32 [N, C, H, W] in [-1, 1]."""
     return pixels_NHWC.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 

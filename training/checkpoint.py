@@ -1,4 +1,4 @@
-"""The trained model on disk: LLaVA-OneVision and SigLIP in their published layouts, in bfloat16."""
+"""Writes the trained model: LLaVA-OneVision and SigLIP in their published layouts, in bfloat16."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def video_state(towers: Any, projector: Projector, student: Student, sizes: Size
 
 
 def folded(projector: Projector) -> State:
-    """The projector without its normalisation, which becomes part of `linear_1`."""
+    """The projector's weights with the normalisation folded into `linear_1`."""
     with torch.no_grad():
         weight = projector.linear_1.weight / projector.scale
         bias = projector.linear_1.bias - weight @ projector.mean

@@ -1,8 +1,8 @@
-"""`python -m training.command`: train the demo model from nothing.
+"""`python -m training.command`: train the demo model from random weights.
 
-Seeded and counted in steps; a run that was stopped goes on where its folder left off. Nothing is
-compressed in training. The alignment towers, which METok alone reads, do learn the questions' own
-wordings: its ranking of frames is as good on event-QA as towers can make it.
+Runs are seeded and counted in steps; a stopped run resumes from its folder. The decoder is trained
+on dense input without METok. The alignment towers learn event-QA's own question texts, so METok's
+frame ranking is at its best there.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from training.tokenizers import (
     special_ids,
 )
 
-FRESH = 1000  # added to the seed of the frames that the last phase sees
+NEW_FRAMES = 1000  # added to the seed for the frames of the last phase
 PARTS = ("towers", "attributes", "all")
 
 
 def new_run(folder: Path, seed: int, steps: Steps) -> Run:
-    """What all phases share; `folder` is made."""
+    """A run in `folder`, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = Sizes()
     chat = chat_tokenizer(sizes.vocab)
@@ -44,26 +44,26 @@ def new_run(folder: Path, seed: int, steps: Steps) -> Run:
 
 
 def train_all(run: Run, out: Path) -> None:
-    """Every phase, then the checkpoint."""
+    """Run every phase and write the checkpoint."""
     towers = train_towers(run)
     student, attributes = train_on_attributes(run)
     first = Material(run, towers, run.seed)
     projector = fit_projector(run, attributes, first)
     train_on_vision(run, student, projector, first)
-    train_on_length(run, student, projector, first, Material(run, towers, run.seed + FRESH))
+    train_on_length(run, student, projector, first, Material(run, towers, run.seed + NEW_FRAMES))
     video = video_state(towers, projector, student, run.sizes)
     write_checkpoint(out, run.sizes, video, towers.state_dict())
 
 
 def main() -> None:
-    """Train what the arguments say."""
+    """Train the chosen part."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of the run, for resuming")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--part", choices=PARTS, default="all", help="towers and attributes need not each other"
+        "--part", choices=PARTS, default="all", help="towers and attributes are independent"
     )
     for name, default in Steps().__dict__.items():
         parser.add_argument(f"--{name}-steps", type=int, default=default)

@@ -1,19 +1,15 @@
-"""The decoder and what it is given to see in each phase of its training.
+"""The decoder, its inputs in each phase of training, and the attention of its batches.
 
-First the attributes themselves (learned vectors, one token a frame), then the same vectors where
-they are in the picture, then the vision tower's features through a projector that was fitted to
-those vectors. Learning to look things up from pixels at once does not get off the ground.
+The inputs are first learned attribute vectors, one token a frame; then the same vectors by patch;
+then the vision tower's features through a projector that was fitted to those vectors. Training on
+vision features from the start does not converge.
 
-Shape suffixes: B videos, T frames, P patches, N rows, M questions, L tokens, D features, V words.
+The rows of a video have causal attention, and only the questions need a mask. Without a mask for
+the video, attention costs half as much on a CPU and a training step two thirds.
+
+Shape suffixes: B videos, T frames, P patches, H heads, N rows, M questions, L tokens, D features,
+V words.
 """
-# MERGED DOC
-# """Attention of a video and many questions about it, with a mask for the questions alone.
-#
-# The video's rows are plainly causal, and many: without a mask their attention costs half as much on
-# a CPU, and a step of training two thirds.
-#
-# Shape suffixes: B videos, H heads, N rows, D features.
-# """
 
 from __future__ import annotations
 
@@ -32,12 +28,12 @@ from training.bank import Truth
 from training.lessons import IGNORED, Lesson, layout
 from training.sizes import Sizes, text_config
 
-# A dot fills one patch in four that are pooled, and few of a frame's: it would hardly be found.
+# A dot covers one of four pooled patches and few of a frame; its vector is enlarged to compensate.
 DOT_WEIGHT = 6
 
 
 class Attributes(nn.Module):
-    """Learned vectors for what a frame shows; they stand in for vision until there is some."""
+    """Learned vectors of a frame's attributes, which replace vision features at first."""
 
     def __init__(self, width: int, patches: int) -> None:
         super().__init__()
@@ -53,7 +49,7 @@ class Attributes(nn.Module):
         nn.init.normal_(self.place, std=0.3)
 
     def frames(self, truth: Truth) -> Tensor:
-        """One vector a frame [N, 1, D]: the sum of all that it shows."""
+        """One vector a frame [N, 1, D]: the sum of its attributes."""
         parts = (
             self.background(truth.background),
             self.colour(truth.colour),
@@ -64,19 +60,20 @@ class Attributes(nn.Module):
         return torch.stack(parts).sum(0)[:, None]
 
     def patches(self, truth: Truth) -> Tensor:
-        """A vector a patch [N, P, D]: the background, and shapes and dot where they are.
+        """A vector a patch [N, P, D]: background, and shapes and dot by coverage.
 
-        How many shapes there are is nowhere said: that has to be counted.
+        The number of shapes is not encoded: the decoder has to count.
         """
         thing_ND = self.colour(truth.colour) + self.shape(truth.shape)
         shape_NP1, dot_NP1 = truth.shape_cover_NP[..., None], truth.dot_cover_NP[..., None]
         ground_NPD = self.background(truth.background)[:, None] + self.place
         dot_NPD = DOT_WEIGHT * dot_NP1 * self.dot(truth.dot)[:, None]
-        return ground_NPD + shape_NP1 * thing_ND[:, None] + dot_NPD  # type: ignore[no-any-return]
+        patch_NPD: Tensor = ground_NPD + shape_NP1 * thing_ND[:, None] + dot_NPD
+        return patch_NPD
 
 
 class Projector(nn.Module):
-    """LLaVA-OneVision's projector after a normalisation that is folded into it when it is saved."""
+    """LLaVA-OneVision's projector after a normalisation, which is folded in when it is saved."""
 
     mean: Tensor
     scale: Tensor
@@ -89,11 +86,13 @@ class Projector(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def forward(self, features_NPD: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1((features_NPD - self.mean) / self.scale)))  # type: ignore[no-any-return]
+        hidden = F.gelu(self.linear_1((features_NPD - self.mean) / self.scale))
+        projected_NPD: Tensor = self.linear_2(hidden)
+        return projected_NPD
 
 
 class Student(nn.Module):
-    """Decoder and newline; the rest of the video model is given to it as visual tokens."""
+    """The decoder and the newline; the rest of the video model provides visual tokens."""
 
     def __init__(self, sizes: Sizes, ids: dict[str, int], seed: int) -> None:
         super().__init__()
@@ -109,7 +108,7 @@ class Student(nn.Module):
                 nn.init.normal_(weight, std=0.5 if "embed_tokens" in name else std)
 
     def forward(self, before: Tensor, visual_BND: Tensor, lesson: Lesson) -> Tensor:
-        """Logits [B, M * L, V] of the questions' rows. `before`: ids in front of the video."""
+        """Logits [B, M * L, V] of the questions' rows. `before` are the ids before the video."""
         embed = self.decoder.model.embed_tokens
         videos, questions, length = lesson.ids_BML.shape
         text_BND = embed(lesson.ids_BML.flatten(1))
@@ -124,11 +123,12 @@ class Student(nn.Module):
             video_rows=video_BND.shape[1],
             use_cache=False,
         ).last_hidden_state
-        return self.decoder.lm_head(hidden_BND[:, video_BND.shape[1] :])  # type: ignore[no-any-return]
+        logits_BNV: Tensor = self.decoder.lm_head(hidden_BND[:, video_BND.shape[1] :])
+        return logits_BNV
 
 
 def answer_loss(logits_BNV: Tensor, lesson: Lesson) -> Tensor:
-    """Mean cross entropy of the answers' tokens, each question weighing the same."""
+    """Mean cross entropy of the answers' tokens, with equal weight for each question."""
     labels = lesson.label_BML
     loss = F.cross_entropy(
         logits_BNV.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
@@ -137,9 +137,9 @@ def answer_loss(logits_BNV: Tensor, lesson: Lesson) -> Tensor:
 
 
 def right_answers(logits_BNV: Tensor, lesson: Lesson) -> Tensor:
-    """Which questions are answered rightly to the last token, bool [B, M].
+    """The questions with a completely right answer, bool [B, M].
 
-    Greedy decoding would say the same: an answer is right when each next token is the likeliest.
+    This equals greedy decoding: each token of the answer is the most likely next one.
     """
     labels = lesson.label_BML
     guess = logits_BNV.argmax(-1).view_as(labels)
@@ -147,7 +147,7 @@ def right_answers(logits_BNV: Tensor, lesson: Lesson) -> Tensor:
 
 
 def pool(patches_NPD: Tensor, grid: int) -> Tensor:
-    """The model's own pooling at stride 2: means of two by two patches."""
+    """The model's own pooling at stride 2: the mean of two by two patches."""
     frames, _, width = patches_NPD.shape
     cells = patches_NPD.view(frames, grid // 2, 2, grid // 2, 2, width).mean((2, 4))
     return cells.flatten(1, 2)
@@ -166,8 +166,10 @@ def video_then_questions(
     video_rows: int,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Output [B, N, H, D]. `attention_mask` bool [1, 1, N, N]: True may look; `video_rows` come
-    first. The signature is that of `transformers`' attention functions."""
+    """Attention output [B, N, H, D] with the signature of transformers' attention functions.
+
+    The first `video_rows` are causal. `attention_mask` is bool [1, 1, N, N].
+    """
     groups = module.num_key_value_groups
     assert isinstance(groups, int)
     key, value = repeat_kv(key_BHND, groups), repeat_kv(value_BHND, groups)

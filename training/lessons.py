@@ -1,7 +1,7 @@
-"""Batches for the decoder: one video, then many questions that see it and not each other.
+"""Batches for the decoder: a video, then many questions that attend to it and not to each other.
 
-Every question stands exactly as it does when it is asked alone: same chat template, same positions,
-nothing before it but the video. The questions of a video share its prefill.
+Every question has the tokens and positions of a prompt with this question alone. The questions of a
+video share its prefill.
 
 Shape suffixes: B videos, T frames, M questions, L tokens, N rows of a sequence.
 """
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from metok_vllm.benchmarks.eventqa.questions import KINDS, Kind, Question, ask
+from metok_vllm.benchmarks.eventqa.questions import KINDS, Kind, Question, draw_question
 from metok_vllm.benchmarks.eventqa.story import Event, Story, event_lengths
 from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, Scene
 from training.bank import Truth
@@ -38,13 +38,13 @@ class Lesson:
 
 
 def practice(story: Story, number: int, rng: np.random.Generator) -> list[Question]:
-    """Questions of all kinds about a story, more of those that take longer to learn."""
+    """Questions of all kinds about a story; kinds that take longer to learn are more frequent."""
     kinds = [kind for kind in PRACTICE if kind != "needle" or story.needle is not None]
-    return [ask(story, kind, rng) for kind in rng.permutation(np.resize(kinds, number))]
+    return [draw_question(story, kind, rng) for kind in rng.permutation(np.resize(kinds, number))]
 
 
 class Teacher:
-    """Makes lessons out of a bank of events, `per_event` frames of each."""
+    """Makes lessons from a bank of events with `per_event` frames each."""
 
     def __init__(self, truth: Truth, per_event: int, tokenizer: Any) -> None:
         self.per_event = per_event
@@ -57,19 +57,19 @@ class Teacher:
         ]
 
     def lesson(self, videos: int, frames: int, questions: int, rng: np.random.Generator) -> Lesson:
-        """A batch; about half of the videos of 16 frames and more have a needle."""
-        rows, asked = [], []
+        """A batch; about half of the videos with at least 16 frames have a needle."""
+        rows, batch = [], []
         for _ in range(videos):
             story, frame_T = self._story(frames, rng)
             rows.append(frame_T)
-            asked.append(practice(story, questions, rng))
-        return self.written(torch.from_numpy(np.stack(rows)), asked)
+            batch.append(practice(story, questions, rng))
+        return self.written(torch.from_numpy(np.stack(rows)), batch)
 
-    def written(self, frame_BT: Tensor, asked: list[list[Question]]) -> Lesson:
-        """Questions about videos whose frames are known, as token ids."""
-        ids_BML, label_BML = self._tokens(asked)
-        kinds_BM = [[question.kind for question in of_video] for of_video in asked]
-        return Lesson(frame_BT, ids_BML, label_BML, kinds_BM, asked)
+    def written(self, frame_BT: Tensor, questions: list[list[Question]]) -> Lesson:
+        """A lesson with these frames and questions, as token ids."""
+        ids_BML, label_BML = self._tokens(questions)
+        kinds_BM = [[question.kind for question in of_video] for of_video in questions]
+        return Lesson(frame_BT, ids_BML, label_BML, kinds_BM, questions)
 
     def _story(self, frames: int, rng: np.random.Generator) -> tuple[Story, npt.NDArray[np.int64]]:
         needle = frames >= 16 and bool(rng.random() < 0.5)
@@ -100,8 +100,8 @@ class Teacher:
             colours[background], colours[colour], SHAPES[shape], count + 1, colours[dot], "plain"
         )
 
-    def _tokens(self, asked: list[list[Question]]) -> tuple[Tensor, Tensor]:
-        texts = [question for of_video in asked for question in of_video]
+    def _tokens(self, questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
+        texts = [question for of_video in questions for question in of_video]
         before = [f"\n{q.text}<|im_end|><|im_start|>assistant\n" for q in texts]
         after = [f"{q.answer}<|im_end|>" for q in texts]
         prompts = [encoding.ids for encoding in self.tokenizer.encode_batch(before)]
@@ -111,14 +111,14 @@ class Teacher:
         labels = torch.full_like(ids, IGNORED)
         for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            # The logits of a row are about the next token.
+            # The logits of a row predict the next token.
             labels[row, len(prompt) - 1 : len(prompt) + len(answer) - 1] = torch.tensor(answer)
-        shape = (len(asked), -1, length)
+        shape = (len(questions), -1, length)
         return ids.reshape(shape), labels.reshape(shape)
 
 
 def layout(video_rows: int, questions: int, length: int) -> tuple[Tensor, Tensor]:
-    """Positions [N] and the mask bool [N, N] (True: may look) of a video with its questions."""
+    """Positions [N] and the attention mask bool [N, N] of a video with its questions."""
     branch_N = torch.cat(
         [torch.zeros(video_rows, dtype=torch.int64), 1 + torch.arange(questions * length) // length]
     )

@@ -1,6 +1,7 @@
-"""What all phases of one training run share, and where they leave off."""
-# MERGED DOC
-# """Optimisation by steps that can stop and go on: one file holds all that the next step needs."""
+"""A training run: its settings, and the optimiser loop of a phase.
+
+One file a phase holds everything that the next step needs, so that a stopped run can resume.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from training.sizes import Sizes
 
 @dataclass(frozen=True)
 class Steps:
-    """How long each phase is."""
+    """The number of steps of each phase."""
 
     towers: int = 1400
     shapes: int = 600
@@ -39,16 +40,16 @@ class Steps:
 
 @dataclass(frozen=True)
 class Amounts:
-    """Events drawn for the towers and for the decoder, and whole films."""
+    """Numbers of events for the towers and for the decoder, and of whole stories."""
 
     tower_events: int = 12_000
     bank_events: int = 4_000
-    films: int = 400
+    stories: int = 400
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run lives, its seed, tokenizers and amounts."""
+    """The folder, seed, sizes, tokenizers and amounts of a run."""
 
     sizes: Sizes
     folder: Path
@@ -61,15 +62,15 @@ class Run:
 
     @property
     def before(self) -> Tensor:
-        """Token ids in front of the video."""
+        """Token ids before the video."""
         return torch.tensor(self.chat.encode(BEFORE).ids[:-1])
 
     def phase(
         self, phase: Phase, modules: Mapping[str, nn.Module], prepare: Callable[[], LossOf]
     ) -> None:
-        """Run a phase to its end unless it was; `modules` are then as it left them.
+        """Run a phase unless it is complete, and load its weights into `modules`.
 
-        `prepare` gives the loss; what it needs is drawn only if there is something to train.
+        `prepare` draws the data and returns the loss; it is called only if steps remain.
         """
         path = self.folder / f"{phase.name}.pt"
         if not path.exists() or torch.load(path, weights_only=True)["step"] < phase.steps:
@@ -80,10 +81,10 @@ class Run:
             module.eval()
 
     def mean_of(self, names: Sequence[str], modules: Mapping[str, nn.Module]) -> None:
-        """Leave `modules` at the mean of the weights with which phases that are done ended.
+        """Load the mean of the final weights of these phases into `modules`.
 
-        Phases of one path end in one valley, and its middle does better on what neither has seen.
-        Source: model soups, arXiv 2203.05482.
+        The mean of consecutive phases generalises better than either. Source: model soups,
+        arXiv 2203.05482.
         """
         files = [self.folder / f"{name}.pt" for name in names]
         ends = [torch.load(file, weights_only=True)["modules"] for file in files]
@@ -96,14 +97,16 @@ class Run:
 LOG_EVERY = 25
 SAVE_EVERY = 100
 
-# The loss of a step, drawn with a generator of its own, and figures for the log.
+# Returns the loss of a step and figures for the log, from the step's number and random generator.
 LossOf = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: `steps` steps, learning rate rising for `warmup`, then a cosine down
-    to `floor` of it. `stream` numbers its random draws."""
+    """A part of the training: linear warm-up to `rate`, then a cosine decay to `floor` of it.
+
+    `stream` separates its random numbers from those of other phases.
+    """
 
     name: str
     steps: int
@@ -113,7 +116,7 @@ class Phase:
     floor: float = 0.1
 
     def rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """The learning rate of a step, counted from 0."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         done = (step - self.warmup) / max(self.steps - self.warmup, 1)
@@ -127,11 +130,10 @@ def train(
     folder: Path,
     seed: int,
 ) -> None:
-    """Run a phase to its end, from where its file in `folder` left off.
+    """Run a phase to its end from the state in its file in `folder`.
 
-    `loss_of(step, generator)` gives the loss and figures for the log; each step has a generator of
-    its own, so a resumed run sees what an uninterrupted one would have seen. Source of the
-    optimiser's settings: none better known for this size; AdamW (0.9, 0.95), decay 0.02, clip 1.
+    Each step has its own random generator, so a resumed run equals an uninterrupted one. The
+    optimiser is AdamW (0.9, 0.95) with decay 0.02 and clipping at 1; these are our choices.
     """
     path = folder / f"{phase.name}.pt"
     parameters = [p for module in modules.values() for p in module.parameters() if p.requires_grad]
@@ -150,18 +152,18 @@ def train(
     for step in range(first, phase.steps):
         for group in optimiser.param_groups:
             group["lr"] = phase.rate_at(step)
-        loss, seen = loss_of(step, np.random.default_rng([seed, phase.stream, step]))
+        loss, more = loss_of(step, np.random.default_rng([seed, phase.stream, step]))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        figures.append({"loss": float(loss.detach()), **seen})
+        figures.append({"loss": float(loss.detach()), **more})
         last = step + 1 == phase.steps
         if (step + 1) % LOG_EVERY == 0 or last:
-            # Not every batch has a figure for everything: short videos have no needle.
-            names = {name: None for told in figures for name in told}
+            # Not every batch has all figures: short videos have no needle.
+            names = {name: None for of_step in figures for name in of_step}
             mean = {
-                name: float(np.mean([told[name] for told in figures if name in told]))
+                name: float(np.mean([of_step[name] for of_step in figures if name in of_step]))
                 for name in names
             }
             line: dict[str, float | str | int] = {"phase": phase.name, "step": step + 1, **mean}

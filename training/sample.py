@@ -1,8 +1,7 @@
 """The demo's sample video: one minute, six scenes with hard cuts, H.264 in an mp4.
 
-Writes `sample.mp4`, `scenes.json`, the truth about the cuts, and `questions.json`. Every
-combination of background, colour and shape in it belongs to the split that the demo model was not
-trained on.
+Writes `sample.mp4`, `scenes.json` with the true cuts, and `questions.json`. Every combination of
+background, colour and shape belongs to the held-out split, which training never shows.
 Run: `python -m training.sample --out metok_vllm/demo`.
 """
 
@@ -22,7 +21,7 @@ from metok_vllm.benchmarks.eventqa.world import COUNTS, Scene
 
 SIDE, FPS, SEED = 240, 12, 60
 QUALITY = {"crf": "26", "preset": "slow", "g": "60"}
-# Seconds, and what is seen.
+# Duration in seconds, and scene.
 SCENES: tuple[tuple[float, Scene], ...] = (
     (7.0, Scene("green", "blue", "cross", 1, "white", "stripes")),
     (11.0, Scene("orange", "white", "triangle", 2, "blue", "slope")),
@@ -46,7 +45,7 @@ QUESTIONS = (
 
 
 def frames() -> Iterator[Pictures]:
-    """The whole minute, uint8 [SIDE, SIDE, 3] a frame."""
+    """All frames of the minute, uint8 [SIDE, SIDE, 3] each."""
     rng = np.random.default_rng(SEED)
     for seconds, scene in SCENES:
         staged = stage(scene, rng)
@@ -56,7 +55,7 @@ def frames() -> Iterator[Pictures]:
 
 
 def caption(scene: Scene) -> str:
-    """A scene in words."""
+    """A description of a scene."""
     plural = "es" if scene.shape == "cross" else "s"
     things = scene.thing + (plural if scene.count > 1 else "")
     return f"{COUNTS[scene.count - 1]} {things} and a {scene.dot} dot, all on {scene.background}"
@@ -66,17 +65,17 @@ def write(out: Path) -> None:
     """`sample.mp4`, `scenes.json` and `questions.json` into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sample.mp4").write_bytes(encode_mp4(frames(), FPS, SIDE, SIDE, QUALITY))
-    told, start = [], 0.0
+    scenes, start = [], 0.0
     for seconds, scene in SCENES:
-        told.append({"start_s": start, "end_s": start + seconds, "caption": caption(scene)})
+        scenes.append({"start_s": start, "end_s": start + seconds, "caption": caption(scene)})
         start += seconds
-    asked = [{"question": question, "answer": answer} for question, answer in QUESTIONS]
-    for name, content in (("scenes.json", told), ("questions.json", asked)):
+    questions = [{"question": question, "answer": answer} for question, answer in QUESTIONS]
+    for name, content in (("scenes.json", scenes), ("questions.json", questions)):
         (out / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Write what the arguments say."""
+    """Write the files to the given folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     out = parser.parse_args().out

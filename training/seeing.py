@@ -1,4 +1,4 @@
-"""The first half of training: towers that see and read, and frames as they see them.
+"""The first half of training: the towers, and the vision features of frames.
 
 Shape suffixes: N frames, H height, W width, C colours, P patches, D features.
 """
@@ -27,7 +27,7 @@ BANK_MOMENTS = 4
 
 
 def train_towers(run: Run) -> Any:
-    """Alignment towers, whose lower image layers are the video model's tower too."""
+    """Train the alignment towers; their lower image layers are also the video model's tower."""
     sizes = run.sizes
     towers, reader = new_towers(sizes, run.seed), PatchReader(sizes.width)
     modules: dict[str, nn.Module] = {"towers": towers, "reader": reader}
@@ -43,15 +43,15 @@ def train_towers(run: Run) -> Any:
             siglip, patches = tower_loss(
                 towers, reader, run.words, pixels[index], truth[index], sizes, rng
             )
-            told = {"siglip": float(siglip.detach()), "patches": float(patches.detach())}
-            return siglip + patches, told
+            figures = {"siglip": float(siglip.detach()), "patches": float(patches.detach())}
+            return siglip + patches, figures
 
         return loss_of
 
     run.phase(phase, modules, prepare)
     shapes = Phase("shapes", run.steps.shapes, 1e-3, stream=5)
     _train_on_shapes(run, shapes, towers, reader, run.seed + 1)
-    # More of the same on other frames: held-out shapes are seen less well than known ones.
+    # Repeated on new frames, because held-out shapes are recognised less well.
     sharp = Phase("sharp", run.steps.sharp, 6e-4, stream=10, floor=0.02)
     _train_on_shapes(run, sharp, towers, reader, run.seed + 2)
     return towers
@@ -60,7 +60,7 @@ def train_towers(run: Run) -> Any:
 def _train_on_shapes(
     run: Run, phase: Phase, towers: Any, reader: PatchReader, bank_seed: int
 ) -> None:
-    """Half of the frames in other colours, so that a shape is known in any."""
+    """A phase with half of the frames recoloured, so that shapes are recognised in any colour."""
     sizes = run.sizes
     modules: dict[str, nn.Module] = {"towers": towers, "reader": reader}
 
@@ -81,31 +81,31 @@ def _train_on_shapes(
                 towers, reader, run.words, pixels[plain], truth[plain], sizes, rng
             )
             changed = to_pixels(recoloured(pixels[other], rng))
-            seen = video_features(towers, changed, sizes.video_tower_layers)
-            shapes = reader.shape_loss(seen, truth[other])
+            features = video_features(towers, changed, sizes.video_tower_layers)
+            shapes = reader.shape_loss(features, truth[other])
             parts = {"siglip": siglip, "patches": patches, "shapes": shapes}
-            told = {name: float(part.detach()) for name, part in parts.items()}
-            return siglip + patches + 4 * shapes, told
+            figures = {name: float(part.detach()) for name, part in parts.items()}
+            return siglip + patches + 4 * shapes, figures
 
         return loss_of
 
     run.phase(phase, modules, prepare)
 
 
-def see_bank(run: Run, towers: Any, split: Split, seed: int) -> tuple[Tensor, Truth]:
-    """A bank of frames as the vision tower sees them: features float16 [N, P, D], and the truth."""
+def encode_bank(run: Run, towers: Any, split: Split, seed: int) -> tuple[Tensor, Truth]:
+    """The vision features float16 [N, P, D] of a bank of frames, and its truth."""
     sizes = run.sizes
     pixels, truth = draw_bank(
         split, run.amounts.bank_events, BANK_MOMENTS, sizes.image, sizes.grid, seed
     )
-    return see(run, towers, pixels), truth
+    return encode_frames(run, towers, pixels), truth
 
 
-def see(run: Run, towers: Any, pixels_NHWC: Tensor) -> Tensor:
+def encode_frames(run: Run, towers: Any, pixels_NHWC: Tensor) -> Tensor:
     """The video model's features of frames, float16 [N, P, D]."""
     with torch.inference_mode():
-        seen = [
+        features = [
             video_features(towers, to_pixels(chunk), run.sizes.video_tower_layers).half()
             for chunk in pixels_NHWC.split(128)
         ]
-    return torch.cat(seen).clone()
+    return torch.cat(features).clone()

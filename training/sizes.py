@@ -1,4 +1,4 @@
-"""Shapes of the demo model, and the configuration files that say them in the published layout."""
+"""The sizes of the demo model and its configuration files in the published layout."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sizes:
-    """`width` serves the decoder and both towers. The video tower is the alignment model's without
-    its last layers, as LLaVA-OneVision keeps 26 of SigLIP's 27."""
+    """Sizes of all parts. `width` is that of the decoder and both towers.
+
+    The video tower is the alignment model's image tower without its last layers, as LLaVA-OneVision
+    keeps 26 of SigLIP's 27.
+    """
 
     width: int = 128
     heads: int = 4
@@ -38,7 +41,7 @@ class Sizes:
 
 
 def vision_config(sizes: Sizes, layers: int) -> dict[str, Any]:
-    """A SigLIP image tower of so many layers."""
+    """A SigLIP image tower with `layers` layers."""
     return {
         "hidden_size": sizes.width,
         "image_size": sizes.image,

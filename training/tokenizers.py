@@ -1,6 +1,4 @@
-"""The demo's two tokenizers: byte-level BPE on plain English and on all that event-QA says."""
-# MERGED DOC
-# """What the tokenizers and the text tower read: every sentence that event-QA can say."""
+"""The demo's two tokenizers: byte-level BPE on plain English and on event-QA's sentences."""
 
 from __future__ import annotations
 
@@ -118,11 +116,11 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-REPEATS = 20  # so that byte-pair merging makes one token of each word before it looks elsewhere
+REPEATS = 20  # makes byte-pair encoding merge these words before others
 
 
 def sentences() -> list[str]:
-    """Questions and answers; all words of event-QA in every place where they can stand."""
+    """All question and answer texts of event-QA."""
     lines = ["List the scenes in order.", "Which scene is first?", "Which scene is last?"]
     lines += ["yes", "no", *COUNTS, *(f"the {count}" for count in COUNTS)]
     for colour in COLOURS:

@@ -1,8 +1,8 @@
 """Alignment towers: an image tower and a text tower, trained together on frames and sentences.
 
-Loss: SigLIP's pairwise sigmoid (Zhai et al. 2023, arXiv 2303.15343) where a sentence matches every
-frame that it is true of, and for the video model's layer a reading of what each patch shows. The
-sentences include event-QA's questions, so a ranking by these towers is at its best there.
+The loss is SigLIP's pairwise sigmoid (Zhai et al. 2023, arXiv 2303.15343), where a sentence matches
+every frame that it is true of, plus a classification of patches from the video model's layer. The
+sentences include event-QA's questions, so frame ranking is at its best there.
 
 Shape suffixes: B frames, S sentences, P patches, D features, L tokens.
 """
@@ -27,14 +27,14 @@ SENTENCES = 48  # in a batch
 
 @dataclass(frozen=True)
 class Sentences:
-    """S sentences and which of the batch's frames each is true of, bool [B, S]."""
+    """S sentences, and whether each is true of each frame of the batch, bool [B, S]."""
 
     texts: list[str]
     true_BS: Tensor
 
 
 class PatchReader(nn.Module):
-    """What a patch shows, read from the video model's features; used in training alone."""
+    """Classifies patches by the video model's features; used in training alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,13 +43,13 @@ class PatchReader(nn.Module):
         self.heads = nn.Linear(width, sum(self.sizes))
 
     def shape_loss(self, features_BPD: Tensor, truth: Truth) -> Tensor:
-        """Mean cross entropy of the shapes alone, for frames whose colours are not their own."""
+        """Mean cross entropy of the shapes alone, for recoloured frames."""
         logits = self.heads(self.norm(features_BPD)).flatten(0, 1).split(self.sizes, -1)[2]
         label = (truth.shape[:, None] + 1) * (truth.shape_cover_NP > COVERED)
         return F.cross_entropy(logits, label.flatten())
 
     def loss(self, features_BPD: Tensor, truth: Truth) -> Tensor:
-        """Mean cross entropy of background, shapes' colour, shape and dot; 0 is 'none of them'."""
+        """Mean cross entropy of background, colour, shape and dot of patches; class 0 is none."""
         logits = self.heads(self.norm(features_BPD)).flatten(0, 1).split(self.sizes, -1)
         covered = truth.shape_cover_NP > COVERED
         dotted = truth.dot_cover_NP > COVERED
@@ -63,7 +63,7 @@ class PatchReader(nn.Module):
             F.cross_entropy(guess, label.flatten())
             for guess, label in zip(logits, labels, strict=True)
         ]
-        # Most patches show no dot: its few patches would hardly count otherwise.
+        # Dots cover few patches, so their loss has a larger weight.
         return losses[0] + losses[1] + 2 * losses[2] + 3 * losses[3]
 
 
@@ -80,7 +80,7 @@ def new_towers(sizes: Sizes, seed: int) -> SiglipModel:
 
 
 def video_features(model: SiglipModel, pixels_BCHW: Tensor, layers: int) -> Tensor:
-    """Output [B, P, D] of the image tower's first `layers` layers, no norm: the video model's."""
+    """The video model's features [B, P, D]: the image tower's first `layers` layers, no norm."""
     hidden_BPD: Tensor = model.vision_model.embeddings(pixels_BCHW)
     for layer in model.vision_model.encoder.layers[:layers]:
         hidden_BPD = _first(layer(hidden_BPD, attention_mask=None))
@@ -88,15 +88,16 @@ def video_features(model: SiglipModel, pixels_BCHW: Tensor, layers: int) -> Tens
 
 
 def image_embeddings(model: SiglipModel, features_BPD: Tensor, layers: int) -> Tensor:
-    """Embeddings [B, D] from the video model's features: the remaining layers and the head."""
+    """Embeddings [B, D] from the video model's features by the remaining layers and the head."""
     for layer in model.vision_model.encoder.layers[layers:]:
         features_BPD = _first(layer(features_BPD, attention_mask=None))
     vision = model.vision_model
-    return vision.head(vision.post_layernorm(features_BPD))  # type: ignore[no-any-return]
+    embedding_BD: Tensor = vision.head(vision.post_layernorm(features_BPD))
+    return embedding_BD
 
 
 def draw_sentences(truth: Truth, number: int, rng: np.random.Generator) -> Sentences:
-    """Sentences about frames of the batch: names, and the questions that users will ask."""
+    """Descriptions of frames of the batch, and questions about them."""
     colours, texts, true = list(COLOURS), [], []
     attributes = {name: getattr(truth, name).numpy() for name in ("background", "colour", "shape")}
     count = truth.count.numpy()
@@ -147,7 +148,7 @@ def tower_loss(
     sizes: Sizes,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """SigLIP's loss and the patches' for one batch of frames."""
+    """SigLIP's loss and the patch loss for one batch of frames."""
     features_BPD = video_features(model, to_pixels(pixels_NHWC), sizes.video_tower_layers)
     image_BD = image_embeddings(model, features_BPD, sizes.video_tower_layers)
     sentences = draw_sentences(truth, SENTENCES, rng)
@@ -157,16 +158,16 @@ def tower_loss(
     logits_BS = logits_BS * model.logit_scale.exp() + model.logit_bias
     sign_BS = sentences.true_BS.float() * 2 - 1
     siglip = -F.logsigmoid(sign_BS * logits_BS)
-    # True and false pairs weigh alike, whatever their numbers.
+    # True and false pairs have equal weight in total.
     true, false = siglip[sentences.true_BS].mean(), siglip[~sentences.true_BS].mean()
     return true + false, reader.loss(features_BPD, truth)
 
 
 def recoloured(pixels_NHWC: Tensor, rng: np.random.Generator) -> Tensor:
-    """Frames uint8 in other colours: channels exchanged, inverted and bent, each frame its own way.
+    """Frames uint8 with channels randomly permuted, inverted and raised to a power, per frame.
 
-    Where shapes, colours and backgrounds only meet in the combinations of the training split, a
-    tower learns which shapes it need not expect; in colours of no name it has to look.
+    The training split has only some combinations of shape and colour, from which a tower could
+    infer the shape. Recoloured frames prevent that.
     """
     frames = len(pixels_NHWC)
     swap = torch.from_numpy(rng.permuted(np.tile(np.arange(3), (frames, 1)), axis=1))
@@ -179,7 +180,7 @@ def recoloured(pixels_NHWC: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 def text_ids(tokenizer: Any, texts: list[str], window: int) -> Tensor:
-    """int64 [S, L], padded to the window as the tower is served."""
+    """Token ids int64 [S, L], padded to the window as in serving."""
     rows = [encoding.ids[:window] for encoding in tokenizer.encode_batch(texts)]
     pad = tokenizer.token_to_id("</s>")
     return torch.tensor([row + [pad] * (window - len(row)) for row in rows])

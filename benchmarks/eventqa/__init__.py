@@ -1,1 +1,1 @@
-"""Event-QA: seeded videos made of events, with their truth, and questions about them."""
+"""Event-QA: seeded synthetic videos of known events, and questions about them."""

@@ -1,4 +1,4 @@
-"""`python -m metok_vllm.benchmarks.eventqa`: write a folder of event-QA clips with questions."""
+"""`python -m metok_vllm.benchmarks.eventqa`: write a folder of event-QA clips and questions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from metok_vllm.benchmarks.eventqa.world import SPLITS
 
 
 def main() -> None:
-    """Write what the arguments say."""
+    """Write the folder."""
     parser = argparse.ArgumentParser(prog="metok_vllm.benchmarks.eventqa", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--videos", type=int, default=25, help="clips, one question of each kind")
@@ -20,10 +20,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     chosen = parser.parse_args()
-    told = write_folder(
+    questions = write_folder(
         chosen.out, chosen.videos, chosen.frames, chosen.split, chosen.seed, tuple(chosen.kinds)
     )
-    print(f"wrote {chosen.videos} clips and {len(told)} questions ({QUESTIONS_FILE})")
+    print(f"wrote {chosen.videos} clips and {len(questions)} questions ({QUESTIONS_FILE})")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stories as pictures: backgrounds with texture, moving shapes, a small dot, noise.
+"""Pictures of stories: textured backgrounds, moving shapes, a small dot, noise.
 
-Places are shares of the picture's side, so a story looks alike at every size. Edges are smoothed
-from signed distances instead of drawing large and shrinking.
+Positions are shares of the picture's side, so a story looks the same at every size. Edges are
+smoothed by signed distances.
 
 Shape suffixes: T frames, H height, W width, C colours.
 """
@@ -24,14 +24,14 @@ Pictures = npt.NDArray[np.uint8]
 RADIUS = (0.15, 0.19)
 DOT_RADIUS = (0.052, 0.062)
 DOT_EDGE = 0.062  # distance of the dot's centre from the picture's edge
-SWAY = 0.05  # how far shapes wander
+SWAY = 0.05  # amplitude of the shapes' motion
 CONTRAST = 16.0  # of textures, in grey levels
 NOISE = 6.0  # greatest standard deviation, in grey levels
 
 
 @dataclass(frozen=True)
 class Place:
-    """A shape in the picture: where, how large, how turned, and how it sways."""
+    """Position, radius, angle and phase of motion of a shape."""
 
     x: float
     y: float
@@ -42,7 +42,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Stage:
-    """A scene with everything settled that the scene leaves open."""
+    """A scene with all random details of its appearance."""
 
     scene: Scene
     tints: tuple[Array, Array, Array]  # background, shapes, dot
@@ -58,7 +58,7 @@ def pictures(story: Story, size: int) -> Pictures:
 
 
 def stage(scene: Scene, rng: np.random.Generator) -> Stage:
-    """Places, sizes and tints of a scene. Shapes stand in quarters of the picture of their own."""
+    """Random places, sizes and tints of a scene. Each shape has its own quarter of the picture."""
 
     def tint(name: str) -> Array:
         return np.asarray(COLOURS[name], np.float32) + rng.normal(0, 6, 3).astype(np.float32)
@@ -86,7 +86,7 @@ def stage(scene: Scene, rng: np.random.Generator) -> Stage:
 
 
 def backdrop(stage: Stage, size: int) -> Array:
-    """Background, texture and grey bars, float32 [size, size, 3]; the same in a whole event."""
+    """Background, texture and grey bars, float32 [size, size, 3], constant during an event."""
     ground_HW3 = np.empty((size, size, 3), np.float32)
     ground_HW3[:] = stage.tints[0]
     y, x = _grid(size)
@@ -119,16 +119,16 @@ def draw(stage: Stage, backdrop_HW3: Array, moment: float) -> Array:
 
 
 def finish(picture_HW3: Array, noise: float, rng: np.random.Generator) -> Pictures:
-    """Noise, and whole numbers: uint8 of the same shape."""
+    """Add noise and round to uint8."""
     if noise:
-        # One grey value a pixel: cheaper than one a colour, and as disturbing.
+        # One grey value a pixel is cheaper than one a colour.
         grain = rng.standard_normal(picture_HW3.shape[:2], np.float32)
         picture_HW3 = picture_HW3 + noise * grain[..., None]
     return np.clip(picture_HW3 + 0.5, 0, 255).astype(np.uint8)
 
 
 def _stream(story: Story, size: int) -> Iterator[Pictures]:
-    # Noise draws more numbers from a larger picture: it must not move the shapes.
+    # Larger pictures need more noise values, which must not change the shapes.
     rng = np.random.default_rng([*story.seed, story.frames, 1])
     grain = np.random.default_rng([*story.seed, story.frames, 3])
     noise = float(rng.uniform(0, NOISE))
@@ -150,7 +150,7 @@ def _stream(story: Story, size: int) -> Iterator[Pictures]:
 def _paint(
     picture_HW3: Array, place: Place, tint: Array, outline: Callable[[Array, Array], Array]
 ) -> None:
-    """Lay one shape over the picture; only the square around it is touched."""
+    """Draw one shape over the picture, within the square around it."""
     size = len(picture_HW3)
     reach = place.radius * 1.5 + 2 / size
     left, right = (_clamp(place.x + side * reach, size) for side in (-1, 1))

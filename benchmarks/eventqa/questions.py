@@ -1,7 +1,6 @@
 """Questions about a story, with their answers.
 
-An answer is a few words, the same for every wording of a question. `CHANCE` is what blind guessing
-gets when it knows the possible answers and nothing of the video.
+`CHANCE` is the accuracy of guessing among the possible answers without the video.
 """
 
 from __future__ import annotations
@@ -33,21 +32,21 @@ CHANCE: dict[Kind, float] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question of a kind about one story, and the one right answer."""
+    """A question about one story and its only right answer."""
 
     kind: Kind
     text: str
     answer: str
 
 
-def ask(story: Story, kind: Kind, rng: np.random.Generator) -> Question:
-    """A question of that kind. Raises ValueError for a needle where the story has none."""
+def draw_question(story: Story, kind: Kind, rng: np.random.Generator) -> Question:
+    """A random question of a kind. Raises ValueError for a needle if the story has none."""
     events = story.events
     index = int(rng.integers(len(events)))
     scene = events[index].scene
     if kind == "needle":
         if story.needle is None:
-            raise ValueError(f"story {story.name} has no needle to ask for")
+            raise ValueError(f"story {story.name} has no needle")
         scene = events[story.needle].scene
     match kind:
         case "scene" | "needle":
@@ -70,7 +69,10 @@ def ask(story: Story, kind: Kind, rng: np.random.Generator) -> Question:
 
 
 def _exists(story: Story, rng: np.random.Generator) -> tuple[str, str]:
-    """A scene or a thing; half of the time it is not there, though each part of it may be."""
+    """A scene or a thing, present or absent with equal probability.
+
+    The parts of an absent thing may be present.
+    """
     there = rng.random() < 0.5
     if rng.random() < 0.5:
         shown = {event.scene.background for event in story.events}

@@ -1,7 +1,4 @@
-"""A video as a list of events: what each shows and from which frame to which.
-
-Everything follows from a seed and a few knobs: a story can be named, drawn and asked about again.
-"""
+"""A video as a list of events with their scenes and frames, reproducible from a seed."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ import numpy as np
 from metok_vllm.benchmarks.eventqa.world import COLOURS, Scene, Split, draw_scenes
 
 NEEDLE_FRAMES = 2
-LEAST_FRAMES = 2  # of an event, so that two frames a scene are the shortest video
+LEAST_FRAMES = 2  # of an event
 FADE_FRAMES = 3  # of a soft cut
-EVENTS = (2, 6)  # the fewest and the most of them, unless asked otherwise
+EVENTS = (2, 6)  # default least and most events
 
 
 @dataclass(frozen=True)
 class Event:
-    """A stretch of frames, end exclusive. `soft`: it fades in over the event before it."""
+    """The frames from `start` to `end`, exclusive. A `soft` event fades in."""
 
     scene: Scene
     start: int
@@ -29,16 +26,16 @@ class Event:
 
 @dataclass(frozen=True)
 class Story:
-    """One video: `seed` draws what the scenes leave open (places, sizes, motion, noise)."""
+    """One video. `seed` determines places, sizes, motion and noise."""
 
     seed: tuple[int, ...]
     frames: int
     events: tuple[Event, ...]
-    needle: int | None = None  # the event that is over in two frames
+    needle: int | None = None  # the event with two frames
 
     @property
     def name(self) -> str:
-        """A file name that no other story of the same generator has."""
+        """A file name, unique within a split."""
         return "-".join(map(str, self.seed)) + f"-{self.frames}"
 
 
@@ -50,9 +47,9 @@ def draw_story(
     events: int | None = None,
     needle: bool = False,
 ) -> Story:
-    """The story of a seed: `frames` long, with `events` events (drawn where None).
+    """The story of a seed with `frames` frames and `events` events (None: random).
 
-    `needle` makes one event, neither first nor last, two frames long. Raises ValueError where the
+    `needle` makes one event, neither first nor last, two frames long. Raises ValueError if the
     events do not fit the frames.
     """
     rng = np.random.default_rng([*seed, frames])
@@ -66,20 +63,20 @@ def draw_story(
     scenes = draw_scenes(split, number, rng)
     place = int(rng.integers(1, number - 1)) if needle else None
     lengths = event_lengths(frames, number, place, rng)
-    told, start = [], 0
+    drawn, start = [], 0
     for index, (scene, length) in enumerate(zip(scenes, lengths, strict=True)):
-        # A fade would hide the needle, or eat up an event as short as the fade.
+        # A fade would hide the needle or an event that is as short as the fade.
         whole = index and place not in (index, index - 1) and length > FADE_FRAMES
         soft = bool(whole and lengths[index - 1] > FADE_FRAMES and rng.random() < 0.4)
-        told.append(Event(scene, start, start + length, soft))
+        drawn.append(Event(scene, start, start + length, soft))
         start += length
-    return Story(seed, frames, tuple(told), place)
+    return Story(seed, frames, tuple(drawn), place)
 
 
 def event_lengths(
     frames: int, number: int, needle: int | None, rng: np.random.Generator
 ) -> list[int]:
-    """Frames of each event, unequal, adding up to `frames`."""
+    """Random lengths of the events, whose sum is `frames`."""
     share = rng.dirichlet([2.0] * number)
     fixed = [LEAST_FRAMES] * number
     spare = frames - LEAST_FRAMES * number

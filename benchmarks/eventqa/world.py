@@ -1,8 +1,8 @@
-"""What an event can show, and which combinations a model never sees while it is trained.
+"""The scenes of event-QA and their split into training and test.
 
-A scene is a background with one to four shapes of one kind and a small dot near the edge. A
-combination of background, colour and shape belongs to one split by a hash of its names, so that
-the held-out split holds combinations that training has never shown, not only other renderings.
+A scene is a background with one to four shapes of one kind and a small dot near the edge. A hash of
+background, colour and shape decides the split, so the test split has combinations that training
+never shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-# sRGB, far enough apart to be told from each other after video compression.
+# sRGB; distinguishable after video compression.
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 40, 40),
     "green": (40, 160, 60),
@@ -30,12 +30,12 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COUNTS = ("one", "two", "three", "four")
 TEXTURES = ("plain", "stripes", "checks", "slope")
-HELD_OUT = 5  # one combination in so many is kept for the test split
+HELD_OUT = 5  # one combination in five is in the test split
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one event shows. `count` shapes; `dot` is the colour of the small dot."""
+    """The content of one event. `count` is the number of shapes, `dot` the dot's colour."""
 
     background: str
     colour: str
@@ -46,7 +46,7 @@ class Scene:
 
     @property
     def thing(self) -> str:
-        """The shapes' name, without their number."""
+        """The colour and shape, without the number."""
         return f"{self.colour} {self.shape}"
 
 
@@ -68,9 +68,9 @@ def combinations(split: Split) -> list[tuple[str, str, str]]:
 
 
 def draw_scenes(split: Split, number: int, rng: np.random.Generator) -> list[Scene]:
-    """`number` scenes of one video: no two share a background or show the same thing.
+    """`number` scenes of one video with different backgrounds and different things.
 
-    Raises ValueError where there are not so many backgrounds.
+    Raises ValueError if there are fewer backgrounds.
     """
     if not 1 <= number <= len(COLOURS):
         raise ValueError(f"a video has 1 to {len(COLOURS)} events, got {number}")
@@ -79,8 +79,8 @@ def draw_scenes(split: Split, number: int, rng: np.random.Generator) -> list[Sce
         by_background[background].append((colour, shape))
     scenes: list[Scene] = []
     for background in rng.permutation(list(COLOURS))[:number]:
-        seen = {(scene.colour, scene.shape) for scene in scenes}
-        free = [pair for pair in by_background[background] if pair not in seen]
+        used = {(scene.colour, scene.shape) for scene in scenes}
+        free = [pair for pair in by_background[background] if pair not in used]
         colour, shape = free[rng.integers(len(free))]
         dots = [name for name in COLOURS if name not in (background, colour)]
         scenes.append(

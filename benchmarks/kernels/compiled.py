@@ -1,9 +1,9 @@
-"""Every kernel compiled for GPUs that need not be there, with the registers and spills of each.
+"""Compiles every kernel for GPUs that need not be present, and reports registers and spills.
 
     python -m metok_vllm.benchmarks.kernels.compiled [--capability 90]
 
-Triton keeps neither number. It runs `ptxas -v`, whose log says both, and prints that log when
-asked to; it is read from there. A cache of its own makes sure that ptxas does run.
+Triton does not return these numbers. They are parsed from the log of `ptxas -v`, which Triton can
+print. An empty cache forces ptxas to run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from metok_vllm.kernels.event_topk import triton as topk
 from metok_vllm.kernels.gather_rows import triton as gather
 
 CAPABILITIES = (80, 90, 100)
-# What serves models, and the widest tile of each kind.
+# The head sizes of served models, and the widest tile of each type.
 ATTENTION = (
     *((torch.bfloat16, head_size) for head_size in (64, 96, 128, 256)),
     (torch.float16, 128),
@@ -60,7 +60,7 @@ class Compiled:
 
 
 def launches() -> dict[str, Launch]:
-    """Every kernel with the types and sizes that are served, by the name of the variant."""
+    """Every kernel with the types and sizes of served models, by the name of the variant."""
     found: dict[str, Launch] = {}
     for dtype in DTYPES:
         calls: list[tuple[str, Callable[[], None]]] = [
@@ -68,7 +68,7 @@ def launches() -> dict[str, Launch]:
             for narrow, size in ATTENTION
             if narrow == dtype
         ]
-        if dtype != torch.float16:  # as bfloat16, but for one conversion
+        if dtype != torch.float16:  # nearly the same code as for bfloat16
             calls += [(model.mode, partial(_pooling, dtype, model)) for model in MODELS]
         calls += [("", partial(_rows, dtype))]
         for variant, call in calls:
@@ -76,14 +76,14 @@ def launches() -> dict[str, Launch]:
                 call()
             for launch in recorded:
                 words = [launch.kernel.__name__, str(dtype).removeprefix("torch."), variant]
-                # Two-byte types are moved by one and the same kernel.
+                # Both two-byte types launch the same copy kernel.
                 if launch not in found.values():
                     found[" ".join(filter(None, words))] = launch
     return found
 
 
 def compile_launch(name: str, launch: Launch, capability: int) -> Compiled:
-    """Compile one launch, from source to cubin. AssertionError where ptxas said nothing."""
+    """Compile one launch, from source to cubin. AssertionError if ptxas logs nothing."""
     log = io.StringIO()
     with (
         tempfile.TemporaryDirectory() as cache,

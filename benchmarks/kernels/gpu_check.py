@@ -2,10 +2,10 @@
 
     python tools/gpu_check.py [--dry-run]
 
-Needs torch, Triton and a CUDA device, nothing else. First the checks of tests/kernels, with Triton
-and with torch, and that no operation waits for the device; only if all pass, times against the
-floor at the sizes of LLaVA-OneVision-7B and LongVA-7B. Ends in one line of JSON. Exit status: 0 all
-well, 1 a check failed, 2 no CUDA device.
+Needs torch, Triton and a CUDA device only. First it runs the checks of tests/kernels with Triton
+and with torch, and checks that no operation waits for the device. If all pass, it times every
+operation against its floor at the sizes of LLaVA-OneVision-7B and LongVA-7B. The last line is JSON.
+Exit status: 0 passed, 1 a check failed, 2 no CUDA device.
 
 `--dry-run` runs every timed call once on the CPU at a toy size, and times nothing.
 """
@@ -33,7 +33,7 @@ COLUMNS = ("operation", "model", "frames", "floor_us", "triton_us", "times_floor
 
 
 def failures() -> Iterator[str]:
-    """Checks that do not hold on this GPU; says how many were made."""
+    """Errors of the checks on this GPU; prints the number of checks."""
     for implementation in IMPLEMENTATIONS:
         os.environ[VARIABLE] = implementation
         made = list(results("cuda"))
@@ -80,7 +80,7 @@ def measure(
 
 
 def dry_run() -> int:
-    """Every timed call once, small and on the CPU."""
+    """Run every timed call once on the CPU at a toy size."""
     os.environ[VARIABLE] = "torch"
     for model in MODELS:
         small = replace(model, hidden=8, heads=4, kv_heads=2, head_size=8)

@@ -1,7 +1,7 @@
-"""What the operations launch, recorded instead of run: no GPU and no memory is needed.
+"""Records the kernel launches of the operations instead of running them; needs no GPU.
 
-The wrappers are called on meta tensors with their kernels replaced by recorders, so what is
-compiled is what would be launched: the same constants, types and alignment.
+The wrappers run on meta tensors with their kernels replaced by recorders. So the compiled kernels
+have the constants, types and alignment of real launches.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Launch:
     options: dict[str, int] = field(default_factory=dict)
 
     def source(self) -> ASTSource:
-        """What `triton.compile` takes."""
+        """The launch in the form of `triton.compile`."""
         names = self.kernel.arg_names
         attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in self.aligned}
         return ASTSource(self.kernel, self.types, self.constants, attributes)
 
 
 class Recorder:
-    """Stands in for a kernel: `recorder[grid](*args, **kwargs)` notes the call."""
+    """Replaces a kernel: `recorder[grid](*args, **kwargs)` records the call."""
 
     def __init__(self, kernel: JITFunction[Any], launches: list[Launch]) -> None:
         self.kernel = kernel
@@ -56,9 +56,9 @@ class Recorder:
         assert all(0 < extent < 2**31 for extent in grid), grid
         # CUDA limits the second and third extent of a grid.
         assert all(extent < 2**16 for extent in grid[1:]), grid
-        return self._note
+        return self._record
 
-    def _note(self, *args: Any, **kwargs: Any) -> None:
+    def _record(self, *args: Any, **kwargs: Any) -> None:
         values = dict(zip(self.kernel.arg_names, args, strict=False))
         options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         values |= kwargs

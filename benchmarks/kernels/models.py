@@ -1,4 +1,4 @@
-"""Sizes of the two models of the METok paper that the kernels are compiled and timed for.
+"""Sizes of the METok paper's two models, for which the kernels are compiled and timed.
 
 Read from the published configurations of LLaVA-OneVision-7B (`llava-onevision-qwen2-7b-ov`) and
 LongVA-7B (`LongVA-7B`); both decode with Qwen2-7B.

@@ -1,4 +1,4 @@
-"""Times on a CUDA device, and what the device can do at most."""
+"""Times on a CUDA device, and the device's measured peak rates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def bytes_per_second() -> float:
 
 
 def flops_per_second() -> float:
-    """Of a bfloat16 matrix product, 8192 in every direction."""
+    """Rate of a bfloat16 matrix product of 8192 x 8192 x 8192."""
     side = 8192
     a = torch.randn(side, side, device="cuda", dtype=torch.bfloat16)
     return 2 * side**3 / median_seconds(lambda: a @ a)

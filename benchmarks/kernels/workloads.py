@@ -1,4 +1,4 @@
-"""What is timed: every operation as the engine calls it, with its floor in bytes and FLOPs.
+"""The timed calls: every operation as the engine calls it, with its floor in bytes and FLOPs.
 
 Shape suffixes as in the operations' own packages.
 """
@@ -25,7 +25,7 @@ ROTARY = 8  # bytes of a position
 
 @dataclass(frozen=True)
 class Work:
-    """One timed call. `flops` are those of matrix products; `triton`: there is such a version."""
+    """One timed call. `flops` counts matrix products; `triton`: it has a Triton version."""
 
     operation: str
     call: Callable[[], object]
@@ -34,14 +34,14 @@ class Work:
     triton: bool = True
 
     def floor_seconds(self, bytes_per_second: float, flops_per_second: float) -> float:
-        """What a perfect implementation would take: the slower of memory and matrix units."""
+        """The lower bound of the time: the slower of memory and matrix units."""
         return max(self.bytes / bytes_per_second, self.flops / flops_per_second)
 
 
 def works(
     model: ModelSizes, frames: int, device: str, dtype: torch.dtype = torch.bfloat16
 ) -> Iterator[Work]:
-    """All operations for one video; memory of one is free before the next is made."""
+    """All operations for one video; each frees its memory before the next is built."""
     yield _scoring(model, frames, device, dtype)
     yield _selection(model, frames, device)
     yield _gathering(model, frames, device, dtype)

@@ -167,7 +167,7 @@ def _close(found: Tensor, wanted: Tensor, bound: float) -> None:
     if found.shape != wanted.shape:
         raise DifferenceError(f"{list(found.shape)}, not {list(wanted.shape)}")
     error = float((found.cpu().double() - wanted.double()).norm() / wanted.double().norm())
-    if not error <= bound:  # NaN is wrong, too
+    if not error <= bound:  # false for NaN, too
         raise DifferenceError(f"error {error:.3g} over {bound:.3g}")
 
 

@@ -1,7 +1,7 @@
 """Adaptive pooling in plain torch: pool at every stride, then gather rows in one index.
 
-Pooling all frames at the three strides costs (1/4 + 1/16 + 1/64) of the grid, and lets the caller
-drop a chunk's full-resolution features before the next chunk is encoded.
+All frames are pooled at all three strides, which stores 1/4 + 1/16 + 1/64 of the grid. So the
+caller can free a chunk's full-resolution features before it encodes the next chunk.
 
 Shape suffixes: T frames, P patches of a frame, D features, N packed tokens.
 """

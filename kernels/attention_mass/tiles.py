@@ -15,7 +15,7 @@ from metok_vllm.kernels.jit import jit
 def tile_sizes(dtype: torch.dtype, head_size: int) -> dict[str, int]:
     """Rows, keys and columns of a tile, chosen to fit the registers without spilling.
 
-    Float32 has no tensor cores of its own precision, so its tiles take few columns at a time.
+    No tensor core has full float32 precision, so float32 tiles take few columns at a time.
     """
     if dtype == torch.float32:
         return {"ROWS": 32, "KEYS": 32, "CHUNK": 16, "num_warps": 4}

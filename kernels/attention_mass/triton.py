@@ -7,7 +7,7 @@ for all query heads that share it. Sums run in a fixed order: equal inputs give 
 Floor of one call with N keys, Q text rows a request, H heads, G KV heads, D wide, b bytes a number:
     bytes  N*G*D*b of keys + Q*H*D*b of queries + 4*N of results
     FLOPs  4*Q*H*N*D
-Pass 1 reads K once per block of `ROWS` rows, from the second one on out of the L2 cache.
+Pass 1 reads K once per block of `ROWS` rows; later blocks find it in the L2 cache.
 
 The log-sum-exp over running maxima is that of FlashAttention (arXiv 2205.14135).
 Shape suffixes as in the package; R rows of a tile, N keys of a tile, S slices of the keys.
@@ -34,7 +34,7 @@ from metok_vllm.kernels.backend import describe, interpreted
 from metok_vllm.kernels.jit import jit
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-SLICE = 1024  # keys of one program of pass 1: one long request alone must fill the GPU
+SLICE = 1024  # keys of one program in pass 1: small enough that one long request fills the GPU
 MAX_HEAD_SIZE = 256
 
 
@@ -172,13 +172,13 @@ def slice_lse_kernel(
         logit_RN *= scale * LOG2_E
         logit_RN = tl.where(key[None, :] <= last_seen_R[:, None], logit_RN, float("-inf"))
         new_top_R = tl.maximum(top_R, tl.max(logit_RN, 1))
-        # A row that has seen no key yet would subtract infinity from infinity.
+        # Rows without a visible key so far would subtract infinity from infinity.
         base_R = tl.where(new_top_R == float("-inf"), 0.0, new_top_R)
         sum_R = sum_R * tl.exp2(top_R - base_R) + tl.sum(tl.exp2(logit_RN - base_R[:, None]), 1)
         top_R = new_top_R
     lse += (s.to(tl.int64) * all_queries + first_query) * (KV_HEADS * GROUP)
     place_R = lse_offset(row, g, KV_HEADS, GROUP)
-    # A slice wholly ahead of a row adds nothing: its top is -inf, whatever the sum counts as.
+    # A slice with no visible key has top -inf, and its sum does not matter.
     result_R = (top_R + tl.log2(tl.where(sum_R > 0.0, sum_R, 1.0))) / LOG2_E
     tl.store(lse + place_R, result_R, mask=row < rows)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
-from metok_vllm.video.frame_index import Trust, WrongIndexError
+from metok_vllm.video.frame_index import Origin, WrongIndexError
 from metok_vllm.video.frames import Decoded, Frame, sample_indices
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.probing import VideoSource, inspect
@@ -80,10 +80,10 @@ def decode(
         except WrongIndexError:
             output.seek(0)
             output.truncate()
-        if index.trust is Trust.PACKETS:
+        if index.origin is Origin.PACKETS:
             source = with_decoded_index(source, len(source.packets))
         else:
-            source = replace(source, index=replace(index, trust=Trust.COUNTED))
+            source = replace(source, index=replace(index, origin=Origin.COUNTED))
     return Decoded(
         shape=shape,
         indices=written,

@@ -16,7 +16,7 @@ from operator import itemgetter
 from metok_vllm.video.packets import Packets
 
 
-class Trust(Enum):
+class Origin(Enum):
     """Where an index comes from."""
 
     PACKETS = "stated by the packets"
@@ -43,20 +43,20 @@ class FrameIndex:
     times: Sequence[int]
     time_base: Fraction
     fps: float
-    trust: Trust
+    origin: Origin
     regular: bool
 
     @classmethod
     def of(
         cls,
         packets: Packets,
-        seen: Sequence[int] = (),
-        seen_keys: Sequence[int] = (),
+        decoded: Sequence[int] = (),
+        decoded_keys: Sequence[int] = (),
         until: int = 0,
     ) -> FrameIndex:
-        """Index of the packets; before packet `until`, the frames are `seen`, as decoded."""
-        sources = [*seen, *packets.in_order(until)]
-        marked = {*seen_keys, *(number for number in packets.keys if number >= until)}
+        """Index of the packets, with `decoded` frames in place of those before packet `until`."""
+        sources = [*decoded, *packets.in_order(until)]
+        marked = {*decoded_keys, *(number for number in packets.keys if number >= until)}
         keys: list[tuple[int, int]] = []
         latest = -1
         regular = len(sources) == len(packets) and sources[:1] == [0] and 0 in marked
@@ -67,16 +67,16 @@ class FrameIndex:
             latest = max(latest, number)
             regular = regular and bool(keys) and number >= keys[-1][1]
         times = packets.times(sources) or []
-        trust = Trust.PACKETS
+        origin = Origin.PACKETS
         if len(packets) and until == len(packets):
-            trust = Trust.DECODED if len(set(seen)) == len(seen) else Trust.COUNTED
+            origin = Origin.DECODED if len(set(decoded)) == len(decoded) else Origin.COUNTED
         return cls(
             sources=sources,
-            keys=keys if trust is not Trust.COUNTED else [],
+            keys=keys if origin is not Origin.COUNTED else [],
             times=times,
             time_base=packets.time_base,
             fps=_frame_rate(packets, times),
-            trust=trust,
+            origin=origin,
             regular=regular and len(set(times)) == len(sources),
         )
 
@@ -109,7 +109,7 @@ class FrameIndex:
 
     def walked(self, indices: Sequence[int]) -> int:
         """How many packets must be decoded to reach the frames of rising `indices`."""
-        if self.trust is Trust.COUNTED:
+        if self.origin is Origin.COUNTED:
             return indices[-1] + 1
         walked, fed = 0, -1
         for index in indices:

@@ -47,7 +47,7 @@ class Reservation:
         self.num_bytes -= num_bytes
 
     def give_back(self, *, again: bool = False) -> None:
-        """Free what was not handed over; `again`: the video will ask anew, so keep its claim.
+        """Free what was not handed over; `again`: the video queues again, so keep its claim.
 
         The caller holds the lock that guards the budget.
         """

@@ -8,7 +8,7 @@ from typing import Any
 import av
 
 from metok_vllm.errors import MediaError
-from metok_vllm.video.frame_index import FrameIndex, Trust, WrongIndexError
+from metok_vllm.video.frame_index import FrameIndex, Origin, WrongIndexError
 from metok_vllm.video.frames import Frame, Orientation, orientation_of
 from metok_vllm.video.probing import VideoSource
 from metok_vllm.video.walking import Walk, is_key, walking
@@ -29,7 +29,7 @@ class PyAvReader:
         """See VideoReader.frames."""
         index = self._source.index
         with walking(self._source) as walk:
-            if index.trust is Trust.COUNTED:
+            if index.origin is Origin.COUNTED:
                 found = _find_by_count(walk, indices)
             else:
                 found = _find_by_packet(walk, index, indices)

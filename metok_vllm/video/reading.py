@@ -37,7 +37,7 @@ def read_video(
     limits = MediaLimits.from_env() if limits is None else limits
     if num_frames > limits.max_frames:
         raise MediaTooLargeError(
-            f"{num_frames} frames of a video were asked for; "
+            f"{num_frames} frames of a video were requested; "
             f"this server samples at most {limits.max_frames}",
             "too_many_frames",
         )

@@ -96,7 +96,7 @@ def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
     """
     probe = source.probe
     check_walk(until, until * probe.width * probe.height, source.limits)
-    seen: list[int] = []
+    decoded: list[int] = []
     keys: list[int] = []
     with walking(source) as walk:
         for number, frame in walk.frames():
@@ -104,10 +104,10 @@ def with_decoded_index(source: VideoSource, until: int) -> VideoSource:
                 if number == until:
                     break
                 continue
-            seen.append(number)
+            decoded.append(number)
             if is_key(frame):
                 keys.append(number)
-    return _with_index(source, FrameIndex.of(source.packets, seen, keys, until))
+    return _with_index(source, FrameIndex.of(source.packets, decoded, keys, until))
 
 
 def without_broken_end(source: VideoSource) -> VideoSource:

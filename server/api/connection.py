@@ -40,12 +40,12 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._timers: dict[Callable[[], None], asyncio.TimerHandle] = {}
         self._stray_bytes = self._unread_bytes = 0
-        self._is_progress = False
+        self._progressed = False
 
     def connection_made(self, transport: Any) -> None:
         """Start the time limit for headers."""
         super().connection_made(transport)
-        self._start(self._headers_late, self.header_timeout_s)
+        self._start_timer(self._on_header_timeout, self.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel all timers."""
@@ -56,37 +56,37 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Close the connection after too many bytes that complete no headers or body."""
-        self._is_progress = False
+        self._progressed = False
         super().data_received(data)
         if self._is_lost() or self.transport.is_closing():
             return
-        self._stray_bytes = 0 if self._is_progress else self._stray_bytes + len(data)
+        self._stray_bytes = 0 if self._progressed else self._stray_bytes + len(data)
         if self._stray_bytes > MAX_HEAD_BYTES:
             self._close_with(TOO_LARGE)
         elif self._is_idle():
-            self._start(self._headers_late, self.header_timeout_s)
+            self._start_timer(self._on_header_timeout, self.header_timeout_s)
 
     def handle_websocket_upgrade(self) -> None:
         """Stop the time limit for headers: the connection is another protocol's now."""
-        self._stop(self._headers_late)
+        self._stop_timer(self._on_header_timeout)
         super().handle_websocket_upgrade()
 
     def on_headers_complete(self) -> None:
         """Stop all timers: a request begins."""
-        self._is_progress = True
-        for act in (self._headers_late, self._close, self._check_reading):
-            self._stop(act)
+        self._progressed = True
+        for action in (self._on_header_timeout, self._close, self._check_reading):
+            self._stop_timer(action)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Note progress: a part of the body has arrived."""
-        self._is_progress = True
+        self._progressed = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Stop waiting for the body."""
-        self._is_progress = True
-        self._stop(self._close)
+        self._progressed = True
+        self._stop_timer(self._close)
         if self.cycle is not None:
             self.cycle.more_body = False
         super().on_message_complete()
@@ -95,7 +95,7 @@ class Connection(HttpToolsProtocol):
         """Start the time limits for reading the answer and for the end of the body."""
         super().on_response_complete()
         if not self.pipeline and self.cycle.more_body:
-            self._start(self._close, LINGER_S)
+            self._start_timer(self._close, LINGER_S)
         self._watch_reading()
 
     def pause_writing(self) -> None:
@@ -109,7 +109,7 @@ class Connection(HttpToolsProtocol):
         if self.cycle is None or self.cycle.response_complete:
             self._watch_reading()
         else:
-            self._stop(self._check_reading)
+            self._stop_timer(self._check_reading)
 
     def _is_idle(self) -> bool:
         """Whether the next bytes are the headers of a request."""
@@ -118,17 +118,17 @@ class Connection(HttpToolsProtocol):
             return True
         return cycle.response_complete and not cycle.more_body and not self.pipeline
 
-    def _headers_late(self) -> None:
+    def _on_header_timeout(self) -> None:
         if self._is_idle():
             self._close_with(TIMEOUT if self._stray_bytes else b"")
 
     def _watch_reading(self) -> None:
         """Start the time limit in which unread bytes must decrease."""
-        self._stop(self._check_reading)
+        self._stop_timer(self._check_reading)
         if not self._is_lost():
             self._unread_bytes = self._count_unread()
             if self._unread_bytes:
-                self._start(self._check_reading, self.write_timeout_s)
+                self._start_timer(self._check_reading, self.write_timeout_s)
 
     def _check_reading(self) -> None:
         if self._is_lost():
@@ -137,7 +137,7 @@ class Connection(HttpToolsProtocol):
         if self._unread_bytes and before - self._unread_bytes < MIN_READ_BYTES:
             self.transport.abort()
         elif self._unread_bytes:
-            self._start(self._check_reading, self.write_timeout_s)
+            self._start_timer(self._check_reading, self.write_timeout_s)
 
     def _count_unread(self) -> int:
         """Bytes that the client has not read; 0 if the kernel has taken all of them."""
@@ -163,16 +163,16 @@ class Connection(HttpToolsProtocol):
     def _close(self) -> None:
         self.transport.close()
 
-    def _start(self, act: Callable[[], None], seconds: float) -> None:
+    def _start_timer(self, action: Callable[[], None], seconds: float) -> None:
         def run() -> None:
-            del self._timers[act]
-            act()
+            del self._timers[action]
+            action()
 
-        if seconds and act not in self._timers:
-            self._timers[act] = self.loop.call_later(seconds, run)
+        if seconds and action not in self._timers:
+            self._timers[action] = self.loop.call_later(seconds, run)
 
-    def _stop(self, act: Callable[[], None]) -> None:
-        timer = self._timers.pop(act, None)
+    def _stop_timer(self, action: Callable[[], None]) -> None:
+        timer = self._timers.pop(action, None)
         if timer is not None:
             timer.cancel()
 

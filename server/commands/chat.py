@@ -51,10 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     api_key = os.environ.get("VLLM_API_KEY")
     parser.add_argument("--api-key", default=api_key, help="API key (default: $VLLM_API_KEY)")
     parser.add_argument("--max-tokens", type=int, default=256, help="tokens of the answer at most")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 samples greedily")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 for greedy sampling")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for data")
     parser.add_argument("--no-metok", action="store_true", help="answer with all visual tokens")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="default: the server's preset")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="METok preset (default: the server's)"
+    )
     parser.add_argument("--json", action="store_true", help="print answer and report as JSON")
 
 

@@ -32,7 +32,7 @@ WARM_UP_TOKENS = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok demo`."""
     parser.add_argument("--question", help="default: a question about the sample video")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--max-tokens", type=int, default=48, help="tokens of an answer at most")
     parser.add_argument("--runs", type=_positive, default=3, help="timed runs of each kind")
     parser.add_argument("--keep", action="store_true", help="keep the server running until Ctrl-C")
     parser.add_argument(

@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 def examine() -> list[Check]:
     """Run every check, ordered so that each depends only on earlier ones."""
     install = f'pip install "metok-vllm[{wanted_extra()}]"'
-    checks = [
+    return [
         check("python", _python),
         check("metok-vllm", lambda: _version("metok-vllm", "pip install metok-vllm")),
         check("torch", lambda: _imported("torch", install)),
@@ -97,15 +97,12 @@ def examine() -> list[Check]:
         check("transformers video processor", lambda: _video_processor(install)),
         check("vllm compatibility", lambda: _compatibility(install)),
         check("demo model", _demo_model),
-    ]
-    checks += [
         # decord has no wheels beyond x86; one decoder is enough.
         check("decord", lambda: decoder("decord"), needed=False),
         check("av", lambda: decoder("pyav")),
         check("shared memory", _shared_memory, needed=Path("/dev/shm").exists()),
         check("disk", _disk),
     ]
-    return checks
 
 
 def wanted_extra() -> str:
@@ -143,7 +140,7 @@ def _version(distribution: str, fix: str) -> str:
 def _imported(module: str, fix: str) -> str:
     version = _version(module, fix)
     try:
-        __import__(module)
+        importlib.import_module(module)
     except (ImportError, OSError) as error:
         raise CheckError(BROKEN, f"{version} does not load: {error}", fix) from error
     return version

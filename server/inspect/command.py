@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from metok_vllm.config import METokConfig
 from metok_vllm.config.checks import ALIGNMENT_MODES
+from metok_vllm.config.environment import help_of
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.console import CommandError, err, out, write_json
 from metok_vllm.errors import ConfigError
@@ -24,6 +26,21 @@ FALLBACKS = {"no_towers": "No alignment towers", "no_query": "No question"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
+def _count_or_share(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+# Fields of METokConfig that are options, and how argparse reads them.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "preset": {"choices": sorted(PRESETS)},
+    "num_events": {"type": int},
+    "key_event_ratio": {"type": float},
+    "key_frames_per_event": {"type": _count_or_share},
+    "alignment_model": {},
+    "alignment_mode": {"choices": ALIGNMENT_MODES},
+}
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok inspect`."""
     parser.add_argument("video", metavar="VIDEO", help="a video file")
@@ -33,13 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--model", help="path or hub name (default: the embedded demo model)")
-    parser.add_argument("--alignment-model", help="path or hub name of a SigLIP or CLIP model")
-    parser.add_argument("--alignment-mode", choices=ALIGNMENT_MODES)
     parser.add_argument("--frames", type=int, help="frames to sample (default: 32)")
-    parser.add_argument("--preset", choices=sorted(PRESETS))
-    parser.add_argument("--num-events", type=int)
-    parser.add_argument("--key-event-ratio", type=float)
-    parser.add_argument("--key-frames-per-event", type=_count_or_share)
+    for field in fields(METokConfig):
+        if field.name in SETTINGS:
+            name = f"--{field.name.replace('_', '-')}"
+            parser.add_argument(name, help=help_of(field), **SETTINGS[field.name])
     parser.add_argument(
         "--rule",
         choices=("budgeted", "natural"),
@@ -79,7 +94,7 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str
     from metok_vllm.server.inspect.inspection import build_inspection
     from metok_vllm.video import MediaLimits, read_video
 
-    config = _config(arguments)
+    config = METokConfig.load({name: getattr(arguments, name) for name in SETTINGS})
     limits = MediaLimits.from_env()
     frames = arguments.frames if arguments.frames is not None else limits.default_frames
     if not 1 <= frames <= limits.max_frames:
@@ -106,22 +121,6 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str
         rule=arguments.rule,
     )
     return inspection, fallback, video.frames_THWC
-
-
-def _config(arguments: argparse.Namespace) -> METokConfig:
-    names = (
-        "preset",
-        "num_events",
-        "key_event_ratio",
-        "key_frames_per_event",
-        "alignment_model",
-        "alignment_mode",
-    )
-    return METokConfig.load({name: getattr(arguments, name) for name in names})
-
-
-def _count_or_share(text: str) -> int | float:
-    return float(text) if "." in text else int(text)
 
 
 def _output(name: str | None) -> Path | None:

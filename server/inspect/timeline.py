@@ -1,8 +1,8 @@
 """Draws an Inspection as one picture that shows why each frame keeps its tokens.
 
-Top to bottom: the question and the counts, a legend, a chart over time (events, relevance to the
-question, similarity to the frame before), and the frames in time order. A larger frame keeps more
-tokens. The colours are from the colour-blind-safe palette of Okabe and Ito.
+Top to bottom: the question and the counts, a legend, a chart over time, and the frames in order.
+The chart has the events, each frame's relevance, and its similarity to the frame before. A larger
+frame keeps more tokens. The colours are from the colour-blind-safe palette of Okabe and Ito.
 """
 
 from __future__ import annotations

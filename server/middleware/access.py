@@ -63,8 +63,8 @@ POLICY_VIOLATION = 1008  # close code of a websocket
 class KeyCheck:
     """Refuses requests without one of `keys` with 401, before anything of them is read.
 
-    vLLM's own check covers four path prefixes and removes the root path as a string, which leaves
-    /invocations and /tokenize open, and with `--root-path /` everything.
+    vLLM's own check covers four path prefixes, which leaves /invocations and /tokenize open. It
+    removes the root path as a string, so `--root-path /` opens everything.
     """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], metrics_without_key: bool) -> None:

@@ -49,32 +49,32 @@ class JsonScan:
     def __init__(self, max_text: int, max_items: int = MAX_LIST_ITEMS) -> None:
         self._max_text = max_text
         self._max_items = max_items
-        self._fed = self._media = 0
+        self._total_bytes = self._media_bytes = 0
         self._items = self._numbers = self._members = 0
         # For every open container: whether it is a list, and whether a list of token ids.
         self._open: list[tuple[bool, bool]] = []
         self._head = b""
         self._in_string = self._odd_backslash = False
         self._start = b""  # of the current string, or of the last one
-        self._length = self._foreign = 0
+        self._length = self._non_base64 = 0
         self._key = b""
 
     @property
     def text_bytes(self) -> int:
         """Bytes so far that count as text."""
-        return self._fed - self._media - self._credit()
+        return self._total_bytes - self._media_bytes - self._media_in_string()
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body. Raises ScanError."""
         if len(self._head) < 4:
             self._check_encoding(data)
-        self._fed += len(data)
+        self._total_bytes += len(data)
         position = 0
         while position < len(data):
             if self._in_string:
-                position = self._inside(data, position)
+                position = self._scan_string(data, position)
             else:
-                position = self._outside(data, position)
+                position = self._scan_structure(data, position)
         if self._max_text and self.text_bytes > self._max_text:
             raise ScanError(
                 f"The request has more than {self._max_text} bytes of text besides its media "
@@ -87,19 +87,19 @@ class JsonScan:
         if b"\0" in self._head or self._head.startswith(_BOMS):
             raise ScanError("The body is not JSON in UTF-8.", 400)
 
-    def _inside(self, data: bytes, position: int) -> int:
+    def _scan_string(self, data: bytes, position: int) -> int:
         start, position = position, position + self._odd_backslash
         end, closed = self._end_of_string(data, position)
         if len(self._start) <= _LONGEST_KEY:
             self._start += data[start : min(end, start + _LONGEST_KEY + 1)]
         self._length += end - start
         if self._key in MEDIA_KEYS:
-            self._foreign += len(data[start:end].translate(None, _BASE64))
+            self._non_base64 += len(data[start:end].translate(None, _BASE64))
         if not closed:
             return end
-        self._media += self._credit()
+        self._media_bytes += self._media_in_string()
         self._in_string = False
-        self._length = self._foreign = 0
+        self._length = self._non_base64 = 0
         return end + 1
 
     def _end_of_string(self, data: bytes, position: int) -> tuple[int, bool]:
@@ -118,20 +118,20 @@ class JsonScan:
         self._odd_backslash = bool((len(data) - first) % 2)
         return len(data), False
 
-    def _credit(self) -> int:
+    def _media_in_string(self) -> int:
         """Bytes of the current string that count as media."""
-        if self._key not in MEDIA_KEYS or self._foreign > MEDIA_PREFIX:
+        if self._key not in MEDIA_KEYS or self._non_base64 > MEDIA_PREFIX:
             return 0
         return max(0, self._length - LONG_STRING)
 
-    def _outside(self, data: bytes, position: int) -> int:
+    def _scan_structure(self, data: bytes, position: int) -> int:
         quote = data.find(b'"', position)
         end = len(data) if quote < 0 else quote
         for bracket in _BRACKETS.finditer(data, position, end):
-            self._between(data, position, bracket.start())
-            self._bracket(bracket[0])
+            self._count_separators(data, position, bracket.start())
+            self._open_or_close(bracket[0])
             position = bracket.end()
-        self._between(data, position, end)
+        self._count_separators(data, position, end)
         if quote < 0:
             return end
         self._in_string, self._start = True, b""
@@ -140,7 +140,7 @@ class JsonScan:
             self._count_item()
         return end + 1
 
-    def _between(self, data: bytes, start: int, end: int) -> None:
+    def _count_separators(self, data: bytes, start: int, end: int) -> None:
         """Count the commas and colons between two brackets or strings."""
         if start == end:
             return
@@ -159,7 +159,7 @@ class JsonScan:
         if self._numbers > MAX_NUMBERS:
             raise ScanError(f"The request has more than {MAX_NUMBERS} token ids.")
 
-    def _bracket(self, bracket: bytes) -> None:
+    def _open_or_close(self, bracket: bytes) -> None:
         if bracket in b"]}":
             if self._open:
                 self._open.pop()

@@ -40,10 +40,12 @@ class Lifecycle:
 
     @property
     def phase(self) -> Phase:
+        """The current phase."""
         return self._phase
 
     @property
     def inflight(self) -> int:
+        """Requests in flight of all clients."""
         return self._inflight.total()
 
     def inflight_of(self, client: str) -> int:

@@ -21,8 +21,8 @@ def test_a_servers_own_presets_come_before_the_papers(tmp_path: Path) -> None:
     server = METokConfig.load(config_file=file, environ={})
     assert (server.preset, server.keep_ratio, server.pruning_layers) == ("balanced", 0.9, (3, 6, 9))
     assert METokConfig.from_dict(server.to_dict()) == server
-    asked = server.for_request({"preset": "max"})
-    assert (asked.decode_keep, asked.keep_ratio, asked.stages) == (0.5, 0.76, (2, 3))
+    config = server.for_request({"preset": "max"})
+    assert (config.decode_keep, config.keep_ratio, config.stages) == (0.5, 0.76, (2, 3))
     # A preset without values of its own is the paper's.
     assert server.for_request({"preset": "quality"}).key_frames_per_event == 8
     explicit = METokConfig.load({"keep_ratio": 0.6}, file, environ={})
@@ -83,8 +83,8 @@ def test_presets_that_no_request_could_use_are_refused_at_start(
 def test_presets_that_a_request_can_use_start_a_server() -> None:
     """What a preset does not set is the default where a request names it, not the server's."""
     server = METokConfig.from_dict({"rule": "fastv", "presets": {"max": {"stages": [1, 3]}}})
-    asked = server.for_request({"preset": "max"})
-    assert (asked.rule, asked.stages) == ("metok", (1, 3))
+    config = server.for_request({"preset": "max"})
+    assert (config.rule, config.stages) == ("metok", (1, 3))
     presets = {"max": {"rule": "evs", "rule_keep": 0.5}, "quality": {"keep_ratio": 0.9}}
     encoder = METokConfig.from_dict({"stages": [1], "presets": presets})
     for name in presets:

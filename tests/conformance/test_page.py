@@ -259,7 +259,7 @@ def test_the_page_asks_for_a_key_where_one_is_needed(browser: Browser, server: C
 
     page.route("**/v1/**", guarded)
     page.goto(server.url)
-    page.locator("#model", has_text="wants an API key").wait_for()
+    page.locator("#model", has_text="needs an API key").wait_for()
     assert page.locator("#key").evaluate("node => node === document.activeElement")
     assert page.get_attribute("#key", "type") == "password"
     page.fill("#key", "wrong")

@@ -1,4 +1,4 @@
-"""The video model loads everywhere, its prompts are right, and its features tell scenes apart."""
+"""The video model loads, its prompts are right, and its features separate scenes."""
 
 from __future__ import annotations
 

@@ -70,7 +70,12 @@ def main() -> None:
     """Start, answer, print."""
     from vllm import LLM
 
-    settings = {**UNTRAINED, "block_size": 32, **json.loads(sys.argv[1])}
+    settings = {
+        **UNTRAINED,
+        "block_size": 32,
+        "num_gpu_blocks_override": 4096,
+        **json.loads(sys.argv[1]),
+    }
     if settings.pop("schedule_ahead", False):
         schedule_ahead()
     metok = {"alignment_model": str(ALIGNMENT_DIR)}

@@ -15,33 +15,33 @@ from tests.reference.staged_checkpoint import language_model
 from tests.untrained import ALIGNMENT_DIR
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines() -> Iterator[EnginePool]:
     pool = EnginePool()
     yield pool
     pool.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def plain(engines: EnginePool) -> Any:
     """vLLM with the plugin installed and METok not requested."""
-    return engines.get(**UNTRAINED)
+    return engines.get(**UNTRAINED, num_gpu_blocks_override=512)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def metok(engines: EnginePool) -> Any:
     """vLLM with METok and separate alignment towers."""
     config = {"metok": {"alignment_model": str(ALIGNMENT_DIR)}}
-    return engines.get(**UNTRAINED, additional_config=config)
+    return engines.get(**UNTRAINED, num_gpu_blocks_override=2048, additional_config=config)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def staged_reference(staged_model: Any) -> LanguageModel:
     """The staged checkpoint's decoder in Hugging Face."""
     return language_model(staged_model)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def short_step(
     engines: EnginePool, staged_checkpoint: Path, staged_reference: LanguageModel
 ) -> StagedEngine:
@@ -51,7 +51,7 @@ def short_step(
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stock(
     engines: EnginePool, staged_checkpoint: Path, staged_reference: LanguageModel
 ) -> StagedEngine:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.engines import EnginePool
-from tests.engine.staged import StagedEngine
+from tests.engine.engines import SMALL_DUMMIES, EnginePool
+from tests.engine.staged import BLOCK, StagedEngine
 from tests.engine.staged_prompts import OFF, Clip, make_prompt
 from tests.reference.decoder import LanguageModel
 from tests.reference.staged_checkpoint import Sizes, write_checkpoint
@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
     "max_num_seqs": 64,
     # The requests are alike; each needs blocks of its own.
     "enable_prefix_caching": False,
-    "limit_mm_per_prompt": {"image": 0, "video": 1},
+    "limit_mm_per_prompt": {"image": 0, "video": {"count": 1, **SMALL_DUMMIES}},
 }
 
 
@@ -94,15 +94,21 @@ def test_requests_at_once_in_one_pool(engine: StagedEngine, dense_at_once: int) 
 
 
 def test_blocks_and_flops_of_128_frames(engine: StagedEngine) -> None:
-    blocks, flops = {}, {}
-    for name, options in (("metok", {}), ("dense", OFF)):
-        prompt = make_prompt((20, Clip(8, (30, 50, 8, 25, 15)), 40), options)
-        held, rows = engine.measure(prompt)
-        assert len(rows) == LAYERS
-        blocks[name] = sum(held) * BOUNDARIES[0]
-        flops[name] = sum(layer_flops(n) for n in rows)
-    assert 1 - blocks["metok"] / blocks["dense"] >= FEWER_BLOCKS
-    assert 1 - flops["metok"] / flops["dense"] >= FEWER_FLOPS
+    # Dense rows and blocks follow from the length, as a short clip shows.
+    text, per_frame = 60, 144
+    held, rows = engine.measure(make_prompt((20, Clip(8, (3, 5)), 40), OFF))
+    assert (rows, sum(held)) == dense_cost(8 * per_frame + 1 + text)
+    dense_rows, dense_blocks = dense_cost(128 * per_frame + 1 + text)
+
+    held, rows = engine.measure(make_prompt((20, Clip(8, (30, 50, 8, 25, 15)), 40), {}))
+    assert len(rows) == LAYERS
+    assert 1 - sum(held) / dense_blocks >= FEWER_BLOCKS
+    assert 1 - sum(map(layer_flops, rows)) / sum(map(layer_flops, dense_rows)) >= FEWER_FLOPS
+
+
+def dense_cost(tokens: int) -> tuple[list[int], int]:
+    """Rows by layer of a dense prefill, and its blocks, of BOUNDARIES[0] layers each, after it."""
+    return [tokens] * LAYERS, LAYERS // BOUNDARIES[0] * -(-(tokens + 1) // BLOCK)
 
 
 def layer_flops(n: int) -> int:

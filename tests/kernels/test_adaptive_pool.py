@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
 from metok_vllm.events import budgeted_classes, segment
-from tests.test_events import natural_classes
 from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive, pack_index, pool_frames
 from metok_vllm.plan.tokens import encoded_tokens, frame_budget
 from tests.reference import stage1
@@ -24,6 +23,7 @@ from tests.reference.strategies import (
     scores,
     strides,
 )
+from tests.test_events import natural_classes
 
 WIDTH = 3
 small_counts = st.sampled_from([1, 2, 5, 7, 32])

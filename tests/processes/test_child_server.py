@@ -1,4 +1,4 @@
-"""The demo's server process: awaited until ready, ended with everything that it started."""
+"""A child server is awaited until ready, and ended with all its processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from metok_vllm.console import CommandError
 from metok_vllm.processes.child_server import ChildServer
 
-# A server that starts a worker; told to, both take no notice of SIGTERM, and the worker leaves
-# the session as a daemon would.
+# A server that starts a worker. As "stubborn", both ignore SIGTERM, and the worker leaves the
+# session as a daemon does.
 SERVER = """
 import http.server, signal, subprocess, sys
 stubborn = "stubborn" in sys.argv
@@ -43,7 +43,7 @@ def test_ends_with_all_its_processes(manner: str) -> None:
     assert not log.exists()
 
 
-def test_a_server_that_dies_is_noticed() -> None:
+def test_a_server_that_exits_is_an_error() -> None:
     code = "import sys; sys.exit('no such model')"
     with (
         pytest.raises(CommandError, match="status 1 before it was ready"),
@@ -55,7 +55,7 @@ def test_a_server_that_dies_is_noticed() -> None:
     server.log.unlink()
 
 
-def test_a_server_that_never_gets_ready(tmp_path: Path) -> None:
+def test_a_server_that_never_becomes_ready(tmp_path: Path) -> None:
     code = "import time; time.sleep(60)"
     with (
         pytest.raises(CommandError, match="not ready within 1 s"),

@@ -52,7 +52,7 @@ def test_beyond_its_share_a_client_waits_in_order_and_others_do_not() -> None:
     run(main())
 
 
-def test_more_sequences_than_a_share_are_one_clients_whole_share() -> None:
+def test_more_sequences_than_a_share_count_as_the_share() -> None:
     async def main() -> None:
         share = EngineShare(4)
         async with share.sequences("one", 100):
@@ -72,7 +72,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-def test_no_place_is_lost_and_no_share_is_passed(steps: list[Any]) -> None:
+def test_shares_are_never_exceeded_or_lost(steps: list[Any]) -> None:
     async def main() -> None:
         share = EngineShare(4)
         held: Counter[str] = Counter()
@@ -101,7 +101,7 @@ def test_no_place_is_lost_and_no_share_is_passed(steps: list[Any]) -> None:
 
 
 class Engine:
-    """An engine client whose requests run until they are let go."""
+    """An engine client whose requests run until `go` is set."""
 
     def __init__(self, places: int) -> None:
         self.vllm_config = SimpleNamespace(
@@ -123,7 +123,7 @@ class Engine:
 
 
 @pytest.mark.parametrize("leaves", [False, True])
-def test_an_engine_full_of_one_clients_answers_takes_anothers(leaves: bool) -> None:
+def test_one_client_cannot_fill_the_engine(leaves: bool) -> None:
     async def main() -> None:
         engine = Engine(32)
         limit_clients(engine)
@@ -164,19 +164,19 @@ ANSWER = [output(None, 1), output("stop", 2)]
 
 
 class Client:
-    """An engine client that gives canned outputs, a list a call."""
+    """An engine client with canned outputs, one list per call."""
 
     errored = False
 
     def __init__(self, *answers: list[RequestOutput]) -> None:
         self.answers = list(answers)
-        self.asked: list[tuple[Any, str]] = []
+        self.calls: list[tuple[Any, str]] = []
         self.open = 0
 
     async def generate(
         self, prompt: Any, _params: Any, request_id: str, **_more: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        self.asked.append((prompt, request_id))
+        self.calls.append((prompt, request_id))
         self.open += 1
         try:
             for item in self.answers.pop(0):
@@ -207,24 +207,24 @@ def answer(client: Client, renders: bool = True, take: int | None = None) -> lis
 def test_an_answer_passes_through() -> None:
     client = Client(ANSWER)
     assert answer(client) == ANSWER
-    assert client.asked == [("rendered", "id")]
+    assert client.calls == [("rendered", "id")]
 
 
-def test_what_the_engine_lost_is_sent_again() -> None:
+def test_a_request_with_lost_media_is_sent_again() -> None:
     client = Client([LOST], ANSWER)
     assert answer(client) == ANSWER
-    assert [prompt for prompt, _ in client.asked] == ["rendered", "rendered again"]
-    assert len({request_id for _, request_id in client.asked}) == 2
+    assert [prompt for prompt, _ in client.calls] == ["rendered", "rendered again"]
+    assert len({request_id for _, request_id in client.calls}) == 2
     assert client.open == 0
 
 
-def test_only_once() -> None:
+def test_a_request_is_sent_again_only_once() -> None:
     client = Client([LOST], [LOST])
     assert answer(client) == [LOST]
 
 
 @pytest.mark.parametrize("last", [output("error"), output("error", 5)])
-def test_an_error_behind_tokens_is_told(last: RequestOutput) -> None:
+def test_an_error_after_the_first_token_is_passed_on(last: RequestOutput) -> None:
     outputs = [output(None, 1), last]
     assert answer(Client(outputs)) == outputs
 
@@ -233,11 +233,11 @@ def test_requests_without_media_are_not_sent_again() -> None:
     assert answer(Client([LOST]), renders=False) == [LOST]
 
 
-def test_a_client_that_leaves_ends_the_request() -> None:
+def test_closing_the_stream_ends_the_request() -> None:
     client = Client(ANSWER)
     assert answer(client, take=1) == ANSWER[:1]
     assert client.open == 0
 
 
-def test_the_rest_is_the_engine_clients() -> None:
+def test_other_attributes_are_the_engine_client_s() -> None:
     assert RetryingClient(Client()).errored is False

@@ -1,4 +1,4 @@
-"""The savings of one answer in words: by layer, and why there were fewer."""
+"""The savings of one answer as text: by layer, and the reasons for less."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_tokens_by_layer(layers: list[int] | None, stages: list[int], rows: list
     assert deeper_layers(report) == [(f"  from layer {n} on", kept) for n, kept in rows]
 
 
-def test_an_older_server_tells_nothing_of_layers() -> None:
+def test_a_report_without_layers() -> None:
     assert deeper_layers({"visual_tokens": {"dense": 3, "encoded": 2}}) == []
     assert unpruned_line({}) is None
 
@@ -36,7 +36,7 @@ def test_why_the_decoder_pruned_less() -> None:
     assert "a new reason" in str(unpruned_line({"unpruned": "a new reason"}))
 
 
-def test_what_is_no_number_is_said_to_be_unknown() -> None:
+def test_numbers_that_are_null_are_shown_as_unknown() -> None:
     events = [
         {"start_s": 0.0, "end_s": 1.25, "relevance": None, "key": True},
         {"start_s": None, "end_s": None, "relevance": 0.5, "key": False},

@@ -16,14 +16,14 @@ def test_defaults_and_environment() -> None:
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])
-def test_values_that_cannot_be(value: str) -> None:
+def test_invalid_values(value: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ServerSettings.from_env({"METOK_SERVER_MAX_INFLIGHT": value})
     assert caught.value.field == "max_inflight"
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1"])
-def test_times_that_cannot_be(value: str) -> None:
+def test_invalid_times(value: str) -> None:
     with pytest.raises(ConfigError, match=r"(?i)request_timeout_s"):
         ServerSettings.from_env({"METOK_SERVER_REQUEST_TIMEOUT_S": value})
 
@@ -33,14 +33,14 @@ def test_base64_size(size: int) -> None:
     assert base64_size(size) == len(base64.b64encode(b"x" * size))
 
 
-def test_the_largest_body_holds_the_videos_a_request_may_carry() -> None:
+def test_the_largest_body_fits_the_most_videos() -> None:
     limits = MediaLimits(max_bytes=3000, max_videos=2)
     assert ServerSettings().body_limit(limits) == 2 * 4000 + JSON_ALLOWANCE
     assert ServerSettings(max_body_bytes=5).body_limit(limits) == 5
     assert ServerSettings(max_body_bytes=0).body_limit(limits) == 0
 
 
-def test_the_largest_body_fits_into_what_is_held_at_once() -> None:
+def test_the_largest_body_fits_the_limit_of_all_bodies() -> None:
     limits = MediaLimits(max_bytes=3000, max_videos=2)
     largest = ServerSettings().body_limit(limits)
     assert ServerSettings(max_inflight_body_bytes=5).inflight_body_limit(limits) == largest

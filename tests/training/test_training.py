@@ -1,5 +1,4 @@
-"""Training does what it says: lessons are true, a resumed run is the same run, and what is written
-is the model that was trained."""
+"""Training: true lessons, exact resumption, and a checkpoint equal to the trained model."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ ensure_torchvision_ops()
 import transformers  # noqa: E402 - after torchvision can be imported
 
 from metok_vllm.benchmarks.eventqa.drawing import pictures  # noqa: E402
-from metok_vllm.benchmarks.eventqa.questions import ask  # noqa: E402
+from metok_vllm.benchmarks.eventqa.questions import draw_question  # noqa: E402
 from metok_vllm.benchmarks.eventqa.story import draw_story  # noqa: E402
 from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES  # noqa: E402
 from training import answering, seeing  # noqa: E402
@@ -54,7 +53,7 @@ def new_run(folder: Path, steps: Steps = STEPS) -> Run:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """Two steps of every phase: a poor model, but all of the way."""
+    """A model from two steps of every phase."""
     folder = tmp_path_factory.mktemp("training")
     run = new_run(folder / "work")
     train_all(run, folder / "model")
@@ -67,7 +66,7 @@ def teacher() -> tuple[Teacher, Any]:
     return Teacher(truth, 4, chat_tokenizer(SIZES.vocab)), truth
 
 
-def test_lessons_are_true_of_the_frames_they_name(teacher: tuple[Teacher, Any]) -> None:
+def test_lessons_are_true_of_their_frames(teacher: tuple[Teacher, Any]) -> None:
     made, truth = teacher
     lesson = made.lesson(6, 16, 12, np.random.default_rng(0))
     colours = list(COLOURS)
@@ -84,14 +83,14 @@ def test_lessons_are_true_of_the_frames_they_name(teacher: tuple[Teacher, Any]) 
                 colour, shape = int(shown.colour[index]), int(shown.shape[index])
                 assert question.answer == f"{colours[colour]} {SHAPES[shape]}"
             wanted = label_L[label_L != IGNORED]
-            said = made.tokenizer.decode(wanted.tolist(), skip_special_tokens=False)
-            assert said == question.answer + "<|im_end|>"
-            # What is to be said next is what stands next.
+            text = made.tokenizer.decode(wanted.tolist(), skip_special_tokens=False)
+            assert text == question.answer + "<|im_end|>"
+            # The label of a row is the next token.
             place = (label_L != IGNORED).nonzero().flatten()
             assert (ids_L[place + 1] == wanted).all()
 
 
-def test_a_question_sees_the_video_and_itself() -> None:
+def test_a_question_attends_to_the_video_and_itself() -> None:
     place, mask = layout(5, 3, 4)
     assert place.tolist() == [*range(5), *(list(range(5, 9)) * 3)]
     for row in range(17):
@@ -150,7 +149,7 @@ def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path])
     assert not any(info.values()), info
     processor = transformers.AutoProcessor.from_pretrained(folder)
     story = draw_story((1,), 6, "test")
-    question = ask(story, "list", np.random.default_rng(0))
+    question = draw_question(story, "list", np.random.default_rng(0))
     frames = pictures(story, SIZES.image)
     parts = [{"type": "video"}, {"type": "text", "text": question.text}]
     prompt = processor.apply_chat_template(
@@ -167,10 +166,10 @@ def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path])
     _, truth = draw_bank("train", 4, 4, 32, SIZES.grid, 1)
     lesson = Teacher(truth, 4, run.chat).written(
         torch.zeros(1, 6, dtype=torch.int64),
-        [[ask(story, "scene", np.random.default_rng(1)), question]],
+        [[draw_question(story, "scene", np.random.default_rng(1)), question]],
     )
     with torch.inference_mode():
-        seen = seeing.see(run, towers, torch.from_numpy(frames)).float()
+        seen = seeing.encode_frames(run, towers, torch.from_numpy(frames)).float()
         visual = pool(projector(seen), SIZES.grid).reshape(1, -1, SIZES.width)
         logits = student(run.before, visual, lesson).view(2, -1, SIZES.vocab)
     first = int((lesson.label_BML[0, 1] != IGNORED).nonzero()[0])

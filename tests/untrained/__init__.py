@@ -1,7 +1,7 @@
-"""A video model with random weights: what a test compares must follow from the arithmetic alone.
+"""A video model with random weights, for tests that compare the arithmetic alone.
 
-Random weights look at everything a little, so a token too many or too few shows in the logits; a
-trained model would forgive it. Written once a process, in the published layout, and then deleted.
+Random weights attend to all tokens a little, so that a missing token changes the logits more than
+in a trained model. The model is written once a process in the published layout.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from training.sizes import Sizes
 from training.tokenizers import chat_tokenizer
 
 SEED = 20250602
-# 14 x 14 patches a frame, so that strides 2, 4 and 8 pool to 49, 16 and 4 tokens.
+# With 14 x 14 patches a frame, strides 2, 4 and 8 give 49, 16 and 4 tokens.
 SIZES = Sizes(
     decoder_layers=8, patch=8, tower_layers=3, video_tower_layers=3, image=112, decoder_ffn=256
 )

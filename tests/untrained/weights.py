@@ -1,8 +1,7 @@
-"""Random weights of a small video model, by the names that published checkpoints use.
+"""Random weights of a small video model, by the names of published checkpoints.
 
-Untrained but sane: what a frame shows decides its features, what was asked and seen decides the
-logits, and activations stay in a range where float32 runs agree closely. numpy's generator is
-used because its streams do not depend on the machine's vector width.
+Features depend on the frame and logits on the question and the video. Activations stay in a range
+where float32 runs agree closely. numpy's generator does not depend on the machine's vector width.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ State = dict[str, torch.Tensor]
 
 
 class Init:
-    """Collects tensors; each draws from a stream of its own, seeded by its name."""
+    """Collects tensors; each has its own generator, seeded by its name."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -54,8 +53,8 @@ def video_model(sizes: Sizes, seed: int, tokenizer: Tokenizer) -> State:
     init.normal("image_newline", (sizes.width,), 0.08)
     _decoder(init, "language_model.", sizes)
     head = init.state["language_model.lm_head.weight"]
-    # A row of zeros never wins: an untrained model would babble placeholders and broken UTF-8.
-    head[list(unspeakable(tokenizer))] = 0
+    # Rows of zeros are never the most likely; random ones would give placeholders and broken UTF-8.
+    head[list(_unprintable(tokenizer))] = 0
     return init.state
 
 
@@ -74,8 +73,8 @@ def alignment_model(sizes: Sizes, seed: int) -> State:
     return init.state
 
 
-def unspeakable(tokenizer: Tokenizer) -> Iterable[int]:
-    """Special tokens except the end of a turn, and tokens that are no printable ASCII."""
+def _unprintable(tokenizer: Tokenizer) -> Iterable[int]:
+    """Special tokens except the end of a turn, and tokens that are not printable ASCII."""
     special = set(tokenizer.get_added_tokens_decoder())
     for token in range(tokenizer.get_vocab_size()):
         text = tokenizer.decode([token], skip_special_tokens=False)
@@ -85,8 +84,8 @@ def unspeakable(tokenizer: Tokenizer) -> Iterable[int]:
 
 
 def _decoder(init: Init, prefix: str, sizes: Sizes) -> None:
-    # At 0.15 such a model is chaotic, at 0.02 it hardly looks at the video; queries and keys are
-    # larger because attention over hundreds of tokens would be flat otherwise.
+    # With 0.15 the model is chaotic, with 0.02 it hardly attends to the video. Queries and keys are
+    # larger, because attention over hundreds of tokens is flat otherwise.
     std, d = 0.08, sizes.width
     kv = sizes.kv_heads * d // sizes.heads
     init.normal(f"{prefix}model.embed_tokens.weight", (sizes.vocab, d), std)
@@ -107,7 +106,7 @@ def _decoder(init: Init, prefix: str, sizes: Sizes) -> None:
 
 def _vision(init: Init, prefix: str, sizes: Sizes) -> None:
     d, embeddings = sizes.width, f"{prefix}embeddings."
-    # Colours outweigh positions, so that frames of different scenes get different features.
+    # Colours have a larger weight than positions, so that scenes differ in their features.
     init.normal(f"{embeddings}patch_embedding.weight", (d, 3, sizes.patch, sizes.patch), 0.15)
     init.normal(f"{embeddings}patch_embedding.bias", (d,), 0.02)
     init.normal(f"{embeddings}position_embedding.weight", (sizes.grid**2, d), 0.2)
@@ -133,8 +132,8 @@ def _text_tower(init: Init, prefix: str, sizes: Sizes) -> None:
     init.normal(f"{prefix}embeddings.token_embedding.weight", (sizes.text_vocab, d), 0.5)
     init.normal(f"{prefix}embeddings.position_embedding.weight", (sizes.text_window, d), 0.2)
     for index in range(sizes.text_layers):
-        # The embedding is read at the last position, which is padding: words reach it through
-        # attention alone, so that is made strong and selective.
+        # The embedding is read at the last position, which is padding. Words reach it only through
+        # attention, which is therefore strong and selective.
         layer = f"{prefix}encoder.layers.{index}."
         _encoder_layer(init, layer, d, sizes.tower_ffn, query_key=3.0, value=2.0)
     init.layer_norm(f"{prefix}final_layer_norm", d)

@@ -1,4 +1,4 @@
-"""Small synthetic videos, good and bad, as bytes; every frame of a clip looks different."""
+"""Small synthetic videos, good and bad, as bytes; all frames of a clip differ."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def heavy() -> bytes:
 
 
 def decode_all(data: bytes) -> tuple[Frames, list[float]]:
-    """Every frame [T, H, W, 3] and its time, by the plainest full decode there is."""
+    """Every frame [T, H, W, 3] and its time, by a plain full decode."""
     frames, times = [], []
     with av.open(io.BytesIO(data)) as container:
         for frame in container.decode(video=0):

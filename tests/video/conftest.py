@@ -1,4 +1,4 @@
-"""Deadlines are measured here, in a process that holds what thousands of tests have left."""
+"""Keeps the heap small, because these tests measure deadlines after thousands of others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 @pytest.fixture(scope="package", autouse=True)
 def _small_heap() -> Iterator[None]:
-    """Full collections look at objects of these tests alone, as in a server, where vLLM does it.
+    """Freeze all earlier objects, as vLLM does in a server.
 
-    Over everything that has been imported and cached until now, one takes most of a second.
+    A full collection over all imported and cached objects takes most of a second.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Decoders that are busy for as long as a test wants, however fast the machine is."""
+"""Decoders that are busy until the test ends, however fast the machine is."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def stopped_decoders(number: int) -> Iterator[list[Worker]]:
 
 
 def resume(workers: list[Worker]) -> None:
-    """Let those go on that still live."""
+    """Continue the workers that still exist."""
     for worker in workers:
         worker.process.send_signal(signal.SIGCONT)

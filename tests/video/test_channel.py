@@ -1,4 +1,4 @@
-"""Messages from a worker are bounded; its files are read uncopied where nobody can change them."""
+"""Messages from a worker are bounded; its files are mapped only where they are sealed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def test_a_mapped_file_is_out_of_its_writers_hands() -> None:
+def test_a_mapped_file_is_sealed() -> None:
     before = open_files()
     with anonymous_file() as file:
         write_all(file, b"x" * (MAP_BYTES + 1))
@@ -93,7 +93,7 @@ def test_a_length_alone_takes_no_memory() -> None:
 @pytest.mark.parametrize(
     "body", [b"[" * 100_000, b"{", b"\xff", b"[]", b"1", b"null", b'{"a":' * 9999, b""]
 )
-def test_what_is_no_message_closes_the_channel(body: bytes) -> None:
+def test_invalid_messages_close_the_channel(body: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(struct.pack("!I", len(body)) + body)

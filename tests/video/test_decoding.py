@@ -12,7 +12,6 @@ from metok_vllm.video import MediaLimits, read_video
 from metok_vllm.video.decoding import downscale_factor, shrink
 from tests.video import clips
 
-
 GOP = {"g": "12", "bf": "3"}
 OPEN_GOP = {"bf": "3", "x264-params": "open-gop=1:keyint=12:scenecut=0"}
 TIMES_MS = np.cumsum([0, *np.random.default_rng(1).choice([20, 33, 50, 120], 59)]).tolist()

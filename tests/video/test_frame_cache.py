@@ -1,4 +1,4 @@
-"""A video's frames for its next question: what is found is what decoding gives, within bounds."""
+"""Cached frames equal decoded ones, stay within bounds, and are not shared by tenants."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _empty() -> Iterator[None]:
 
 
 def frames(num_bytes: int, fill: int = 0) -> VideoFrames:
-    """Frames that nobody decoded."""
+    """Frames without a video."""
     pixels_THWC = np.full((num_bytes, 1, 1, 1), fill, np.uint8)
     return VideoFrames((num_bytes, 1, 1, 1), [], [], 1.0, 1.0, 1, "none", 1, 0.5, pixels_THWC)
 
@@ -55,12 +55,12 @@ def test_the_next_question_gets_the_same_frames(mp4: bytes) -> None:
     assert [v.cached for v in (first, again, fresh)] == [False, True, False]
     assert again.decode_s == 0.0 < first.decode_s
     np.testing.assert_array_equal(again.frames_THWC, fresh.frames_THWC)
-    told, expected = vars(again), vars(fresh)
-    others = told.keys() - {"frames_THWC", "cached", "decode_s"}
-    assert {name: told[name] for name in others} == {name: expected[name] for name in others}
+    actual, expected = vars(again), vars(fresh)
+    others = actual.keys() - {"frames_THWC", "cached", "decode_s"}
+    assert {name: actual[name] for name in others} == {name: expected[name] for name in others}
 
 
-def test_none_are_kept_unless_asked_for(mp4: bytes) -> None:
+def test_nothing_is_cached_by_default(mp4: bytes) -> None:
     read_video(mp4, 4)
     assert not read_video(mp4, 4).cached
     assert FRAMES.held_bytes == 0
@@ -76,16 +76,16 @@ def test_none_are_kept_unless_asked_for(mp4: bytes) -> None:
     ],
     ids=["frames", "rate", "size", "reader"],
 )
-def test_what_decides_the_frames_is_part_of_the_key(mp4: bytes, other: dict[str, Any]) -> None:
+def test_all_that_determines_the_frames_is_in_the_key(mp4: bytes, other: dict[str, Any]) -> None:
     read_video(mp4, 4, limits=LIMITS)
-    asked: dict[str, Any] = {"num_frames": 4, "limits": LIMITS} | other
-    found = read_video(mp4, **asked)
+    arguments: dict[str, Any] = {"num_frames": 4, "limits": LIMITS} | other
+    found = read_video(mp4, **arguments)
     assert not found.cached
     FRAMES.clear()
-    np.testing.assert_array_equal(found.frames_THWC, read_video(mp4, **asked).frames_THWC)
+    np.testing.assert_array_equal(found.frames_THWC, read_video(mp4, **arguments).frames_THWC)
 
 
-def test_tenants_do_not_share_what_is_kept(mp4: bytes) -> None:
+def test_tenants_do_not_share_entries(mp4: bytes) -> None:
     def read(tenant: str) -> VideoFrames:
         REQUESTER.set(Requester(tenant=tenant))
         return read_video(mp4, 4, limits=LIMITS)
@@ -99,7 +99,7 @@ def test_other_bytes_are_another_video(mp4: bytes) -> None:
     assert not read_video(clips.encode(num_frames=40), 4, limits=LIMITS).cached
 
 
-def test_a_limit_holds_for_what_is_kept_too(mp4: bytes) -> None:
+def test_limits_apply_to_cached_frames(mp4: bytes) -> None:
     read_video(mp4, 4, limits=LIMITS)
     with pytest.raises(MediaTooLargeError):
         read_video(mp4, 4, limits=replace(LIMITS, max_bytes=10))
@@ -113,11 +113,11 @@ def test_a_limit_holds_for_what_is_kept_too(mp4: bytes) -> None:
 def test_bounded_and_least_recently_used_first_out(
     steps: list[tuple[int, int, bool]], most_bytes: int
 ) -> None:
-    """Against a list in order of use, whose bytes are added up anew every time."""
+    """Against a list in order of use, whose bytes are summed at every step."""
     cache = FrameCache()
     used: list[tuple[int, int]] = []
-    for number, num_bytes, look in steps:
-        if look:
+    for number, num_bytes, is_lookup in steps:
+        if is_lookup:
             found = cache.find(key(number))
             kept = next((entry for entry in used if entry[0] == number), None)
             assert (found is None) == (kept is None)
@@ -133,7 +133,7 @@ def test_bounded_and_least_recently_used_first_out(
         assert cache.held_bytes == sum(size for _, size in used) <= most_bytes
 
 
-def test_what_is_kept_makes_room_for_videos_that_would_wait() -> None:
+def test_cached_frames_are_evicted_for_waiting_videos() -> None:
     """The budget of samples takes two of these; kept ones do not count against the third."""
     gc.collect()
     limits = replace(LIMITS, max_pending_bytes=9 * FRAME, max_decoded_bytes=4 * FRAME)
@@ -144,7 +144,7 @@ def test_what_is_kept_makes_room_for_videos_that_would_wait() -> None:
     assert read_video(others[-1], 4, limits=limits).cached
 
 
-def test_frames_in_use_are_not_given_away(mp4: bytes) -> None:
+def test_frames_in_use_keep_their_memory(mp4: bytes) -> None:
     """Dropped from the cache, they still count for as long as a request holds them."""
     gc.collect()
     limits = replace(LIMITS, max_pending_bytes=5 * FRAME, decode_deadline_s=1.0)

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from metok_vllm.video.frame_index import FrameIndex, Trust
+from metok_vllm.video.frame_index import FrameIndex, Origin
 from metok_vllm.video.packets import UNKNOWN, Packets
 
 
@@ -83,6 +83,6 @@ def test_times_go_on_where_recordings_are_joined() -> None:
 
 def test_an_index_that_was_seen_follows_the_decoder() -> None:
     index = FrameIndex.of(CLOSED, [0, 2, 4], [0], 6)
-    assert (index.total, index.trust, index.keys) == (3, Trust.DECODED, [(0, 0)])
+    assert (index.total, index.origin, index.keys) == (3, Origin.DECODED, [(0, 0)])
     twice = FrameIndex.of(CLOSED, [0, 0, 2], [0], 6)
-    assert (twice.total, twice.trust, twice.walked([0, 2])) == (3, Trust.COUNTED, 3)
+    assert (twice.total, twice.origin, twice.walked([0, 2])) == (3, Origin.COUNTED, 3)

@@ -62,7 +62,7 @@ def _all_free() -> Iterator[None]:
     assert POOL.queue.memory.used == 0, "some video kept its reservation"
 
 
-def test_what_is_handed_over_lasts_as_long_as_its_owner() -> None:
+def test_handed_over_memory_is_reserved_while_its_owner_lives() -> None:
     budget, owner = MemoryBudget(), Owner()
     held = take(budget, 10, 10)
     assert not fits(budget, 1, 10)
@@ -112,7 +112,7 @@ def test_a_finished_request_claims_nothing() -> None:
     st.lists(st.tuples(st.integers(1, 6), st.integers(1, 40)), min_size=1, max_size=6),
     st.randoms(use_true_random=False),
 )
-def test_never_over_the_limit_never_stuck_and_all_comes_back(
+def test_within_the_limit_without_deadlock_and_all_returned(
     requests: list[tuple[int, int]], rng: random.Random
 ) -> None:
     """Requests of some videos of at most so many bytes each, in any order of steps."""
@@ -121,9 +121,9 @@ def test_never_over_the_limit_never_stuck_and_all_comes_back(
     reading: list[tuple[Requester, Reservation]] = []
     frames: dict[Requester, list[Owner]] = {requester: [] for requester, _, _ in waiting}
     while waiting:
-        asked = [step for step in waiting if step[1] > 0]
-        rng.shuffle(asked)
-        steps = ((step, budget.take(step[0], step[2], limit)) for step in asked)
+        unread = [step for step in waiting if step[1] > 0]
+        rng.shuffle(unread)
+        steps = ((step, budget.take(step[0], step[2], limit)) for step in unread)
         step, held = next((pair for pair in steps if pair[1] is not None), (None, None))
         assert held or reading, "all requests wait for memory that others hold"
         assert budget.used <= limit
@@ -192,7 +192,7 @@ def test_a_video_larger_than_the_budget_is_scaled_into_it(mp4: bytes) -> None:
 
 
 @pytest.mark.usefixtures("_all_free")
-def test_no_failure_keeps_memory(mp4: bytes) -> None:
+def test_failures_return_their_memory(mp4: bytes) -> None:
     heavy = clips.heavy()
     tries: list[tuple[bytes, MediaLimits, Any]] = [
         (mp4[:2000], MediaLimits(), MediaError),
@@ -211,7 +211,7 @@ def test_no_failure_keeps_memory(mp4: bytes) -> None:
 
 @pytest.mark.usefixtures("_all_free")
 @pytest.mark.parametrize("backend", ["pyav", "decord"])
-def test_a_killed_worker_keeps_no_memory(mp4: bytes, backend: str) -> None:
+def test_a_killed_worker_returns_its_memory(mp4: bytes, backend: str) -> None:
     POOL.end_workers()
     read_video(mp4, 2)
     (worker,) = POOL._all

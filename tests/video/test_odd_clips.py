@@ -125,7 +125,7 @@ def test_decord_refuses_what_it_would_miscount(name: str) -> None:
 @pytest.mark.parametrize("place", [0.35, 0.5, 0.71, 0.93])
 @pytest.mark.parametrize("container", ["fragmented mp4", "flv", "mpegts", "matroska"])
 def test_a_file_that_breaks_off_inside_a_frame(container: str, place: float) -> None:
-    """Frames of what is there, as many as asked for; the broken one counts where it is shown."""
+    """As many frames as requested of the part that is present."""
     if container == "fragmented mp4":
         data = repacked(h264(), "mp4", list, movflags="frag_keyframe+empty_moov+default_base_moof")
     else:

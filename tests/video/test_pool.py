@@ -1,4 +1,4 @@
-"""Videos of finished requests: neither queued nor decoded, and no harm to others."""
+"""Videos of finished requests are neither queued nor decoded, and do not affect others."""
 
 from __future__ import annotations
 

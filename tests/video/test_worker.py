@@ -1,4 +1,4 @@
-"""Worker processes: light imports, and an end when their server ends, however it does."""
+"""Worker processes import little, and exit with their server, however it ends."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if how in ("idle", "busy"):
 def run_server(tmp_path: Path, how: str) -> subprocess.CompletedProcess[str]:
     """Let a small server read videos and end in some way; it prints the pids of its workers.
 
-    Its videos' deadline is at 30 s: nobody may wait for that.
+    The deadline of its videos is 30 s, longer than the test may take.
     """
     small = clips.encode(options={"g": "12"})
     (tmp_path / "small").write_bytes(small)
@@ -73,7 +73,7 @@ def run_server(tmp_path: Path, how: str) -> subprocess.CompletedProcess[str]:
 
 
 def running(pid: int) -> bool:
-    """Whether a process runs; a zombie that nobody reaps yet does not."""
+    """Whether a process runs and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

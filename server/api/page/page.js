@@ -28,7 +28,7 @@ async function findModel() {
   if (response.status === 401) {
     $("more").open = true;
     $("key").focus();
-    throw new Error(`This server wants an API key. ${$("key").value ? "This one is wrong." : ""}`.trim());
+    throw new Error(`This server needs an API key. ${$("key").value ? "This one is wrong." : ""}`.trim());
   }
   if (!response.ok) throw new Error(await failure(response));
   model = (await response.json()).data[0].id;
@@ -113,25 +113,25 @@ function showEvents(events) {
   tracks.replaceChildren();
   $("events").hidden = !events.length;
   if (!events.length) return;
-  // A relevance of null: the server could not say how close this event is to the question.
-  const known = events.map((event) => event.relevance).filter(Number.isFinite);
-  const low = Math.min(...known);
-  const span = Math.max(...known) - low || 1;
+  // A relevance of null stands for a number that is not finite.
+  const finite = events.map((event) => event.relevance).filter(Number.isFinite);
+  const low = Math.min(...finite);
+  const span = Math.max(...finite) - low || 1;
   for (const index of new Set(events.map((event) => event.video))) {
     const own = events.filter((event) => event.video === index);
     const start = own[0].start_s;
     const length = own[own.length - 1].end_s - start || 1;
     const track = make("div", "track");
     for (const event of own) {
-      const told = Number.isFinite(event.relevance);
-      const share = told ? (event.relevance - low) / span : 0;
+      const isFinite = Number.isFinite(event.relevance);
+      const share = isFinite ? (event.relevance - low) / span : 0;
       const bar = make("button", event.key ? "event key" : "event", event.key ? "★" : "");
       bar.type = "button";
       bar.style.left = `${((event.start_s - start) / length) * 100}%`;
       bar.style.width = `${((event.end_s - event.start_s) / length) * 100}%`;
       bar.style.background = `hsl(172 ${30 + 50 * share}% ${62 - 37 * share}%)`;
       const when = `${event.start_s.toFixed(1)} to ${event.end_s.toFixed(1)} s`;
-      const relevance = told ? event.relevance.toFixed(3) : "unknown";
+      const relevance = isFinite ? event.relevance.toFixed(3) : "unknown";
       bar.title = `${when}, relevance ${relevance}${event.key ? ", key event" : ""}`;
       bar.setAttribute("aria-label", bar.title);
       bar.onclick = () => { if (preview) $("video").currentTime = event.start_s; };
@@ -180,7 +180,7 @@ $("file").onchange = () => {
   if (preview) $("video").src = preview;
 };
 
-// The server may read what this browser cannot play.
+// The server decodes formats that a browser may not play.
 $("video").onerror = () => { $("preview").hidden = true; };
 
 $("stop").onclick = () => controller?.abort();

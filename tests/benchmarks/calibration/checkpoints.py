@@ -1,4 +1,4 @@
-"""Checkpoints of which is known where they look at the video, and the videos to show them."""
+"""Checkpoints whose layers use visual tokens only up to a known layer, and videos for them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SIZES = Sizes(layers=LAYERS, hidden=64, heads=4, kv_heads=2, intermediate=96, im
 
 
 def write_deaf(folder: Path, deaf_from: int) -> None:
-    """A random model whose layers from `deaf_from` on add nothing that attention gathered.
+    """A random model whose attention has no effect from layer `deaf_from` on.
 
-    Before that layer text rows take up what the video shows; from it on, no visual token matters.
+    From that layer on, visual tokens do not affect the answer.
     """
     write_checkpoint(folder, SIZES, seed=2)
     path = folder / "model.safetensors"
     state = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    gc.collect()  # the file is mapped until its tensors are gone
+    gc.collect()  # unmaps the file before it is overwritten
     silenced = [
         f"language_model.model.layers.{layer}.self_attn.o_proj.weight"
         for layer in range(deaf_from, LAYERS)
@@ -33,7 +33,7 @@ def write_deaf(folder: Path, deaf_from: int) -> None:
 
 
 def write_videos(folder: Path, count: int = 2) -> Path:
-    """A folder of `count` short videos that differ, and a file that is none."""
+    """A folder of `count` short, different videos and a text file."""
     folder.mkdir()
     for number in range(count):
         data = encode(num_frames=24 + 8 * number, size=(96, 64))

@@ -1,4 +1,4 @@
-"""One tiny random model and its videos, as calibration sees them."""
+"""A tiny random model and its videos for the calibration tests."""
 
 from __future__ import annotations
 
@@ -37,17 +37,19 @@ def model(checkpoint: Path) -> CalibratedModel:
 
 @pytest.fixture(scope="session")
 def samples(model: CalibratedModel, videos: Path) -> Sequence[Sample]:
-    asks = find_questions(videos, None, num_videos=2, questions_per_video=1)
-    return take_samples(model, asks, FRAMES, TOKENS, lambda _: None)
+    questions = find_questions(videos, None, 2, 1, FRAMES)
+    return take_samples(model, questions, TOKENS, lambda _: None)
 
 
 @pytest.fixture(scope="session")
 def found(model: CalibratedModel, videos: Path) -> Calibration:
-    """A calibration on one video with another held out. The least budget holds nothing."""
-    asks = find_questions(videos, None, num_videos=2, questions_per_video=1)
-    budgets = {"quality": 0.0, "balanced": 10.0, "max": 20.0}
+    """A calibration on one video with another held out. No setting is within the least budget."""
     return calibrate(
-        *(model, asks, budgets, FRAMES, TOKENS, lambda _: None),
+        model,
+        find_questions(videos, None, 2, 1, FRAMES),
+        {"quality": 0.0, "balanced": 10.0, "max": 20.0},
+        TOKENS,
+        lambda _: None,
         keep_ratios=(0.6,),
         decode_keeps=(0.0, 0.25),
         served="balanced",

@@ -1,4 +1,4 @@
-"""Divergence, costs and curves on numbers that can be checked by hand."""
+"""Divergence, costs and curves on values computed by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from metok_vllm.benchmarks.calibration.costs import StageCosts, costs, possible_layouts
 from metok_vllm.benchmarks.calibration.curves import Curves
-from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence, divergence, moved
+from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence, compare, mean_divergence
 from metok_vllm.benchmarks.calibration.measure import Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
 from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
@@ -22,19 +22,19 @@ from tests.benchmarks.calibration.checkpoints import LAYERS
 def test_divergence_by_hand() -> None:
     dense = torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log()
     pruned = torch.tensor([[0.25, 0.75], [0.75, 0.25]]).log()
-    found = moved(dense, pruned)
+    found = compare(dense, pruned)
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert found.kl == pytest.approx((expected, 0.0), abs=1e-7)
     assert found.agrees == (False, True)
-    assert moved(dense, dense).kl == (0.0, 0.0)
+    assert compare(dense, dense).kl == (0.0, 0.0)
 
 
 def test_means_over_prompts_by_hand() -> None:
-    one = moved(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log())
+    one = compare(torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5]]).log())
     uneven = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9]]).log()
     flipped = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]).log()
     far = 0.9 * math.log(9) + 0.1 * math.log(1 / 9)
-    found = divergence([one, moved(uneven, flipped)])
+    found = mean_divergence([one, compare(uneven, flipped)])
     assert found.first == pytest.approx(0, abs=1e-7)
     assert found.following == pytest.approx(far / 2, rel=1e-5)
     assert found.worst == found.following
@@ -48,7 +48,7 @@ def test_numbers_that_overflow_are_no_divergence(broken: float, where: int) -> N
     pair = [torch.tensor([[0.5, 0.5], [0.75, 0.25]]).log() for _ in range(2)]
     pair[where][1, 0] = broken
     with pytest.raises(ConfigError, match=r"not finite.*use bfloat16 or float32") as caught:
-        moved(*pair)
+        compare(*pair)
     assert caught.value.field == "dtype"
 
 

@@ -1,4 +1,4 @@
-"""The dense and the pruned pass beside Hugging Face's model and the naive METok."""
+"""The dense and the pruned pass compared with Hugging Face's model and the naive METok."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from metok_vllm.benchmarks.calibration.measure import Meter, Sample
 from metok_vllm.benchmarks.calibration.model import CalibratedModel
-from metok_vllm.benchmarks.calibration.passes import Prompt, logprobs, run_pruned, run_whole
+from metok_vllm.benchmarks.calibration.passes import dense_logprobs, run_dense, run_pruned
 from metok_vllm.benchmarks.calibration.prompts import find_questions
-from metok_vllm.benchmarks.calibration.setting import Setting, plan_of
+from metok_vllm.benchmarks.calibration.setting import Prompt, Setting, plan_of
 from metok_vllm.config import METokConfig
 from metok_vllm.video import read_video
 from tests.benchmarks.calibration.checkpoints import LAYERS
@@ -36,14 +36,14 @@ def test_the_dense_answer_is_hugging_faces(
     plain: Any, model: CalibratedModel, samples: Sequence[Sample], videos: Path
 ) -> None:
     """Prompt, visual tokens and decoder: pixels and chat template in, log-probabilities out."""
-    for sample, ask in zip(samples, find_questions(videos, None, 2, 1), strict=True):
-        content = [{"type": "video"}, {"type": "text", "text": ask.question}]
+    questions = find_questions(videos, None, 2, 1, FRAMES)
+    for sample, question in zip(samples, questions, strict=True):
+        content = [{"type": "video"}, {"type": "text", "text": question.question}]
         text = model.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        frames_TCHW = torch.tensor(read_video(ask.video.read_bytes(), FRAMES).frames_THWC).permute(
-            0, 3, 1, 2
-        )
+        frames_THWC = read_video(question.video.read_bytes(), FRAMES).frames_THWC
+        frames_TCHW = torch.tensor(frames_THWC).permute(0, 3, 1, 2)
         inputs = model.processor(
             text=text, videos=[frames_TCHW], do_sample_frames=False, return_tensors="pt"
         )
@@ -73,12 +73,12 @@ def test_pruning_equals_the_naive_reference(
     """Full attention matrices and plain lists give the same tokens kept and the same answer."""
     prompt, keep = samples[0].prompt(stages), 0.6
     expected = naive_answer(plain, prompt, model, keep, decode_keep)
-    assert expected.margin > 1e-7, "a closer decision could fall either way"
+    assert expected.margin > 1e-7, "a smaller margin could flip a decision"
     got_SV = pruned(model, prompt, expected.tokens, Setting(BOUNDARIES, keep, decode_keep))
     torch.testing.assert_close(got_SV, expected.logprobs_SV, atol=1e-4, rtol=0)
-    dense = run_whole(model.decoder, prompt, expected.tokens[:-1])
-    moved = (logprobs(model.decoder, dense) - expected.logprobs_SV).abs().max()
-    assert moved > 1e-2, "a pass that drops nothing would be told apart"
+    dense = run_dense(model.decoder, prompt, expected.tokens[:-1])
+    moved = (dense_logprobs(model.decoder, dense) - expected.logprobs_SV).abs().max()
+    assert moved > 1e-2, "dropping nothing must give another result"
 
 
 def naive_answer(
@@ -111,9 +111,9 @@ def naive_answer(
 
 @torch.no_grad()
 def pruned(model: CalibratedModel, prompt: Prompt, tokens: list[int], setting: Setting) -> Tensor:
-    whole = run_whole(model.decoder, prompt, tokens[:-1])
+    dense = run_dense(model.decoder, prompt, tokens[:-1])
     plan = plan_of(setting, prompt, model.grid, model.config)
-    (got_SV,) = run_pruned(model.decoder, prompt, whole, setting.boundaries, [plan])
+    (got_SV,) = run_pruned(model.decoder, prompt, dense, setting.boundaries, [plan])
     return got_SV
 
 

@@ -1,4 +1,4 @@
-"""What is read from `/metrics`, before, during and after a run."""
+"""Metrics before, during and after a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import time
 from itertools import pairwise
 
-import httpx
 import pytest
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
@@ -17,10 +16,10 @@ from metok_vllm.benchmarks.client.scrape import (
     Scraper,
     Scrapes,
     Snapshot,
-    only,
+    select_lines,
 )
 from metok_vllm.benchmarks.throughput.load import Load, send
-from tests.benchmarks.throughput.openai_server import MODEL, KnownServer, known_server, requests
+from tests.benchmarks.throughput.openai_server import KnownServer, known_server, requests
 
 TEXT = """# HELP vllm:num_preemptions_total Cumulative number of preemptions.
 # TYPE vllm:num_preemptions_total counter
@@ -63,7 +62,7 @@ def test_the_pool() -> None:
 
 
 def test_only_the_gauges_are_kept_during_a_run() -> None:
-    kept = only(TEXT, GAUGES)
+    kept = select_lines(TEXT, GAUGES)
     assert kept == 'vllm:kv_cache_usage_perc{engine="0"} 0.25\nmetok_kv_blocks_held 12\n'
     assert Snapshot.parse(0, kept).total(USAGE) == 0.25
 
@@ -88,8 +87,8 @@ def test_a_run_is_scraped_all_along() -> None:
     assert len(usage) >= 4  # more than half a second at 0.05 s, on a machine that may be slow
 
 
-def test_pages_that_take_long_are_asked_for_seldom() -> None:
-    """A page of vLLM's takes its event loop 7 ms, which all streams wait for."""
+def test_slow_pages_are_fetched_less_often() -> None:
+    """A page takes 7 ms of vLLM's event loop and delays all streams."""
 
     async def run(endpoint: Endpoint) -> Scrapes:
         async with Scraper(endpoint, time.perf_counter, every_s=0.01, share=0.25) as scraper:
@@ -102,7 +101,7 @@ def test_pages_that_take_long_are_asked_for_seldom() -> None:
     assert all(later - time_s >= 0.4 for time_s, later in pairwise(times_s))
 
 
-def test_a_server_without_metrics_is_not_waited_for() -> None:
+def test_a_server_without_metrics_causes_no_delay() -> None:
     async def run(endpoint: Endpoint) -> Scrapes:
         async with Scraper(endpoint, time.perf_counter) as scraper:
             await scraper.finish(1000)
@@ -113,16 +112,3 @@ def test_a_server_without_metrics_is_not_waited_for() -> None:
     assert scrapes.before is None
     assert scrapes.rise(FINISHED) is None
     assert scrapes.over_time(USAGE) == []
-
-
-def test_what_is_not_metrics_is_none() -> None:
-    async def run() -> Scrapes:
-        endpoint = Endpoint("x", "http://server", MODEL)
-        scraper = Scraper(endpoint, time.perf_counter)
-        page = httpx.MockTransport(lambda _: httpx.Response(200, text="<html>} {</html>"))
-        scraper._client = httpx.AsyncClient(transport=page, base_url="http://server")
-        async with scraper:
-            await scraper.finish(1)
-        return scraper.scrapes
-
-    assert asyncio.run(run()).before is None

@@ -1,4 +1,4 @@
-"""Reading a streamed answer: which chunks are tokens, when they came, and what went wrong."""
+"""Reading a streamed answer: tokens, their arrival times, and failures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.client.stream import (
     Answer,
     Outcome,
-    ask,
     carries_token,
     events,
     refusal,
+    stream_answer,
 )
 from tests.benchmarks.throughput.openai_server import body_of, reply, request
 from tests.server.http_servers import answering, served
@@ -69,23 +69,23 @@ def test_which_chunks_carry_a_token(choice: dict[str, Any], is_token: bool) -> N
     text = (delta.get("reasoning") or "") + (delta.get("content") or "")
     assert carries_token(choice, delta, text) is is_token
     answer = Answer()
-    answer.take({"choices": [choice]}, 3.0)
+    answer.add({"choices": [choice]}, 3.0)
     assert answer.times_s == [3.0] * is_token
 
 
-def asked(app: ASGIApp, body: bytes = b"{}", timeout_s: float = 60) -> Outcome:
+def answer_of(app: ASGIApp, body: bytes = b"{}", timeout_s: float = 60) -> Outcome:
     async def run(endpoint: Endpoint) -> Outcome:
         async with endpoint.session(timeout_s) as session:
             ticks = count()
-            return await ask(session, request("k"), body, lambda: float(next(ticks)))
+            return await stream_answer(session, request("k"), body, lambda: float(next(ticks)))
 
     with served(app) as port:
         return asyncio.run(run(Endpoint("server", f"http://127.0.0.1:{port}", "m")))
 
 
-async def weigh(_scope: Scope, receive: Receive, send: Send) -> None:
-    weight = len((await body_of(receive))["video"])
-    await reply(send, 413, {"error": {"message": f"{weight} bytes"}})
+async def measure_body(_scope: Scope, receive: Receive, send: Send) -> None:
+    size = len((await body_of(receive))["video"])
+    await reply(send, 413, {"error": {"message": f"{size} bytes"}})
 
 
 async def silent(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -103,8 +103,8 @@ data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
 """
 
 
-def test_an_answer_is_kept_whole() -> None:
-    outcome = asked(answering(200, STREAM + b"data: [DONE]\n\n"))
+def test_a_complete_answer() -> None:
+    outcome = answer_of(answering(200, STREAM + b"data: [DONE]\n\n"))
     assert outcome.error is None
     assert (outcome.text, outcome.first_piece, outcome.token_ids) == ("one", "on", (4, 5, 6))
     assert (outcome.prompt_tokens, outcome.completion_tokens) == (9, 3)
@@ -118,27 +118,27 @@ def test_an_answer_is_kept_whole() -> None:
     ("status", "content", "error"),
     [
         (200, STREAM, "the answer broke off before its end"),
-        (200, b"data: [DONE]\n", "no token came"),
+        (200, b"data: [DONE]\n", "no token arrived"),
         (200, b"data: {oops\n", "a chunk is not JSON"),
         (200, b'data: {"error": {"message": "engine"}}\ndata: [DONE]\n', "engine"),
         (422, b'{"error": {"message": "unreadable"}}', "422: unreadable"),
         (502, b"<html>", "502"),
-        (307, b"", "307"),  # nobody is sent elsewhere
+        (307, b"", "307"),  # redirects are not followed
     ],
 )
 def test_every_failure_is_an_outcome(status: int, content: bytes, error: str) -> None:
-    outcome = asked(answering(status, content, ((b"location", b"http://127.0.0.1:9/"),)))
+    outcome = answer_of(answering(status, content, ((b"location", b"http://127.0.0.1:9/"),)))
     assert outcome.error == error
     assert outcome.key == "k"
 
 
-def test_a_long_video_goes_out_whole() -> None:
+def test_a_large_body_is_sent_completely() -> None:
     body = b'{"video": "' + b"v" * 5_000_000 + b'"}'
-    assert asked(weigh, body).error == "413: 5000000 bytes"
+    assert answer_of(measure_body, body).error == "413: 5000000 bytes"
 
 
-def test_a_server_that_falls_silent_is_an_outcome() -> None:
-    outcome = asked(silent, timeout_s=0.2)
+def test_a_read_timeout_is_an_outcome() -> None:
+    outcome = answer_of(silent, timeout_s=0.2)
     assert outcome.error is not None
     assert outcome.error.startswith("SocketTimeoutError")
 

@@ -1,4 +1,4 @@
-"""Workloads: the same for the same settings, and nothing in them that a cache has seen before."""
+"""Workloads: reproducible, and without content that a server has cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from metok_vllm.benchmarks.client.endpoint import BenchRequest
 from metok_vllm.benchmarks.client.videos import Clip, encode
 from metok_vllm.benchmarks.client.workloads import WorkloadSettings, workload
-from metok_vllm.errors import ConfigError, MediaError
+from metok_vllm.errors import ConfigError
 from metok_vllm.video import MediaLimits, probe
 
 
@@ -50,7 +50,7 @@ def test_the_same_settings_give_the_same_bytes() -> None:
     assert not {json.dumps(r.body) for r in first} & {json.dumps(r.body) for r in other}
 
 
-def test_what_a_request_says() -> None:
+def test_the_fields_of_a_request() -> None:
     video, image, text = (
         take(1, max_tokens=7, **share)[0]
         for share in ({}, {"image_share": 1.0}, {"text_share": 1.0})
@@ -99,16 +99,6 @@ def test_several_questions_about_a_video_in_turn() -> None:
         assert len({question(r) for r in requests if media(r) == video}) == 3
 
 
-def test_never_the_same_question_about_a_video() -> None:
-    assert len({question(request) for request in take(20, questions_per_video=20)}) == 20
-
-
-def test_questions_are_asked_in_order_between_other_requests() -> None:
-    mixed = [r for r in take(60, **MIXED) if r.kind == "video"]
-    alone = take(len(mixed), questions_per_video=2)
-    assert mixed == alone
-
-
 def test_shares_of_text_and_images() -> None:
     kinds = Counter(request.kind for request in take(1000, **MIXED))
     assert kinds["text"] == pytest.approx(400, abs=40)  # 2.6 standard deviations
@@ -118,19 +108,14 @@ def test_shares_of_text_and_images() -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"frames": ()}, "frames"),
         ({"frames": (8, 0)}, "got 0"),
         ({"clips": ("cut",)}, "cut"),
-        ({"clips": ()}, "clips"),
         ({"questions_per_video": 0}, "questions_per_video .* got 0"),
-        ({"videos_in_turn": -1}, "videos_in_turn .* got -1"),
         ({"max_tokens": 0}, "max_tokens .* got 0"),
-        ({"seed": -1}, "seed .* got -1"),
         ({"width": 33}, "width must be even, got 33"),
         ({"seconds_per_frame": 0.1}, "seconds_per_frame .* got 0.1"),
         ({"seconds_per_frame": float("nan")}, "seconds_per_frame .* got nan"),
         ({"text_share": 0.7, "image_share": 0.4}, "0.7, 0.4"),
-        ({"text_share": -0.1}, "-0.1"),
         ({"image_share": float("nan")}, "nan"),
     ],
 )
@@ -159,21 +144,8 @@ def test_the_users_own_videos(folder: Path) -> None:
         assert request.frames == min(frames, 16)
         assert request.body["media_io_kwargs"]["video"]["num_frames"] == request.frames
         assert request.video_seconds == pytest.approx(frames / 2)
-    # A name of its own each time, or vLLM's caches would know the video from the time before.
+    # A new id for each repetition, so that vLLM's caches do not match.
     names = [parts(request)[0]["uuid"] for request in requests]
     assert names[::2] == names[1::2]
     longer = take(6, folder=folder, frames=(20,))
     assert len({*names, *(parts(request)[0]["uuid"] for request in longer)}) == 6 + 6
-
-
-def test_a_folder_without_videos(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no videos in"):
-        take(1, folder=tmp_path)
-    with pytest.raises(ConfigError, match="no videos in"):
-        take(1, folder=tmp_path / "missing")
-
-
-def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"no video at all")
-    with pytest.raises(MediaError, match=r"broken\.mp4"):
-        take(1, folder=tmp_path)

@@ -24,7 +24,7 @@ def nearest(colour: np.ndarray) -> str:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_shapes_and_dot_are_where_the_stage_says(shape: str, count: int) -> None:
+def test_shapes_and_dot_are_at_their_places(shape: str, count: int) -> None:
     rng = np.random.default_rng(count)
     staged = stage(Scene("black", "red", shape, count, "white", "plain"), rng)
     picture = draw(staged, backdrop(staged, 112), 0)
@@ -33,13 +33,13 @@ def test_shapes_and_dot_are_where_the_stage_says(shape: str, count: int) -> None
     assert len(quarters) == count
     red = np.array([[nearest(p) == "red" for p in row] for row in picture[::4, ::4]])
     halves = (slice(0, 14), slice(14, 28))
-    seen = {
+    found = {
         (right, low)
         for right in (0, 1)
         for low in (0, 1)
         if red[halves[low], halves[right]].sum() > 6
     }
-    assert seen == quarters
+    assert found == quarters
     assert nearest(picture[int(staged.dot.y * 112), int(staged.dot.x * 112)]) == "white"
 
 
@@ -76,9 +76,9 @@ def test_soft_cuts_fade() -> None:
 
 
 def test_a_folder_can_be_read_back(tmp_path: Path) -> None:
-    told = write_folder(tmp_path, 2, 16, "test", 9)
+    entries = write_folder(tmp_path, 2, 16, "test", 9)
     listed = json.loads((tmp_path / "questions.json").read_text())
-    assert [entry["question"] for entry in listed] == [asked.question for asked in told]
+    assert [entry["question"] for entry in listed] == [entry.question for entry in entries]
     assert {entry["kind"] for entry in listed} >= {"scene", "needle", "list"}
     story = draw_story((9, 0), 16, "test", needle=True)
     drawn = pictures(story, 224)

@@ -1,4 +1,4 @@
-"""Answers, worked out a second time from the story frame by frame."""
+"""Answers compared with a second derivation, frame by frame."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from metok_vllm.benchmarks.eventqa.questions import CHANCE, KINDS, Kind, ask
+from metok_vllm.benchmarks.eventqa.questions import CHANCE, KINDS, Kind, draw_question
 from metok_vllm.benchmarks.eventqa.story import Story, draw_story
 from metok_vllm.benchmarks.eventqa.world import COUNTS, Scene
 
 
 def naive_answer(story: Story, text: str) -> str:
-    """By looking at every frame, with patterns instead of the generator's own branches."""
+    """The answer from every frame, by patterns in place of the generator's branches."""
     shown: list[Scene] = [e.scene for e in story.events for _ in range(e.start, e.end)]
     order = list(dict.fromkeys(scene.background for scene in shown))
     if text == "List the scenes in order.":
@@ -45,11 +45,11 @@ def test_answers(kind: Kind) -> None:
     answers: Counter[str] = Counter()
     for seed in range(200):
         story = draw_story((seed,), 32, "train", needle=kind == "needle")
-        question = ask(story, kind, rng)
+        question = draw_question(story, kind, rng)
         assert question.kind == kind
         assert question.answer == naive_answer(story, question.text), question
         answers[question.answer] += 1
-    # Nobody gets far by always saying the same.
+    # A constant answer is not much better than guessing.
     assert answers.most_common(1)[0][1] / 200 < max(2.5 * CHANCE[kind], 0.1) + 0.1
 
 
@@ -58,12 +58,13 @@ def test_a_needle_question_is_about_the_short_event() -> None:
     story = draw_story((4,), 128, "test", needle=True)
     assert story.needle is not None
     scene = story.events[story.needle].scene
-    assert ask(story, "needle", rng).text == f"What is in the {scene.background} scene?"
+    assert draw_question(story, "needle", rng).text == f"What is in the {scene.background} scene?"
     with pytest.raises(ValueError, match="has no needle"):
-        ask(draw_story((4,), 128, "test"), "needle", rng)
+        draw_question(draw_story((4,), 128, "test"), "needle", rng)
 
 
-def test_half_of_the_existence_questions_are_about_what_is_not_there() -> None:
+def test_half_of_the_existence_questions_are_about_absent_things() -> None:
     rng = np.random.default_rng(0)
-    said = Counter(ask(draw_story((s,), 32, "train"), "exists", rng).answer for s in range(400))
-    assert 160 < said["yes"] < 240
+    stories = [draw_story((seed,), 32, "train") for seed in range(400)]
+    answers = Counter(draw_question(story, "exists", rng).answer for story in stories)
+    assert 160 < answers["yes"] < 240

@@ -1,4 +1,4 @@
-"""Stories: seeded, whole, and split by combination."""
+"""Stories: reproducible, complete, and split by combination."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metok_vllm.benchmarks.eventqa.story import FADE_FRAMES, draw_story
 from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, combinations, split_of
-from training.material import stretch
+from training.material import story_part
 
 SEEDS = st.integers(0, 2**20)
 
@@ -52,11 +52,11 @@ def test_events_fill_the_frames(seed: int, frames: int, needle: bool, split: str
 
 @settings(max_examples=60, deadline=None)
 @given(SEEDS, st.data())
-def test_a_stretch_shows_what_the_story_shows(seed: int, data: st.DataObject) -> None:
+def test_a_part_shows_the_scenes_of_the_story(seed: int, data: st.DataObject) -> None:
     story = draw_story((seed,), 64, "train", needle=True)
     frames = data.draw(st.integers(4, 64))
     start = data.draw(st.integers(0, 64 - frames))
-    part = stretch(story, start, frames)
+    part = story_part(story, start, frames)
     whole = [event.scene for event in story.events for _ in range(event.end - event.start)]
     shown = [event.scene for event in part.events for _ in range(event.end - event.start)]
     assert shown == whole[start : start + frames]
@@ -64,7 +64,7 @@ def test_a_stretch_shows_what_the_story_shows(seed: int, data: st.DataObject) ->
         assert part.events[part.needle].scene == story.events[story.needle or 0].scene
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_events_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="9 events do not fit 64 frames"):
         draw_story((0,), 64, "train", events=9)
     with pytest.raises(ValueError, match="3 events do not fit 4 frames"):

@@ -28,8 +28,11 @@ Say = Callable[[str, dict[str, Any] | None], str]
 
 @dataclass
 class CannedServer:
-    """Says what `say(question, metok)` says. Under METok it holds a quarter of the tokens in its
-    first stage and none after it, and is half as sure of its first token."""
+    """Answers with `say(question, metok)`.
+
+    With METok it holds a quarter of the tokens in its first stage and none later, and the first
+    token has half the probability.
+    """
 
     say: Say
     report: bool = True
@@ -56,8 +59,8 @@ class CannedServer:
         frames = body["media_io_kwargs"]["video"]["num_frames"]
         dense = frames * 16 + 1
         encoded = dense if off else dense // 4
-        sure = 0.8 if off else 0.4
-        first = {7: sure, 8: 1 - sure - 0.1}
+        likely = 0.8 if off else 0.4
+        first = {7: likely, 8: 1 - likely - 0.1}
         wanted = body.get("logprob_token_ids", list(first))
         top = [{"token": f"token_id:{t}", "logprob": math.log(first[t])} for t in wanted]
         choice = {"message": {"content": text}, "logprobs": {"content": [{"top_logprobs": top}]}}

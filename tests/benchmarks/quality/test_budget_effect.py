@@ -79,14 +79,3 @@ def test_the_program_compares_both_rules_on_the_same_questions(
     assert fixed["accuracy"]["mean"] > 0.5
     moved = free["accuracy"]["mean"] - fixed["accuracy"]["mean"]
     assert free["difference"]["mean"] == pytest.approx(moved)
-
-
-def test_what_cannot_be_used_is_told_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "metok.yaml").write_text("stages: [1]\n")
-    options = ["--model", str(MODEL_DIR), "--metok-config", str(tmp_path / "metok.yaml")]
-    monkeypatch.setattr(sys, "argv", ["budget_effect", *options, "--folder", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        budget_effect.main()
-    assert "all stages and pruning_layers are needed" in capsys.readouterr().err

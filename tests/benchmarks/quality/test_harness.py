@@ -1,4 +1,4 @@
-"""The measurement against a server whose answers are known."""
+"""The measurement against a server with known answers, and the first-token divergence."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, measure
+from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, first_token_kl, measure
 from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.serving import running
 from metok_vllm.benchmarks.questions.prompts import ALL, read_folder
@@ -16,7 +18,6 @@ from metok_vllm.benchmarks.questions.settings import (
     DENSE,
     Setting,
     ablations,
-    presets,
     request_config,
 )
 from metok_vllm.config import METokConfig
@@ -36,7 +37,7 @@ QUESTIONS = [
 ]
 METOK = Setting("METok", "METok", {"preset": "balanced"})
 FEWER = Setting("half", "fewer frames", {"enabled": False}, frames_share=0.5)
-# "Where?" is answered alike in other words' case, "How many?" rightly by dense alone.
+# Both answer "Where?" rightly in different case; only dense answers "How many?" rightly.
 DENSE_SAYS = {"Where?": " at sea", "How many?": "two"}
 METOK_SAYS = {"Where?": "AT SEA.", "How many?": "three"}
 
@@ -49,8 +50,8 @@ def measured(
     folder: Path, server: CannedServer, settings: tuple[Setting, ...], frames: int = 8
 ) -> tuple[dict[str, list[Answered]], dict[tuple[str, str], Row]]:
     write_folder(folder, 3, QUESTIONS)
-    asked = tuple(read_folder(folder, frames))
-    cell = Cell(frames, asked, settings, {"scene": 0.5, "count": 0.25})
+    questions = tuple(read_folder(folder, frames))
+    cell = Cell(frames, questions, settings, {"scene": 0.5, "count": 0.25})
     with canned_server(server) as endpoint:
         batches = list(measure([cell], running(endpoint), GEOMETRY))
     answers = {setting.name: found for _, setting, found in batches}
@@ -58,7 +59,7 @@ def measured(
     return answers, {(row.setting, row.kind): row for row in found}
 
 
-def test_figures_are_those_that_the_answers_make(tmp_path: Path) -> None:
+def test_figures_of_known_answers(tmp_path: Path) -> None:
     answers, found = measured(tmp_path, CannedServer(say), (DENSE, METOK))
     row = found["METok", ALL]
     assert (row.questions, row.videos, row.failed) == (6, 3, 0)
@@ -83,7 +84,7 @@ def test_figures_are_those_that_the_answers_make(tmp_path: Path) -> None:
     assert answers["dense"][0].kl == 0
 
 
-def test_memory_and_work_are_those_of_the_reports(tmp_path: Path) -> None:
+def test_kv_and_flops_are_those_of_the_reports(tmp_path: Path) -> None:
     answers, found = measured(tmp_path, CannedServer(say), (DENSE, METOK, FEWER))
     metok, dense, half = (answers[name][0] for name in ("METok", "dense", "half"))
     visual = 8 * 16 + 1
@@ -93,17 +94,17 @@ def test_memory_and_work_are_those_of_the_reports(tmp_path: Path) -> None:
     assert metok.kv_bytes == 15 * BLOCK * 2 * per_token_layer  # a block is of two layers
     assert (dense.kv_share, metok.kv_share) == (1, 0.25)
     assert (dense.flops_share, metok.flops_share) == (1, 0.2)
-    # Half the frames cost half of what all would, though their own report calls that dense.
+    # The share is relative to all frames, although the report's own dense count has half.
     assert (half.flops, half.flops_share) == (4000, 0.5)
     assert found["METok", ALL].kv_bytes == metok.kv_bytes
 
 
-def test_what_is_asked(tmp_path: Path) -> None:
+def test_the_requests(tmp_path: Path) -> None:
     server = CannedServer(say)
     measured(tmp_path, server, (DENSE, METOK, FEWER), frames=16)
     dense, metok, half = (server.bodies[start : start + 6] for start in (0, 6, 12))
     assert all("logprob_token_ids" not in body for body in dense)
-    # What dense thought likeliest is what the others are asked about.
+    # The others are compared at dense's most likely tokens.
     assert all(body["logprob_token_ids"] == [7, 8] for body in (*metok, *half))
     assert {str(body["metok"]) for body in metok} == {"{'preset': 'balanced'}"}
     assert {(body["temperature"], body["max_tokens"], body["top_logprobs"]) for body in dense} == {
@@ -113,18 +114,7 @@ def test_what_is_asked(tmp_path: Path) -> None:
     assert frames == [{16}, {4}]  # the clips have eight frames
 
 
-def test_answers_may_be_longer(tmp_path: Path) -> None:
-    write_folder(tmp_path, 1, QUESTIONS)
-    server = CannedServer(say)
-    cell = Cell(8, tuple(read_folder(tmp_path, 8)), (DENSE, METOK))
-    with canned_server(server) as endpoint:
-        list(measure([cell], running(endpoint), None, output_len=200))
-        with pytest.raises(ConfigError, match="output_len must be at least 1, got 0"):
-            list(measure([cell], running(endpoint), None, output_len=0))
-    assert [body["max_tokens"] for body in server.bodies] == [200] * 4
-
-
-def test_a_video_that_goes_or_breaks_is_a_failed_question(tmp_path: Path) -> None:
+def test_an_unreadable_video_is_a_failed_question(tmp_path: Path) -> None:
     write_folder(tmp_path, 2, QUESTIONS[:1])
     cell = Cell(8, tuple(read_folder(tmp_path, 8)), (DENSE, FEWER))
     (tmp_path / "0.mp4").unlink()
@@ -151,16 +141,16 @@ def test_a_failed_question_is_counted_and_left_out(tmp_path: Path) -> None:
     assert found["METok", "count"].kv_share is None
 
 
-def test_a_server_without_metok_is_no_success(tmp_path: Path) -> None:
+def test_a_server_without_metok_fails(tmp_path: Path) -> None:
     answers, found = measured(tmp_path, CannedServer(say, report=False), (DENSE, METOK))
     assert found["METok", ALL].failed == 6
     assert found["METok", ALL].agreement is None
     assert "does not run METok" in (answers["dense"][0].error or "")
 
 
-def test_one_server_for_all_settings_that_can_share_it(tmp_path: Path) -> None:
+def test_settings_with_equal_server_fields_share_a_server(tmp_path: Path) -> None:
     write_folder(tmp_path, 1, QUESTIONS)
-    asked = tuple(read_folder(tmp_path, 8))
+    questions = tuple(read_folder(tmp_path, 8))
     apart = {"pruning_layers": [4, 6, 8]}
     settings = (
         DENSE,
@@ -168,18 +158,18 @@ def test_one_server_for_all_settings_that_can_share_it(tmp_path: Path) -> None:
         METOK,
         Setting("deep max", "METok", {"preset": "max"}, server=apart),
     )
-    told = []
+    started = []
     with canned_server(CannedServer(say)) as endpoint:
         inner = running(endpoint)
 
         def serve(fields: Any) -> Any:
-            told.append(dict(fields))
+            started.append(dict(fields))
             return inner({})
 
         counted: Serve = serve
-        cells = [Cell(8, asked, settings), Cell(16, asked, settings)]
+        cells = [Cell(8, questions, settings), Cell(16, questions, settings)]
         order = [(c.frames, s.name) for c, s, _ in measure(cells, counted, GEOMETRY)]
-    assert told == [{}, apart]
+    assert started == [{}, apart]
     assert order == [
         *((8, "dense"), (8, "METok"), (16, "dense"), (16, "METok")),
         *((8, "deep"), (8, "deep max"), (16, "deep"), (16, "deep max")),
@@ -199,21 +189,57 @@ def test_an_ablation_changes_one_thing() -> None:
 
 def test_settings_that_cannot_be_compared(tmp_path: Path) -> None:
     write_folder(tmp_path, 1, QUESTIONS)
-    asked = tuple(read_folder(tmp_path, 8))
+    questions = tuple(read_folder(tmp_path, 8))
     with canned_server(CannedServer(say)) as endpoint:
         serve = running(endpoint)
         with pytest.raises(ConfigError, match="first setting must be dense"):
-            list(measure([Cell(8, asked, (METOK, DENSE))], serve, None))
-        with pytest.raises(ConfigError, match="two settings are called 'METok'"):
-            list(measure([Cell(8, asked, (DENSE, METOK, METOK))], serve, None))
-        with pytest.raises(ConfigError, match="at least 1, got 0"):
-            list(measure([Cell(8, asked, (DENSE, METOK))], serve, None, concurrency=0))
+            list(measure([Cell(8, questions, (METOK, DENSE))], serve, None))
         other = Setting("x", "x", server={"alignment_mode": "none"})
         with pytest.raises(ConfigError, match="alignment_mode: fixed when a server starts"):
-            list(measure([Cell(8, asked, (DENSE, other))], serve, None))
-    with pytest.raises(ConfigError, match="no preset 'off' to measure"):
-        presets(["off"])
-    with pytest.raises(ConfigError, match=r"frames_share must be in \(0, 1\], got 0"):
-        Setting("x", "x", frames_share=0)
-    with pytest.raises(ConfigError, match="'rule_of' is no setting of a server"):
-        Setting("x", "x", server={"rule_of": 1})
+            list(measure([Cell(8, questions, (DENSE, other))], serve, None))
+
+
+Shares = list[float]
+VOCABULARY = 8
+
+
+@st.composite
+def distributions(draw: st.DrawFn) -> Shares:
+    weights = draw(st.lists(st.floats(0.001, 1), min_size=VOCABULARY, max_size=VOCABULARY))
+    return [weight / sum(weights) for weight in weights]
+
+
+def kl(p: Shares, q: Shares) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def likeliest(p: Shares, count: int) -> list[int]:
+    return sorted(range(len(p)), key=lambda token: -p[token])[:count]
+
+
+def logs(p: Shares, tokens: list[int]) -> dict[int, float]:
+    return {token: math.log(p[token]) for token in tokens}
+
+
+@given(p=distributions(), q=distributions(), count=st.integers(1, VOCABULARY))
+def test_named_tokens_and_one_bucket(p: Shares, q: Shares, count: int) -> None:
+    tokens = likeliest(p, count)
+    rest = [token for token in range(VOCABULARY) if token not in tokens]
+    merged = [[*(s[t] for t in tokens), sum(s[t] for t in rest)] for s in (p, q)]
+    if not rest:
+        merged = [s[:-1] for s in merged]
+    found = first_token_kl(logs(p, tokens), logs(q, tokens))
+    assert found == pytest.approx(kl(*merged), abs=1e-6)
+    assert found <= kl(p, q) + 1e-6
+
+
+@given(p=distributions(), q=distributions(), count=st.integers(1, VOCABULARY))
+def test_tokens_that_are_not_named_never_raise_it(p: Shares, q: Shares, count: int) -> None:
+    found = first_token_kl(logs(p, likeliest(p, count)), logs(q, likeliest(q, count)))
+    assert -1e-12 <= found <= kl(p, q) + 1e-6
+
+
+def test_a_probability_of_nothing_is_finite() -> None:
+    assert math.isfinite(first_token_kl({1: math.log(0.5)}, {1: -9999.0}))
+    with pytest.raises(ValueError, match="without tokens"):
+        first_token_kl({}, {1: 0.0})

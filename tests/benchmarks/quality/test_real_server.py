@@ -1,4 +1,4 @@
-"""The measurement through real servers of the demo model: what they hold is what was solved for."""
+"""Real servers of the demo model hold the tokens that the frontier solved for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metok_vllm.benchmarks.quality import frontier as equal_kv
-from metok_vllm.benchmarks.quality.frontier import rivals
+from metok_vllm.benchmarks.quality.frontier import held_tokens, rivals
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Cell, measure
 from metok_vllm.benchmarks.quality.rows import rows
@@ -34,13 +33,13 @@ def test_through_the_engine(tmp_path: Path) -> None:
     geometry = Geometry.of_model(str(MODEL_DIR), "float32")
     source = Source(checkpoint="demo")
     base = source.config() or METokConfig()
-    target = equal_kv.held(request_config(base, METOK), FRAMES, geometry)
+    target = held_tokens(request_config(base, METOK), FRAMES, geometry)
     others = rivals(target, "METok", FRAMES, geometry, base)
     settings = (DENSE, AGAIN, METOK, UNALIGNED, pooling(8), *others)
-    asked = tuple(read_folder(write_folder(tmp_path, 2, QUESTIONS), FRAMES))
+    questions = tuple(read_folder(write_folder(tmp_path, 2, QUESTIONS), FRAMES))
     with opened(source) as (serve, known):
         assert known == geometry
-        batches = list(measure([Cell(FRAMES, asked, settings)], serve, geometry))
+        batches = list(measure([Cell(FRAMES, questions, settings)], serve, geometry))
     answers = {setting.name: found for _, setting, found in batches}
     assert {a.error for found in answers.values() for a in found} == {None}
     assert list(answers)[-1] == "unaligned"  # the only one that needs a server of its own
@@ -53,9 +52,9 @@ def test_through_the_engine(tmp_path: Path) -> None:
     for setting in (DENSE, METOK, pooling(8), *others):
         if setting.frames_share < 1:
             continue
-        held = equal_kv.held(request_config(base, setting), FRAMES, geometry)
-        told = [a.kv_tokens for a in answers[setting.name]]
-        assert told == [held + geometry.layers * tokens for tokens in text], setting.name
+        held = held_tokens(request_config(base, setting), FRAMES, geometry)
+        reported = [a.kv_tokens for a in answers[setting.name]]
+        assert reported == [held + geometry.layers * tokens for tokens in text], setting.name
     found = {row.setting: row for row in rows(batches) if row.kind == ALL}
     assert found["METok"].kv_tokens is not None
     for setting in others:
@@ -64,8 +63,7 @@ def test_through_the_engine(tmp_path: Path) -> None:
             assert rival is not None
             assert abs(rival - found["METok"].kv_tokens) <= geometry.layers / 2
     for row in found.values():
-        # Blocks hold at least the tokens, and fewer of them than dense's: how few is the rounding's
-        # business in a video of eight frames.
+        # Rounding up to blocks weighs much in a video of eight frames.
         assert row.kv_bytes is not None
         assert row.kv_bytes >= (row.kv_tokens or 0) * geometry.token_layer_bytes
         assert row.kv_share is not None

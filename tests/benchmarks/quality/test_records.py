@@ -1,24 +1,21 @@
-"""What is left behind says the same in every form, and both command lines write it."""
+"""The result files of a quality measurement hold its rows."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from metok_vllm import cli
-from metok_vllm.benchmarks.quality import __main__ as program
-from metok_vllm.benchmarks.quality.charts import PICTURE, draw_chart
+from metok_vllm.benchmarks.quality.charts import draw_chart
 from metok_vllm.benchmarks.quality.harness import Cell
 from metok_vllm.benchmarks.quality.records import ESTIMATES, one_line, read_rows, result, write_csv
 from metok_vllm.benchmarks.quality.rows import Row
-from metok_vllm.benchmarks.quality.tables import failures, tables
+from metok_vllm.benchmarks.quality.tables import failures, percent
 from metok_vllm.benchmarks.questions.bootstrap import Estimate
 from metok_vllm.benchmarks.questions.prompts import ALL
 from metok_vllm.benchmarks.questions.settings import DENSE, presets
@@ -85,36 +82,22 @@ def test_json_and_csv_hold_the_rows(tmp_path: Path) -> None:
     assert "\n" not in one_line(record)
 
 
-def console_of(found: list[Row]) -> str:
-    console = Console(width=150, record=True, file=io.StringIO())
-    for table in tables(found):
-        console.print(table)
-    return console.export_text()
-
-
-def test_tables_show_intervals_and_guessing() -> None:
-    text = console_of(ROWS)
-    assert "75.0 [50.0, 100.0]" in text
-    assert "100.0 [-]" in console_of([row("max", "METok", agreement=Estimate(1.0, None, None))])
-    assert "-12.5 [-25.0, +0.0]" in text
-    assert "guessing: 25.0 %" in text
-    assert "12.5 %" in text
+def test_failures_name_the_setting() -> None:
     assert failures([row("max", "METok", failed=2, lessened=1)]) == [
         "16 frames, max: 2 of 6 questions failed",
         "16 frames, max: 1 of 6 prompts were not pruned",
     ]
 
 
-def test_a_picture_is_drawn_where_there_is_something_to_compare(tmp_path: Path) -> None:
-    rivals = [
-        row("EVS = max", "EVS"),
-        row("EVS = quality", "EVS"),  # the same place as the other
-        row("stage 1", "METok's stages", kv_bytes=None),
-        row("stage 2", "METok's stages", accuracy=Estimate(0.5, None, None)),
-    ]
-    record = result([*ROWS, *rivals], [], {}, {}, None)
-    path = draw_chart(record, tmp_path)
-    assert path == tmp_path / PICTURE
+def test_shares_are_shown_with_their_intervals() -> None:
+    assert percent(Estimate(0.75, 0.5, 1.0)) == "75.0 [50.0, 100.0]"
+    assert percent(Estimate(-0.125, -0.25, 0.0), "+.1f") == "-12.5 [-25.0, +0.0]"
+    assert percent(Estimate(1.0, None, None)) == "100.0 [-]"
+
+
+def test_the_chart_needs_two_settings(tmp_path: Path) -> None:
+    path = draw_chart(result(ROWS, [], {}, {}, None), tmp_path)
+    assert path is not None
     assert path.read_bytes().startswith(b"\x89PNG")
     assert draw_chart(result(ROWS[:1], [], {}, {}, None), tmp_path) is None
 
@@ -138,7 +121,7 @@ def test_metok_bench_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     captured = capsys.readouterr()
     short = last_line(captured.out)
     assert short["benchmark"] == "quality"
-    assert short["model"] is None  # a running server does not tell
+    assert short["model"] is None  # a running server does not report its sizes
     dense, most = short["rows"]
     assert (most["setting"], most["agreement"]["mean"], most["accuracy"]) == ("max", 1, None)
     assert (most["kv_share"], most["kv_bytes"], dense["kl"]["mean"]) == (0.25, None, 0)
@@ -149,46 +132,3 @@ def test_metok_bench_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [body["metok"] for body in server.bodies] == [{"enabled": False}] * 2 + [
         {"preset": "max"}
     ] * 2
-
-
-def test_the_program_with_settings_from_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = write_folder(tmp_path / "videos", 2, [{"question": "Where?", "answer": "Same."}])
-    (tmp_path / "settings.json").write_text('[{"name": "EVS", "request": {"rule": "evs"}}]')
-    with canned_server(CannedServer(same)) as endpoint:
-        options = ["--folder", str(folder), "--frames", "8", "16", "--base-url", endpoint.url]
-        options += ["--settings", str(tmp_path / "settings.json"), "--out", str(tmp_path / "out")]
-        assert program.main(options) == 0
-        assert program.main([*options, "--settings", "frontier"]) == 2
-    captured = capsys.readouterr()
-    assert "the frontier needs the model's sizes" in captured.err
-    whole = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert [(r["frames"], r["setting"], r["accuracy"]["mean"]) for r in whole["rows"]] == [
-        *((8, "dense", 1.0), (8, "EVS", 1.0), (16, "dense", 1.0), (16, "EVS", 1.0))
-    ]
-    assert whole["configuration"]["folders"] == ["videos"]
-    assert whole["environment"]["versions"]["metok-vllm"]
-    assert (tmp_path / "out" / PICTURE).exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--model", "x", "--extra-body", "{}"], None),
-        (["--model", "x", "--extra-body", '{"a": 1}'], "--quality asks under presets"),
-        (["--model", "x", "--max-concurrency", "1", "2"], "one --max-concurrency"),
-        (["--model", "x", "--presets", "off"], "invalid choice: 'off'"),
-        ([], "name one of --base-url"),
-    ],
-)
-def test_wrong_calls(
-    arguments: list[str], said: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        status: int | str | None = cli.main(["bench", "--quality", str(tmp_path), *arguments])
-    except SystemExit as stop:
-        status = stop.code
-    assert status in (1, 2)
-    # Without a mistake among the options, the folder is what is wrong.
-    assert (said or "no videos in") in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is known of a server before it runs: METok's settings, and the bytes of its cache."""
+"""METok's settings and cache sizes of a server, read from its flags before it starts."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_demo_has_its_own_file_and_others_have_what_is_given(tmp_path: Path)
     demo = Source(checkpoint="demo")
     assert demo.config() == METokConfig.load(config_file=CONFIG_FILE, environ={})
     assert demo.metok_words == ("--metok-config", str(CONFIG_FILE))
-    assert not demo.names_file
+    assert not demo.has_own_config
     for own in (
         Source(checkpoint="demo", config_file=file),
         Source(checkpoint="demo", flags=("--metok-config", str(file))),
@@ -70,7 +70,7 @@ def test_the_demo_has_its_own_file_and_others_have_what_is_given(tmp_path: Path)
     ):
         config = own.config()
         assert config is not None
-        assert (config.num_events, own.names_file) == (3, True)
+        assert (config.num_events, own.has_own_config) == (3, True)
         assert str(CONFIG_FILE) not in own.metok_words
     assert Source(model="x").config() == METokConfig()
     assert Source(base_url="http://localhost:1").config() is None
@@ -113,10 +113,3 @@ def test_bytes_are_those_that_vllm_stores(dtype: str, cache_dtype: str, value_by
     single = Geometry.of_model(str(MODEL_DIR), "float32")
     found = Geometry.of_model(str(MODEL_DIR), dtype, cache_dtype)
     assert found == dataclasses.replace(single, value_bytes=value_bytes)
-
-
-def test_bytes_that_are_not_known_are_not_guessed() -> None:
-    with pytest.raises(ConfigError, match="no size is known for a KV cache of 'nvfp4'"):
-        Geometry.of_model(str(MODEL_DIR), "half", "nvfp4")
-    with pytest.raises(ConfigError, match="no size is known for values of dtype 'int3'"):
-        Geometry.of_model(str(MODEL_DIR), "int3")

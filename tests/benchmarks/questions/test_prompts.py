@@ -1,4 +1,4 @@
-"""Folders of questions: the three ways to write them, and what is refused."""
+"""Folders of questions: the three ways to write them, and malformed files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.benchmarks.quality.command import read_cells
-from metok_vllm.benchmarks.questions.prompts import frames_in, normalised, read_chance, read_folder
+from metok_vllm.benchmarks.questions.prompts import normalised, read_chance, read_folder
 from metok_vllm.benchmarks.questions.settings import DENSE, Setting, presets, read_settings
-from metok_vllm.errors import ConfigError, MediaError
+from metok_vllm.errors import ConfigError
 from tests.benchmarks.quality.canned import write_folder
 
 
@@ -35,7 +35,7 @@ def test_questions_with_and_without_answers(tmp_path: Path) -> None:
         read_folder(tmp_path, 16, limit=0)
 
 
-def test_a_question_a_line_and_no_questions_at_all(tmp_path: Path) -> None:
+def test_questions_by_line_and_general_questions(tmp_path: Path) -> None:
     write_folder(tmp_path, 2, [])
     (tmp_path / "questions.json").unlink()
     general = read_folder(tmp_path, 8)
@@ -47,19 +47,10 @@ def test_a_question_a_line_and_no_questions_at_all(tmp_path: Path) -> None:
     ]
 
 
-def test_questions_that_are_no_text(tmp_path: Path) -> None:
-    write_folder(tmp_path, 1, [])
-    for name in ("questions.json", "questions.txt"):
-        (tmp_path / name).write_bytes(b"Wer f\xfchrt?")
-        with pytest.raises(ConfigError, match=f"{name} is not"):
-            read_folder(tmp_path, 8)
-        (tmp_path / name).unlink()
-
-
 def test_a_limit_takes_whole_videos_evenly_spread(tmp_path: Path) -> None:
     kinds = [f"kind {n}" for n in range(8)]
     write_folder(tmp_path, 10, [{"question": f"{kind}?", "kind": kind} for kind in kinds])
-    found = read_folder(tmp_path, 8, limit=20)  # every fourth question would be of two kinds
+    found = read_folder(tmp_path, 8, limit=20)  # every fourth question has one of two kinds
     assert [(a.name, a.kind) for a in found] == [
         *(("0.mp4", kind) for kind in kinds),
         *(("3.mp4", kind) for kind in kinds),
@@ -70,14 +61,6 @@ def test_a_limit_takes_whole_videos_evenly_spread(tmp_path: Path) -> None:
     (tmp_path / "questions.json").write_text(json.dumps([listed[0], *listed[72:]]))
     # The only question of the first video is not enough.
     assert [a.name for a in read_folder(tmp_path, 8, limit=3)] == ["0.mp4", "9.mp4", "9.mp4"]
-
-
-def test_videos_of_two_subfolders_may_share_a_name(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_folder(tmp_path / name, 1, [])
-    entries = [{"video": v, "question": "?"} for v in ("a/0.mp4", "b/../a/0.mp4", "b/0.mp4")]
-    (tmp_path / "questions.json").write_text(json.dumps(entries))
-    assert [a.name for a in read_folder(tmp_path, 8)] == ["a/0.mp4", "a/0.mp4", "b/0.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -99,15 +82,7 @@ def test_questions_that_cannot_be_used(tmp_path: Path, content: str, said: str) 
         read_folder(tmp_path, 8)
 
 
-def test_a_folder_without_videos_and_a_file_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no videos in"):
-        read_folder(tmp_path, 8)
-    (tmp_path / "text.mp4").write_text("no video")
-    with pytest.raises(MediaError, match=r"text\.mp4: "):
-        frames_in(tmp_path / "text.mp4")
-
-
-def test_what_guessing_gets(tmp_path: Path) -> None:
+def test_chance_by_kind(tmp_path: Path) -> None:
     assert read_chance(tmp_path) == {}
     (tmp_path / "chance.json").write_text('{"scene": 0.25}')
     assert read_chance(tmp_path) == {"scene": 0.25}
@@ -128,7 +103,7 @@ def test_folders_and_numbers_of_frames(tmp_path: Path) -> None:
 
     def cells(folders: list[Path], frames: list[int]) -> list[tuple[int, int]]:
         found = read_cells(folders, frames, lambda count: [DENSE])
-        return [(cell.frames, len(cell.asked)) for cell in found]
+        return [(cell.frames, len(cell.questions)) for cell in found]
 
     assert cells([one], [8, 16]) == [(8, 1), (16, 1)]
     assert cells([one, other], [8, 16]) == [(8, 1), (16, 2)]
@@ -136,14 +111,6 @@ def test_folders_and_numbers_of_frames(tmp_path: Path) -> None:
         cells([one, other], [8])
     with pytest.raises(ConfigError, match=r"must be different and 1 or more, got \[8, 8\]"):
         cells([one], [8, 8])
-
-
-def test_every_folder_has_its_own_guessing(tmp_path: Path) -> None:
-    folders = [write_folder(tmp_path / name, 1, [{"question": "?"}]) for name in "ab"]
-    for folder, share in zip(folders, (0.5, 0.25), strict=True):
-        (folder / "chance.json").write_text(json.dumps({"question": share}))
-    cells = read_cells(folders, [4, 8], lambda count: [DENSE])
-    assert [cell.chance for cell in cells] == [{"question": 0.5}, {"question": 0.25}]
 
 
 def test_settings_from_a_file(tmp_path: Path) -> None:
@@ -161,11 +128,7 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         ('[{"name": "x", "rule": "evs"}]', "a setting has a name"),
         ("{}", "must hold a list"),
         ('[{"name": "x", "frames_share": "half"}]', "x: frames_share must be a number, got 'half'"),
-        ('[{"name": "x", "frames_share": true}]', "x: frames_share must be a number, got True"),
         ('[{"name": "x", "server": ["rule"]}]', r"x: server must be an object, got \['rule'\]"),
-        ('[{"name": "x", "request": "max"}]', "x: request must be an object, got 'max'"),
-        ('[{"name": 2}]', "2: name must be text, got 2"),
-        ('[{"name": "x", "line": null}]', "x: line must be text, got None"),
         ('[{"name": "x", "equal_to": "y"}]', "x: no setting 'y'"),
     ):
         path.write_text(content)

@@ -1,4 +1,4 @@
-"""A streaming server that answers questions as it is told to, and a folder of such questions."""
+"""A streaming server with given answers, and a folder of their questions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ ANSWERS = {"Which colour?": "Red.", "How many?": "three", "Is there a star?": "y
 
 @dataclass
 class AnsweringServer(KnownServer):
-    """Says what `answers` has for a question: "" ends at once, "refuse" is a 503. What is no
-    question of theirs is answered as by KnownServer."""
+    """Answers from `answers`: "" ends at once, "refuse" is a 503. Other texts: as KnownServer."""
 
     answers: Mapping[str, str] | None = None
 
@@ -46,7 +45,7 @@ class AnsweringServer(KnownServer):
 
 @contextmanager
 def answering(name: str, **other: str) -> Iterator[tuple[AnsweringServer, Endpoint]]:
-    """A server that is right but for `other` answers, by the first word of the question."""
+    """A server with right answers, except `other` ones by the first word of the question."""
     answers = {q: other.get(q.split()[0], a) for q, a in ANSWERS.items()}
     server = AnsweringServer(first_s=0.02, gap_s=0.005, answers=answers)
     with known_server(server, name) as endpoint:

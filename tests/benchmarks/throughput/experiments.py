@@ -1,17 +1,17 @@
-"""A small experiment on two servers with known delays, what a watcher saw of it, and its tables."""
+"""A small experiment on two servers with known delays, and outcomes made by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from rich.console import Console
 
-from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
+from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint, Kind
 from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.measures import Measures
 from metok_vllm.benchmarks.throughput.run import Cell, Sweep, experiment
@@ -20,7 +20,7 @@ from tests.benchmarks.throughput.openai_server import KnownServer, known_server,
 
 @dataclass
 class Watcher:
-    """Notes what it is told, as `run.Watch`."""
+    """Records the calls of a `run.Watch`."""
 
     begun: list[tuple[str, int]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Watcher:
 
 
 def stream(frames: int) -> Iterator[BenchRequest]:
-    """Endless requests whose keys tell the frames."""
+    """Endless requests whose keys contain the frames."""
     return (request(f"{frames}-{number}") for number in count())
 
 
@@ -46,19 +46,59 @@ def run_pair(
     other: KnownServer,
     sweep: Sweep,
     watcher: Watcher | None = None,
-    on_cell: Callable[[Cell], None] | None = None,
 ) -> tuple[list[Cell], list[Endpoint]]:
     """The cells of `sweep` on both servers."""
     with known_server(plain, "plain") as one, known_server(other, "metok") as two:
-        watcher = watcher or Watcher()
-        return asyncio.run(experiment([one, two], sweep, stream, watcher, on_cell)), [one, two]
+        cells = experiment([one, two], sweep, stream, watcher or Watcher())
+        return asyncio.run(_all(cells)), [one, two]
+
+
+async def _all(cells: AsyncIterator[Cell]) -> list[Cell]:
+    return [cell async for cell in cells]
 
 
 def shown(*things: Any) -> str:
-    """What a wide terminal shows of them."""
+    """The output of a wide terminal."""
     console = Console(width=200, file=io.StringIO())
     for thing in things:
         console.print(thing)
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
+
+
+def outcome(
+    key: str = "a",
+    started_s: float = 0.0,
+    times_s: Sequence[float] = (1.0, 1.5, 2.0),
+    *,
+    ended_s: float | None = None,
+    kind: Kind = "video",
+    question: int = 0,
+    error: str | None = None,
+    text: str = "one two three",
+    first_piece: str = "one",
+    token_ids: tuple[int, ...] | None = None,
+    completion_tokens: int | None = None,
+    metok: dict[str, Any] | None = None,
+) -> Outcome:
+    """An answer whose tokens came at `times_s`; a failed request where `error` says so."""
+    ended_s = ended_s if ended_s is not None else (times_s[-1] if times_s else started_s)
+    return Outcome(
+        key=key,
+        kind=kind,
+        frames=8,
+        video_seconds=4.0,
+        question=question,
+        started_s=started_s,
+        first_token_s=times_s[0] if times_s else None,
+        token_times_s=tuple(times_s),
+        ended_s=ended_s,
+        prompt_tokens=100,
+        completion_tokens=len(times_s) if completion_tokens is None else completion_tokens,
+        error=error,
+        text=text,
+        first_piece=first_piece,
+        token_ids=token_ids,
+        metok=metok,
+    )

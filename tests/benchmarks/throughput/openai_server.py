@@ -1,4 +1,4 @@
-"""A server that speaks OpenAI's streaming protocol with delays that are known."""
+"""A server of OpenAI's streaming protocol with known delays."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MODEL = "known"
 
 @dataclass
 class KnownServer:
-    """Waits `first_s`, then sends `tokens` words `gap_s` apart. Notes when it sent each of them.
+    """Waits `first_s`, then sends `tokens` words `gap_s` apart and records their times.
 
-    With `slots` it serves so many at a time, others wait. `refuse` keys get a 429, `break_off` ones
-    a stream that ends early. `sent_s` are times of `time.perf_counter`, by key.
+    It serves at most `slots` requests at a time. `refuse` keys get a 429, `break_off` keys a stream
+    that ends early. `sent_s` has times of `time.perf_counter` by key.
     """
 
     first_s: float = 0.05
@@ -95,7 +95,7 @@ class KnownServer:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def exposition(self) -> str:
-        """What vLLM would show: whole requests took the known times, and queued for none."""
+        """vLLM's metrics: requests took the known times and were never queued."""
         done = self.finished
         decode_s = self.gap_s * (self.tokens - 1)
         seconds = {

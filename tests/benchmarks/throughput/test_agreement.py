@@ -12,28 +12,28 @@ from metok_vllm.benchmarks.throughput.agreement import (
     digest,
     recorded_agreement,
 )
-from tests.benchmarks.throughput.outcomes import outcome
+from tests.benchmarks.throughput.experiments import outcome
 
 
-def told(key: str, *tokens: int) -> Any:
-    return outcome(key, token_ids=tokens)
+def tokens(key: str, *ids: int) -> Any:
+    return outcome(key, token_ids=ids)
 
 
-def said(key: str, text: str, first: str) -> Any:
-    return outcome(key, text=text, first_piece=first)
+def text(key: str, whole: str, first: str) -> Any:
+    return outcome(key, text=whole, first_piece=first)
 
 
 def test_tokens_are_compared_where_there_are_tokens() -> None:
-    one = [told("a", 1, 2, 3, 4), told("b", 1, 2, 3, 4), told("c", 5, 6, 7, 8)]
-    other = [told("c", 0, 6, 7, 8), told("a", 1, 2, 3, 4), told("b", 1, 2, 9, 4)]
+    one = [tokens("a", 1, 2, 3, 4), tokens("b", 1, 2, 3, 4), tokens("c", 5, 6, 7, 8)]
+    other = [tokens("c", 0, 6, 7, 8), tokens("a", 1, 2, 3, 4), tokens("b", 1, 2, 9, 4)]
     assert agreement(one, other) == Agreement(
         compared=3, by_tokens=3, unanswered=0, exact=1 / 3, first=2 / 3, prefix=(1 + 0.5 + 0) / 3
     )
 
 
 def test_texts_are_compared_where_there_are_none() -> None:
-    one = [said("a", "one two", "one"), said("b", "one two", "one")]
-    other = [said("a", "one two", "one two"), said("b", "two one", "two")]
+    one = [text("a", "one two", "one"), text("b", "one two", "one")]
+    other = [text("a", "one two", "one two"), text("b", "two one", "two")]
     found = agreement(one, other)
     assert found is not None
     assert (found.by_tokens, found.exact, found.first, found.prefix) == (0, 0.5, 0.5, 0.5)
@@ -46,26 +46,26 @@ def test_one_side_without_tokens_is_compared_by_text() -> None:
 
 
 def test_a_longer_answer_is_not_the_same() -> None:
-    found = agreement([told("a", 1, 2)], [told("a", 1, 2, 3, 4)])
+    found = agreement([tokens("a", 1, 2)], [tokens("a", 1, 2, 3, 4)])
     assert found is not None
     assert (found.exact, found.first, found.prefix) == (0, 1, 0.5)
 
 
 def test_unanswered_requests_count_beside() -> None:
-    one = [told("a", 1), outcome("b", error="429", times_s=()), told("c", 1)]
-    found = agreement(one, [told("a", 1), told("b", 1)])
+    one = [tokens("a", 1), outcome("b", error="429", times_s=()), tokens("c", 1)]
+    found = agreement(one, [tokens("a", 1), tokens("b", 1)])
     assert found is not None
     assert (found.compared, found.unanswered) == (1, 2)
 
 
 def test_nothing_to_compare() -> None:
-    assert agreement([told("a", 1)], [told("b", 1)]) is None
+    assert agreement([tokens("a", 1)], [tokens("b", 1)]) is None
     assert agreement([], []) is None
 
 
-@pytest.mark.parametrize(("text", "first", "same"), [("", "", True), ("one", "one", False)])
-def test_an_empty_answer_begins_like_an_empty_one(text: str, first: str, same: bool) -> None:
-    found = agreement([said("a", "", "")], [said("a", text, first)])
+@pytest.mark.parametrize(("whole", "first", "same"), [("", "", True), ("one", "one", False)])
+def test_the_first_token_of_an_empty_answer(whole: str, first: str, same: bool) -> None:
+    found = agreement([text("a", "", "")], [text("a", whole, first)])
     assert found is not None
     assert found.first == same
 

@@ -1,4 +1,4 @@
-"""Checkpoints written on the fly: Hugging Face and vLLM's command line must take them."""
+"""Temporary checkpoints load in Hugging Face, and vLLM's command line accepts their flags."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from metok_vllm.alignment.towers import AlignmentTowers
 from metok_vllm.benchmarks.throughput import checkpoints, weights
 from metok_vllm.benchmarks.throughput.checkpoints import SIZES, Sizes, Tower
 from metok_vllm.benchmarks.throughput.servers import TRUST_REQUESTS, WITHOUT_LIMITS
-from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
-from metok_vllm.errors import ConfigError
+from metok_vllm.demo import MODEL_DIR
 from metok_vllm.server.commands import serve_args
 
 TINY = replace(
@@ -91,7 +90,7 @@ def test_the_same_weights_each_time_in_files_of_any_size(
         assert name in load_file(tmp_path / "again" / file)
 
 
-def test_a_text_gets_the_demos_tokens_and_every_id_has_a_text(model: Path) -> None:
+def test_the_tokenizer_is_the_demos_with_padding(model: Path) -> None:
     ours, demo = (AutoTokenizer.from_pretrained(folder) for folder in (model, MODEL_DIR))
     text = "<|im_start|>user <video>\nWhere is #1024, and what comes after it?<|im_end|>"
     assert ours(text).input_ids == demo(text).input_ids
@@ -101,7 +100,7 @@ def test_a_text_gets_the_demos_tokens_and_every_id_has_a_text(model: Path) -> No
     assert AutoProcessor.from_pretrained(model).num_image_tokens == 14 * 14
 
 
-def test_towers_that_rank_frames(tmp_path: Path) -> None:
+def test_alignment_towers_load(tmp_path: Path) -> None:
     assert TINY.alignment is not None
     checkpoints.write_alignment(tmp_path / "alignment", TINY.alignment)
     _, info = SiglipModel.from_pretrained(tmp_path / "alignment", output_loading_info=True)
@@ -138,30 +137,6 @@ def test_as_large_as_the_real_model(
     for part, (least, most) in zip(parts, (decoder_millions, tower_millions), strict=True):
         assert least <= sum(tensor.numel() for tensor in parts[part]) / 1e6 <= most, part
     assert not list((tmp_path / "model").glob("*.safetensors"))
-
-
-def test_it_goes_when_it_is_no_longer_needed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SIZES, "tiny", TINY)
-    with checkpoints.checkpoint("tiny", tmp_path) as found:
-        (folder,) = tmp_path.iterdir()
-        assert Path(found.model) == folder / "model"
-        assert found.metok_flags == ("--metok-alignment-model", str(folder / "alignment"))
-        assert (folder / "alignment" / "config.json").exists()
-    assert not list(tmp_path.iterdir())
-
-
-def test_the_demo_is_served_as_it_is() -> None:
-    with checkpoints.checkpoint("demo") as found:
-        assert found.model == str(MODEL_DIR)
-        assert found.metok_flags == ("--metok-alignment-model", str(ALIGNMENT_DIR))
-    assert MODEL_DIR.exists()
-
-
-def test_a_name_that_is_none() -> None:
-    with pytest.raises(ConfigError, match="'7b'; there are demo, cpu-reference"):
-        checkpoints.checkpoint("7b").__enter__()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Our figures beside what was really slept, and beside those of other clients."""
+"""Our figures compared with the server's real sleeps and with other clients."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from starlette.types import Send
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint, find_endpoint
-from metok_vllm.benchmarks.throughput.foreign import beside
+from metok_vllm.benchmarks.throughput.foreign import compare_figures
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     NAMES,
     Client,
@@ -37,8 +38,8 @@ NEAR = 0.05
 # guidellm's mock server sleeps so long, and counts tokens and draws a text before it sends a first
 # one. On a slow machine http.client, too, saw it after 1.70 s of 1.6, with 1 and with 4 in flight.
 MOCK_FIRST_S = 4.0
-# A machine that stands still spoils an attempt; a client that counts otherwise spoils them all.
-# Where timers are late in all attempts, no client can be told from another to within 5 %.
+# A busy machine spoils single attempts, a client with other rules all of them. If timers are late
+# in all attempts, a difference of 5 % cannot be measured.
 ATTEMPTS = 3
 CALM_S = 0.005
 
@@ -49,7 +50,7 @@ needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 @dataclass
 class SlowServer(KnownServer):
-    """Notes when requests arrive, too: its clock tells what the machine made of the sleeps."""
+    """Records arrival times too, so that late timers of the machine do not count."""
 
     first_s: float = FIRST_S
     gap_s: float = GAP_S
@@ -57,7 +58,7 @@ class SlowServer(KnownServer):
     arrived_s: dict[str, float] = field(default_factory=dict)
 
     async def chat(self, body: dict[str, Any], send: Send) -> None:
-        # guidellm asks for the counts with each token, too.
+        # guidellm requests usage with each token.
         body["stream_options"].pop("continuous_usage_stats", None)
         self.arrived_s[body["messages"][0]["content"]] = time.perf_counter()
         await super().chat(body, send)
@@ -82,7 +83,7 @@ def slept(in_flight: int) -> dict[str, float]:
         "end_to_end_s_p50": whole_s,
     }
     ours = {name: (RATES | TIMES)[name](run.measures) or 0.0 for name in expected}
-    return dict(beside("ours", in_flight, [expected], [ours]).difference)
+    return dict(compare_figures("ours", in_flight, [expected], [ours]).difference)
 
 
 def closest(attempt: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -123,13 +124,13 @@ def from_ours(client: Client, endpoint: Endpoint) -> dict[str, float]:
     asked = requests(16)
     for request in asked:
         request.body["max_tokens"] = TOKENS
-    pair = beside("it", 4, [our_client(endpoint, asked, 4)], [client(endpoint, asked, 4)])
+    pair = compare_figures("it", 4, [our_client(endpoint, asked, 4)], [client(endpoint, asked, 4)])
     return dict(pair.difference)
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("in_flight", [1, 4])
-def test_our_figures_are_what_was_slept(in_flight: int) -> None:
+def test_our_figures_equal_the_sleeps(in_flight: int) -> None:
     found = closest(lambda: slept(in_flight))
     assert found == pytest.approx(dict.fromkeys(found, 0.0), abs=NEAR)
 
@@ -156,7 +157,7 @@ def test_vllm_bench_serve_agrees() -> None:
 def test_guidellm_agrees() -> None:
     assert GUIDELLM is not None
     with known_server(SlowServer()) as endpoint:
-        client = guidellm_client(GUIDELLM)
+        client = partial(guidellm_client, GUIDELLM)
         found = closest(lambda: from_ours(client, endpoint))
     assert found == pytest.approx(dict.fromkeys(found, 0.0), abs=NEAR)
 
@@ -164,9 +165,9 @@ def test_guidellm_agrees() -> None:
 @needs_guidellm
 @pytest.mark.thorough
 @pytest.mark.timeout(900)
-def test_guidellms_server_is_measured_as_it_was_told_to_be() -> None:
+def test_guidellms_server_has_its_configured_times() -> None:
     assert GUIDELLM is not None
-    told = ["--ttft-ms", str(1000 * MOCK_FIRST_S), "--itl-ms", str(1000 * GAP_S)]
+    options = ["--ttft-ms", str(1000 * MOCK_FIRST_S), "--itl-ms", str(1000 * GAP_S)]
     whole_s = MOCK_FIRST_S + GAP_S * (TOKENS - 1)
     expected = {
         "requests_per_s": 4 / whole_s,
@@ -174,7 +175,7 @@ def test_guidellms_server_is_measured_as_it_was_told_to_be() -> None:
         "inter_token_s_p50": GAP_S,
         "end_to_end_s_p50": whole_s,
     }
-    command = [GUIDELLM, "mock-server", *told, "--output-tokens", str(TOKENS)]
+    command = [GUIDELLM, "mock-server", *options, "--output-tokens", str(TOKENS)]
     with PlainServer(command) as server:
         server.wait_until_ready(120)
         endpoint = find_endpoint("guidellm", server.url)

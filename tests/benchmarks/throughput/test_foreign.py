@@ -1,9 +1,8 @@
-"""How clients are compared, and what guidellm is given and says."""
+"""The comparison of clients, guidellm's scenario and report, and the server's own clock."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,20 @@ import pytest
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.throughput import foreign, foreign_clients
-from metok_vllm.benchmarks.throughput.foreign import Beside, beside, compare, main, table
+from metok_vllm.benchmarks.throughput.foreign import (
+    compare,
+    compare_figures,
+    main,
+    table,
+)
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     OURS,
     Client,
     Figures,
     ForeignError,
-    guidellm_client,
     our_client,
+    with_server_clock,
 )
-from metok_vllm.benchmarks.throughput.foreign_vllm import uncounted
 from tests.benchmarks.throughput.openai_server import KnownServer, known_server, requests
 
 FAST = {"requests_per_s": 4.0, "ttft_s_p50": 0.1}
@@ -32,7 +35,7 @@ SLOW = {"requests_per_s": 2.0, "ttft_s_p50": 0.5}
 def test_differences_are_of_each_round() -> None:
     theirs = [{"requests_per_s": 4.2, "ttft_s_p50": 0.1}, {"requests_per_s": 2.2}]
     theirs[1]["ttft_s_p50"] = 0.45
-    pair = beside("theirs", 4, [FAST, SLOW], theirs)
+    pair = compare_figures("theirs", 4, [FAST, SLOW], theirs)
     # Medians over rounds: 3.0 beside 3.2; round by round 5 % and 10 %.
     assert pair.ours["requests_per_s"] == pytest.approx(3.0)
     assert pair.theirs["requests_per_s"] == pytest.approx(3.2)
@@ -42,13 +45,6 @@ def test_differences_are_of_each_round() -> None:
         {"ours": SLOW, "theirs": theirs[1]},
     ]
     assert "| theirs | 4 | requests_per_s | 3 | 3.2 | +7.5 % (+5.0 to +10.0) |" in table([pair])
-
-
-def test_what_a_client_does_not_tell_is_left_out() -> None:
-    pair = beside("theirs", 1, [FAST], [{"ttft_s_p50": 0.1}])
-    told = {"ttft_s_p50": 0.1}
-    rounds = [{"ours": FAST, "theirs": told}]
-    assert pair == Beside("theirs", 1, told, told, {"ttft_s_p50": 0}, {"ttft_s_p50": [0]}, rounds)
 
 
 def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,49 +69,10 @@ def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> N
     assert asked == [f"{name}0" for name in "abcdefg" for _ in range(3)]
 
 
-def test_a_turn_begins_after_a_rest() -> None:
-    server = KnownServer(first_s=0.0, gap_s=0.005)
-    with known_server(server) as endpoint:
-        compare({"x": our_client}, endpoint, [requests(1, "a"), requests(1, "b")], 1, rest_s=0.2)
-    ((first, *_), (second, *_)) = (server.sent_s[key] for key in ("a0", "b0"))
-    assert second - first > 0.4
-
-
 def test_a_request_without_an_answer_ends_it() -> None:
     server = KnownServer(refuse=frozenset({"1"}))
     with known_server(server) as endpoint, pytest.raises(ForeignError, match=f"1 of 2 .* {OURS}"):
         compare({}, endpoint, [requests(2)], 1, rest_s=0.0)
-
-
-def test_a_client_that_fails_says_why() -> None:
-    with (
-        known_server(KnownServer()) as endpoint,
-        pytest.raises(ForeignError, match="ended with status 1"),
-    ):
-        guidellm_client(shutil.which("false") or "")(endpoint, requests(1), 1)
-
-
-@pytest.mark.parametrize(("given", "used"), [(None, "1"), ("3", "3")])
-def test_guidellm_has_one_process_unless_told(
-    given: str | None, used: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "GUIDELLM__MAX_WORKER_PROCESSES"
-    monkeypatch.delenv(name, raising=False)
-    if given is not None:
-        monkeypatch.setenv(name, given)
-    program = tmp_path / "guidellm"
-    program.write_text(f'#!/bin/sh\necho "workers: ${name}"\nexit 1\n')
-    program.chmod(0o755)
-    with (
-        known_server(KnownServer()) as endpoint,
-        pytest.raises(ForeignError, match=f"workers: {used}$"),
-    ):
-        guidellm_client(str(program))(endpoint, requests(1), 1)
-
-
-def test_tokens_are_counted_by_the_server_alone() -> None:
-    with pytest.raises(ValueError, match="how many tokens"):
-        uncounted("some text")
 
 
 @pytest.mark.thorough
@@ -124,22 +81,16 @@ def test_a_server_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("vllm")
     flags = ["--frames", "8", "--output-len", "4", "--num-prompts", "2", "--rounds", "1"]
     main(["--checkpoint", "cpu-reference", *flags, "--max-concurrency", "2"])
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    (pair,) = told["pairs"]
+    reported = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (pair,) = reported["pairs"]
     assert pair["client"] == "vllm bench serve"
     assert pair["ours"]["requests_per_s"] > 0
-    assert told["configuration"]["checkpoint"] == "cpu-reference"
+    assert reported["configuration"]["checkpoint"] == "cpu-reference"
     children = psutil.Process().children(recursive=True)
     assert not [child for child in children if "metok_vllm.cli" in child.cmdline()]
 
 
-def test_one_server_is_named() -> None:
-    for flags in ([], ["--base-url", "http://h:1", "--checkpoint", "cpu-reference"]):
-        with pytest.raises(SystemExit):
-            main(flags)
-
-
-def test_what_guidellm_is_given(tmp_path: Path) -> None:
+def test_guidellms_scenario(tmp_path: Path) -> None:
     endpoint = Endpoint("x", "http://h:1", "model", extra_body={"metok": {"preset": "max"}})
     asked = requests(3)
     spec = json.loads(foreign_clients.write_scenario(tmp_path, endpoint, asked, 2).read_text())
@@ -152,7 +103,7 @@ def test_what_guidellm_is_given(tmp_path: Path) -> None:
     assert [json.loads(line)["messages"] for line in lines] == [r.body["messages"] for r in asked]
 
 
-def test_guidellm_cannot_tell_requests_apart(tmp_path: Path) -> None:
+def test_guidellm_has_one_body_for_all_requests(tmp_path: Path) -> None:
     first, second = requests(2)
     second.body["max_tokens"] = 9
     with pytest.raises(ValueError, match="messages alone"):
@@ -171,7 +122,7 @@ def test_guidellms_report() -> None:
         "inter_token_latency_ms": spread(9.0, 50.0),
         "request_latency": spread(0.75, 0.55),
     }
-    assert foreign_clients.figures({"benchmarks": [{"metrics": metrics}]}) == {
+    assert foreign_clients.guidellm_figures({"benchmarks": [{"metrics": metrics}]}) == {
         "answered": 8.0,
         "requests_per_s": 2.0,
         "output_tokens_per_s": 16.0,
@@ -181,3 +132,41 @@ def test_guidellms_report() -> None:
         "ttft_s_mean": 0.25,
         "end_to_end_s_mean": 0.75,
     }
+
+
+# The server's histograms have 0.05 s to the first token and 0.11 s in all.
+FIXED = {"ttft_s_mean": 0.06, "end_to_end_s_mean": 0.22}
+
+
+def fixed_client(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
+    """Sends the requests and returns fixed figures."""
+    our_client(endpoint, asked, concurrency)
+    return FIXED
+
+
+def test_means_over_the_servers_own() -> None:
+    with known_server(KnownServer()) as endpoint:
+        # Earlier requests do not count.
+        our_client(endpoint, requests(3, "before"), 1)
+        figures = with_server_clock(fixed_client)(endpoint, requests(2), 2)
+    assert figures == FIXED | {
+        "ttft_over_servers": pytest.approx(1.2),
+        "end_to_end_over_servers": pytest.approx(2.0),
+    }
+
+
+def test_our_own_times_are_near_the_servers() -> None:
+    server = KnownServer(first_s=0.3, gap_s=0.1)
+    with known_server(server) as endpoint:
+        figures = with_server_clock(our_client)(endpoint, requests(2), 1)
+    assert 1.0 <= figures["ttft_over_servers"] < 1.3
+    assert 1.0 <= figures["end_to_end_over_servers"] < 1.3
+
+
+def test_requests_of_other_clients_give_no_ratio() -> None:
+    def with_others(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
+        our_client(endpoint, requests(1, "other"), 1)
+        return fixed_client(endpoint, asked, concurrency)
+
+    with known_server(KnownServer()) as endpoint:
+        assert with_server_clock(with_others)(endpoint, requests(2), 2) == FIXED

@@ -1,4 +1,4 @@
-"""Figures of runs made by hand, to the last digit."""
+"""Exact figures of runs made by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metok_vllm.benchmarks.client.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.measures import Spread, kv_use, measure
 from metok_vllm.benchmarks.throughput.split import time_split
-from tests.benchmarks.throughput.outcomes import outcome
+from tests.benchmarks.throughput.experiments import outcome
 
 EMPTY = Spread(0, None, None, None, None)
 
@@ -50,7 +50,7 @@ def test_several_tokens_in_a_chunk_share_its_time() -> None:
     assert figures.inter_token_s.p50 == 0.5
 
 
-def test_first_questions_and_kinds_are_told_apart() -> None:
+def test_ttft_by_question_and_kind() -> None:
     run = LoadRun(
         (
             outcome("a", times_s=(4.0,)),
@@ -168,7 +168,7 @@ def test_the_split_of_metok_is_finer() -> None:
     assert parts["decoder_prefill"] == pytest.approx(0.9)
 
 
-def test_what_is_metoks_own_in_a_prefill() -> None:
+def test_metoks_own_shares_of_the_prefill() -> None:
     before = Snapshot.parse(0, metrics(10, **STOCK))
     own = {"stage_1": 0.6, "stage_1_own": 0.03, "stage_2": 0.02, "stage_prefill": 0.4}
     outcomes = [outcome(times_s=(3.1, 5.2), ended_s=5.2)] * 4

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.throughput import charts, records, tables
@@ -21,7 +20,6 @@ from metok_vllm.benchmarks.throughput.compare import (
 )
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
-from metok_vllm.errors import ConfigError
 from tests.benchmarks.throughput.experiments import shown
 
 
@@ -48,14 +46,6 @@ def test_medians_are_those_of_the_rounds(result: dict[str, Any]) -> None:
             assert cell["medians"][name]["split_decode_s"] == pytest.approx(0.03)
             # The server names all of its time; what it cannot see is the way to the client.
             assert 0.3 < cell["medians"][name]["split_explained"] <= 1
-
-
-def test_the_last_line_is_one_line(result: dict[str, Any]) -> None:
-    line = records.one_line(result)
-    assert "\n" not in line
-    short = json.loads(line)
-    assert short["cells"][0]["medians"] == result["cells"][0]["medians"]
-    assert "requests" not in short["cells"][0]
 
 
 def test_the_csv_has_a_row_for_every_run(
@@ -86,33 +76,6 @@ def test_no_ratio_is_shown_without_its_agreement(result: dict[str, Any]) -> None
     text = shown(*tables.tables(refused))
     assert "requests failed: 1 of metok" in text
     assert f"{ratio:.2f} (" not in text
-
-
-def test_failures_are_shown_with_their_reasons(result: dict[str, Any]) -> None:
-    assert tables.failures(result) == []
-    for runs in result["cells"][0]["rounds"]:
-        runs["metok"] |= {"errors": {"429: busy": 1}, "answered": 2}
-    assert tables.failures(result) == ["metok: 2 failed: 429: busy"]
-    (line,) = [line for line in shown(tables.tables(result)[0]).splitlines() if "failed" in line]
-    assert [cell.strip() for cell in line.strip("│").split("│")][:4] == ["failed", "0", "2", "0"]
-
-
-def test_charts_are_pictures(result: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    written = charts.draw_charts(result, tmp_path)
-    assert [path.name for path in written] == ["throughput.png", "ttft.png", "kv.png", "split.png"]
-    for path in written:
-        with Image.open(path) as picture:
-            assert picture.size == (1200, 675)
-            assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
-
-
-def test_charts_of_one_cell_leave_out_the_lines(result: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    result["cells"] = result["cells"][:1]
-    result["cells"][0]["rounds"][-1]["plain"]["kv"] = None
-    names = [path.name for path in charts.draw_charts(result, tmp_path)]
-    assert names == ["kv.png", "split.png"]
 
 
 def test_results_of_several_runs_in_one_picture(result: dict[str, Any], tmp_path: Path) -> None:
@@ -160,20 +123,3 @@ def test_two_results_without_quality_have_no_ratio(
     assert row.ratios == (None,) * 4
     assert str(row.refused).startswith(why)
     assert rows(result, other)[2].refused is None
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "cannot read"),
-        ("{", "not a JSON file"),
-        ("[]", "not a result"),
-        ('{"benchmark": "throughput", "schema": 99}', "has schema 99"),
-    ],
-)
-def test_other_files_are_refused(content: str | None, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError, match=said):
-        read_result(path)

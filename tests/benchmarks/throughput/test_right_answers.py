@@ -1,4 +1,4 @@
-"""Right answers and second questions in what an experiment leaves behind, and in two compared."""
+"""Accuracy and next questions in an experiment's record, and in the comparison of two."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from metok_vllm.benchmarks.throughput.compare import comparison_table, rows
 from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.measures import measure
 from metok_vllm.benchmarks.throughput.run import Cell
-from tests.benchmarks.throughput.experiments import shown
-from tests.benchmarks.throughput.outcomes import outcome
+from tests.benchmarks.throughput.experiments import outcome, shown
 
 
 def right_at(frames: int, failed: int = 0) -> Quality:
-    """What two servers' answers to 32 questions came to."""
+    """The accuracy of two servers on 32 questions."""
     return Quality(
         source="event-QA",
         frames=frames,
@@ -50,7 +49,7 @@ def test_right_answers_stand_beside_the_ratios(
 ) -> None:
     cells, endpoints = measured
     found = [right_at(8), right_at(16, failed=1)]
-    whole = records.result(cells, endpoints, {}, {}, None, found, "awaited")
+    whole = records.result(cells, endpoints, {}, {}, None, found, "pending")
     text = shown(*tables.tables(whole))
     assert tables.failures(whole) == ["metok: 1 failed: event-QA questions at 16 frames"]
     ratio = whole["cells"][0]["comparison"]["ratios"]["ttft_s_p50"]["median"]
@@ -75,31 +74,15 @@ def test_right_answers_stand_beside_the_ratios(
         assert bool(cell["comparison"]["ratios"]) == (refused is None)
 
 
-def test_no_ratio_before_the_questions_are_asked(
+def test_no_ratio_before_the_questions(
     measured: tuple[list[Cell], list[Endpoint]],
 ) -> None:
     cells, endpoints = measured
-    whole = records.result(cells, endpoints, {}, {}, None, [right_at(8)], "not asked")
-    said = {cell["frames"]: cell["comparison"]["refused"] for cell in whole["cells"]}
-    assert said == {8: None, 16: "not asked"}
+    whole = records.result(cells, endpoints, {}, {}, None, [right_at(8)], "not sent")
+    refused = {cell["frames"]: cell["comparison"]["refused"] for cell in whole["cells"]}
+    assert refused == {8: None, 16: "not sent"}
     assert whole["cells"][-1]["comparison"]["ratios"] == {}
     assert whole["cells"][-1]["medians"]["plain"]["requests_per_s"] > 0
-
-
-def test_the_second_question_apart_from_the_first(result: dict[str, Any]) -> None:
-    assert "next question" not in shown(*tables.tables(result))
-    for cell in result["cells"]:
-        for medians in cell["medians"].values():
-            medians["ttft_first_question_s_p50"] = 0.75
-            medians["ttft_next_question_s_p50"] = 0.25
-            medians["ttft_next_question_times_sooner"] = 3.21
-    text = shown(tables.tables(result)[0])
-    for label, value in (
-        ("first question p50", "0.75"),
-        ("next question p50", "0.25"),
-        ("times sooner", "3.21"),
-    ):
-        assert row_of(text, label) == [value] * 4
 
 
 def test_how_much_sooner_a_next_question_is_answered() -> None:
@@ -116,7 +99,7 @@ def test_how_much_sooner_a_next_question_is_answered() -> None:
     assert records.COLUMNS["ttft_next_question_times_sooner"](alone) is None
 
 
-def test_two_results_say_how_often_they_were_right(
+def test_the_accuracy_of_two_results(
     measured: tuple[list[Cell], list[Endpoint]],
 ) -> None:
     cells, endpoints = measured

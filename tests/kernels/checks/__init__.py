@@ -1,9 +1,8 @@
 """Checks of every kernel against its naive version, as plain functions without pytest.
 
-The same list runs in three places: the torch versions in the test suite, the Triton versions in
-Triton's interpreter (a process of its own), and both on a GPU (`make gpu-check`, where there may be
-no pytest). Inputs are random; what `torch.empty` returns is filled with NaN, so that a number that
-was never written shows.
+The test suite runs the torch versions here, and the Triton versions in a process with Triton's
+interpreter. `make gpu-check` runs both on a GPU, without pytest. Inputs are random. New memory is
+filled with NaN, so that unwritten results show.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """Fresh memory holds NaN, or a number out of any range, as long as the context is open."""
+    """New memory holds NaN, or an integer far out of range, inside the context."""
     with (
         mock.patch.object(torch, "empty", _poisoned(torch.empty)),
         mock.patch.object(torch, "empty_like", _poisoned(torch.empty_like)),

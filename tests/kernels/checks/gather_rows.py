@@ -18,7 +18,7 @@ def checks() -> Iterator[Check]:
             case = f"{size} rows {short(dtype)}"
             random = generator(case)
             hidden = torch.randn(size, 37, generator=random).to(dtype)
-            yield _check(case, min(size, 200), hidden, hidden + 1, torch.arange(size))
+            yield _check(case, min(size, 40), hidden, hidden + 1, torch.arange(size))
         wide = torch.randn(9, size, generator=generator(f"{size} wide"))
         yield _check(f"{size} wide", 6, wide)
     x = torch.randn(50, 4, 3, generator=generator("x"))

@@ -36,8 +36,8 @@ def read_all(client: socket.socket) -> bytes:
     return content
 
 
-def cut_off(client: socket.socket, piece: bytes, pause_s: float) -> bool:
-    """Whether a client that goes on sending is hung up on, within 8 s."""
+def is_disconnected(client: socket.socket, piece: bytes, pause_s: float) -> bool:
+    """Whether the server closes the connection within 8 s while the client sends."""
     deadline = time.monotonic() + 8
     try:
         while time.monotonic() < deadline:
@@ -54,21 +54,21 @@ def test_half_a_header_is_408(port: int) -> None:
         assert read_all(client).startswith(b"HTTP/1.1 408")
 
 
-def test_a_header_in_drops_is_too(port: int) -> None:
+def test_headers_that_arrive_slowly_are_408(port: int) -> None:
     with connect(port) as client:
-        assert cut_off(client, b"G", 0.1)
+        assert is_disconnected(client, b"G", 0.1)
 
 
-def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
+def test_a_connection_without_a_request_is_closed(port: int) -> None:
     with connect(port) as client:
         assert read_all(client) == b""
 
 
-def test_half_a_second_request_is_408_as_well(port: int) -> None:
+def test_an_incomplete_second_request_is_408(port: int) -> None:
     with connect(port) as client:
         client.sendall(REQUEST)
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
-        time.sleep(0.6)  # idle connections are uvicorn's business: 5 s
+        time.sleep(0.6)  # uvicorn closes idle connections after 5 s
         client.sendall(REQUEST)
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
         client.sendall(b"GET /")
@@ -76,7 +76,7 @@ def test_half_a_second_request_is_408_as_well(port: int) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"X-Long: ", b""])
-def test_headers_without_end_are_refused(port: int, tail: bytes) -> None:
+def test_endless_headers_are_refused(port: int, tail: bytes) -> None:
     with connect(port) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n" + tail)
         line = b"x" * 1000 if tail else b"X-A: b\r\n" * 100
@@ -97,10 +97,10 @@ def test_trailers_without_end_are_refused() -> None:
         connect(port) as client,
     ):
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
-        assert cut_off(client, b"X-A: b\r\n" * 100, 0.0005)
+        assert is_disconnected(client, b"X-A: b\r\n" * 100, 0.0005)
 
 
-def test_who_goes_on_sending_after_the_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sending_on_after_the_answer_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "LINGER_S", 0.4)
 
     async def refuse(scope: Scope, _receive: Receive, send: Send) -> None:
@@ -110,7 +110,7 @@ def test_who_goes_on_sending_after_the_answer_is_cut_off(monkeypatch: pytest.Mon
     with served(refuse, http=connection_class(QUICK)) as port, connect(port) as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 401")
-        assert cut_off(client, b"x", 0.05)
+        assert is_disconnected(client, b"x", 0.05)
 
 
 def test_a_whole_body_after_the_answer_keeps_the_connection(
@@ -146,7 +146,7 @@ def stream(done: list[str], size: int, count: int = 10**6) -> ASGIApp:
     return app
 
 
-def test_a_client_that_stops_reading_is_cut_off() -> None:
+def test_a_client_that_stops_reading_is_disconnected() -> None:
     done: list[str] = []
     with served(stream(done, 65536), http=connection_class(QUICK)) as port, connect(port) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -157,7 +157,7 @@ def test_a_client_that_stops_reading_is_cut_off() -> None:
         assert done == ["over"]
 
 
-def test_a_whole_answer_that_nobody_reads_holds_no_connection() -> None:
+def test_an_unread_complete_answer_is_disconnected() -> None:
     class Counted(connection_class(QUICK)):  # type: ignore[misc]
         lost = 0
 
@@ -177,7 +177,7 @@ def test_a_whole_answer_that_nobody_reads_holds_no_connection() -> None:
         assert Counted.lost == 1
 
 
-def test_a_slow_reader_gets_it_all() -> None:
+def test_a_slow_reader_gets_the_whole_answer() -> None:
     done: list[str] = []
     app = stream(done, 65536, 100)
     with served(app, http=connection_class(QUICK)) as port, connect(port) as client:
@@ -192,7 +192,7 @@ def test_a_slow_reader_gets_it_all() -> None:
         assert content.count(b"x") == 100 * 65536
 
 
-def test_zero_switches_it_off() -> None:
+def test_zero_means_no_time_limit() -> None:
     lasting = ServerSettings(header_timeout_s=0, write_timeout_s=0)
     with (
         served(answering(200, b"ok"), http=connection_class(lasting)) as port,
@@ -204,7 +204,7 @@ def test_zero_switches_it_off() -> None:
         assert client.recv(1000).startswith(b"HTTP/1.1 200")
 
 
-def test_uvicorn_takes_it_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uvicorn_uses_it_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HTTP_PROTOCOLS, "auto", HTTP_PROTOCOLS["auto"])
     register(QUICK)
     config = Config(answering(200, b"ok"))

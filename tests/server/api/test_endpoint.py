@@ -37,16 +37,16 @@ def init(hf: dict[str, Any], additional_config: Any) -> Any:
     return app.state
 
 
-@pytest.mark.parametrize("asked", [{}, {"enabled": False}, {"preset": "max"}])
-def test_a_model_that_metok_does_not_support_is_not_served(asked: dict[str, Any]) -> None:
+@pytest.mark.parametrize("settings", [{}, {"enabled": False}, {"preset": "max"}])
+def test_a_model_that_metok_does_not_support_is_not_served(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
-        init({}, {"metok": asked})
+        init({}, {"metok": settings})
     assert str(caught.value) == (
         "METok does not support Qwen2ForCausalLM; supported: LlavaOnevisionForConditionalGeneration"
     )
 
 
-def test_unless_nobody_asked_for_metok() -> None:
+def test_any_model_is_served_without_metok() -> None:
     assert init({}, {"other": 1}).metok_config is None
     assert init({}, {}).metok_lifecycle.phase is Phase.SERVING
 
@@ -56,7 +56,7 @@ def test_the_settings_of_a_supported_model_are_known() -> None:
     assert init({"metok": settings}, {"metok": settings}).metok_config.num_events == 3
 
 
-def test_vllm_s_stack_being_built_already_is_no_obstacle() -> None:
+def test_a_built_middleware_stack_is_rebuilt() -> None:
     app = FastAPI()
     app.middleware_stack = app.build_middleware_stack()
     endpoint.install(app, lifecycle(), ServerSettings(max_body_bytes=5), MediaLimits())
@@ -66,7 +66,7 @@ def test_vllm_s_stack_being_built_already_is_no_obstacle() -> None:
 
 
 @pytest.mark.parametrize("root", ["", "/", "/v", "/v/"])
-def test_a_root_path_hides_nothing(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_root_path_hides_no_route(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metok_vllm.server.api.connection.register", lambda settings: None)
     app = FastAPI(root_path=root)
     endpoint.MetokEndpoint().attach_router(app)

@@ -70,7 +70,7 @@ def test_every_line_is_short(length: int) -> None:
         ("/v1/responses", {"input": [{}] * 900}),
     ],
 )
-def test_the_worst_bodies_that_are_let_in(path: str, body: dict[str, Any]) -> None:
+def test_the_worst_accepted_bodies_validate_in_time(path: str, body: dict[str, Any]) -> None:
     app: FastAPI = app_with(metok_lifecycle=lifecycle())
     started = time.process_time()
     response = call(app, "POST", path, json={"model": "m", **body})
@@ -132,13 +132,13 @@ def test_a_validator_that_fails(app: FastAPI, path: str, value: Any) -> None:
 
 
 def test_a_renderer_that_fails(app: FastAPI) -> None:
-    """It has no parts here, so the first thing that it looks up is not there."""
+    """This renderer has no attributes, so its first lookup fails."""
     response = call(app, "POST", "/rendered", json={})
     assert response.status_code == 400
     assert "wrong type" in response.json()["error"]["message"]
 
 
-def test_a_mistake_of_the_server_stays_one(app: FastAPI) -> None:
+def test_an_error_of_the_server_is_500(app: FastAPI) -> None:
     assert call(app, "POST", "/broken", json={}).status_code == 500
 
 
@@ -172,7 +172,7 @@ def test_the_server_s_own_keeps_its_traceback(error: Exception) -> None:
     assert record.exc_info is not None
 
 
-def test_a_refusal_is_one_short_line() -> None:
+def test_a_logged_error_response_is_one_short_line() -> None:
     logging.getLogger("vllm.x").setLevel(logging.INFO)
     refusal = create_error_response(f"The model `{'a' * 100_000}` does not exist.")
     record = logging.LogRecord("vllm.x", logging.ERROR, "", 1, "Error: %s", (refusal,), None)

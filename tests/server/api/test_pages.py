@@ -41,23 +41,23 @@ def test_a_page_loads_our_files_and_no_others(app: FastAPI, path: str) -> None:
     sources = [s for s in re.findall(r'(?:src|href)="([^"]+)"', html) if s != "data:,"]
     assert sources
     for source in sources:
-        assert source.startswith("page/"), "another host, or lost below a prefix"
+        assert source.startswith("page/"), "another host, or broken by a root path"
         response = call(app, "GET", f"/{source}")
         assert response.status_code == 200
         kind = "css" if source.endswith("css") else "javascript"
         assert response.headers["content-type"] == f"text/{kind}; charset=utf-8"
-    # The policy refuses what stands in the page itself.
+    # The policy forbids inline styles and scripts.
     assert not re.search(r"<style|<script>|\son\w+=|style=", html)
 
 
-def test_what_the_page_loads_is_open_where_keys_are_asked_for(app: FastAPI) -> None:
+def test_files_of_the_page_need_no_key(app: FastAPI) -> None:
     html = call(app, "GET", "/").text
     sources = {f"/{s}" for s in re.findall(r'(?:src|href)="(page/[^"]+)"', html)}
     assert {"/", *sources} == PAGE_PATHS
 
 
 @pytest.mark.parametrize("path", ["/redoc", "/docs/oauth2-redirect", "/page/nothing"])
-def test_nothing_else_is_there(app: FastAPI, path: str) -> None:
+def test_other_paths_are_404(app: FastAPI, path: str) -> None:
     assert call(app, "GET", path).status_code == 404
 
 

@@ -90,7 +90,7 @@ def test_no_connection_is_lost_in_the_hand_over(sock: socket.socket) -> None:
     assert set(statuses) == {503, 200}
 
 
-def test_a_connection_whose_request_comes_late_is_still_answered(sock: socket.socket) -> None:
+def test_a_late_request_of_an_accepted_connection_is_answered(sock: socket.socket) -> None:
     responder = started(sock)
     get(sock)
     with socket.create_connection(sock.getsockname(), timeout=10) as late:
@@ -115,7 +115,7 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 class Running:
-    """A uvicorn server whose loop and server object are at hand."""
+    """A running uvicorn server, with its loop and server object."""
 
     def __init__(self) -> None:
         config = uvicorn.Config(answering(200, b"ok"), port=0, log_level="critical", lifespan="off")
@@ -151,7 +151,7 @@ def read_answer(client: socket.socket) -> bytes:
     return answer
 
 
-def test_a_connection_that_was_accepted_is_answered_and_no_other() -> None:
+def test_accepted_connections_are_answered_and_new_ones_refused() -> None:
     with Running() as running, running.connect() as fresh, running.connect() as idle:
         idle.sendall(REQUEST)
         assert b"200 OK" in read_answer(idle)
@@ -169,8 +169,8 @@ def test_a_connection_that_was_accepted_is_answered_and_no_other() -> None:
         assert fresh.recv(4096) == b""
 
 
-def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
-    """The system takes connections while the loop is busy, and resets them with the socket."""
+def test_a_connection_in_the_accept_queue_is_answered() -> None:
+    """The kernel accepts connections for a busy loop, and resets them when the socket closes."""
     connected = threading.Event()
 
     async def busy_and_then_leaving(server: uvicorn.Server) -> None:
@@ -188,11 +188,11 @@ def test_a_connection_that_waits_to_be_accepted_is_answered() -> None:
         leaving.result(5)
 
 
-def test_a_server_that_never_came_up_has_nothing_to_leave() -> None:
+def test_closing_without_a_server_does_nothing() -> None:
     close_socket(SimpleNamespace(), asyncio.new_event_loop())
 
 
-def test_the_socket_is_left_after_the_engine_once() -> None:
+def test_the_socket_is_closed_once_after_the_engine() -> None:
     order: list[str] = []
     lifecycle = Lifecycle()
     lifecycle.after_serving = lambda: order.append("socket")
@@ -202,8 +202,8 @@ def test_the_socket_is_left_after_the_engine_once() -> None:
     assert order == ["engine", "socket", "engine"]
 
 
-def test_a_dead_engine_leaves_the_socket_to_uvicorn() -> None:
-    """Then vLLM calls from the event loop, which must not wait for itself."""
+def test_after_a_dead_engine_uvicorn_closes_the_socket() -> None:
+    """vLLM then calls it from the event loop, which must not be blocked."""
     order: list[str] = []
     lifecycle = Lifecycle()
     lifecycle.after_serving = lambda: order.append("socket")

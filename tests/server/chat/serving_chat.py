@@ -37,10 +37,10 @@ class Core:
 
     def __init__(self, answers: list[list[Any]] | Exception) -> None:
         self.answers = answers
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
-        self.asked.append(call)
+        self.calls.append(call)
         if isinstance(self.answers, Exception):
             raise self.answers
         return self.answers

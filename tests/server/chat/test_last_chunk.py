@@ -1,4 +1,4 @@
-"""The report in the last chunk of a stream, and nothing else touched."""
+"""The report in the last chunk of a stream; all other chunks are unchanged."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REPORT = {"preset": "balanced", "workers": [{}]}
 
 
 def chat_on(core: Any) -> Any:
-    """METok's chat endpoint on an engine, and with a short report."""
+    """METok's chat handler with an engine and a short report."""
     chat = serving()
     chat.engine_client = SimpleNamespace(engine_core=core)
     chat._report = lambda _pending, events: {"preset": "balanced", "workers": events}
@@ -56,15 +56,15 @@ def streamed(*items: str) -> list[str]:
 
 
 class BusyCore:
-    """An engine in a step without an end."""
+    """An engine that never answers."""
 
-    given_up = False
+    cancelled = False
 
     async def call_utility_all_async(self, *_: Any) -> None:
         try:
             await asyncio.Event().wait()
         finally:
-            self.given_up = True
+            self.cancelled = True
 
 
 def metok_of(item: str) -> Any:
@@ -122,15 +122,15 @@ class TestStream:
         asyncio.run(collect())
         assert passed == [chunk("a"), chunk("b", '"stop"')]
 
-    def test_the_engine_is_asked_beside_the_stream(self) -> None:
-        """It answers between two steps: who asks at the end waits for a step of somebody else's."""
+    def test_events_are_fetched_during_the_stream(self) -> None:
+        """A busy engine answers only between two steps, so a call at the end would delay it."""
         core = Core([[{}]])
 
         async def source() -> AsyncGenerator[str, None]:
-            assert core.asked == []  # nothing is encoded before the first token
+            assert core.calls == []  # nothing is encoded before the first token
             yield ROLE
             await asyncio.sleep(0)
-            assert len(core.asked) == 1
+            assert len(core.calls) == 1
             yield chunk("a", '"stop"')
             yield DONE
 
@@ -139,9 +139,9 @@ class TestStream:
             return [item async for item in stream]
 
         assert metok_of(asyncio.run(collect())[1]) == REPORT
-        assert [method for _, method, *_ in core.asked] == ["metok_events"]
+        assert [method for _, method, *_ in core.calls] == ["metok_events"]
 
-    def test_leaving_early_closes_vllm_s_stream(self) -> None:
+    def test_closing_the_stream_closes_vllm_s(self) -> None:
         closed: list[bool] = []
         core = BusyCore()
 
@@ -160,4 +160,4 @@ class TestStream:
 
         asyncio.run(leave())
         assert closed == [True]
-        assert core.given_up
+        assert core.cancelled

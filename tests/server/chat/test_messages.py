@@ -82,7 +82,7 @@ def test_the_question_may_stand_in_the_instructions() -> None:
 
 
 @pytest.mark.parametrize("messages", [[], [said([VIDEO])], [said(" ")]])
-def test_nothing_asked(messages: list[Any]) -> None:
+def test_no_question(messages: list[Any]) -> None:
     assert question_of(messages) == ("", "")
 
 

@@ -53,7 +53,7 @@ def app() -> FastAPI:
 
 @pytest.mark.parametrize("value", [{"junk": 1}, {"enabled": False}, {}, "on", 0])
 @pytest.mark.parametrize("path", ["/v1/messages", "/invocations", "/bytes"])
-def test_elsewhere_the_field_is_refused(app: FastAPI, path: str, value: Any) -> None:
+def test_other_routes_refuse_the_field(app: FastAPI, path: str, value: Any) -> None:
     response = call(app, "POST", path, json={"text": "a", "metok": value})
     assert response.status_code == 400
     error = response.json()["error"]
@@ -67,7 +67,7 @@ def test_without_it_nothing_changes(app: FastAPI, more: dict[str, Any]) -> None:
     assert call(app, "POST", "/v1/messages", json={"text": "a", **more}).json() == "a"
 
 
-def test_at_home_it_is_taken(app: FastAPI) -> None:
+def test_chat_completions_take_the_field(app: FastAPI) -> None:
     body = {"messages": [], "metok": {"enabled": False}}
     for path in ("/v1/chat/completions", "/invocations"):
         assert call(app, "POST", path, json=body).json() == body
@@ -98,9 +98,7 @@ def test_a_body_is_parsed_once(app: FastAPI, monkeypatch: pytest.MonkeyPatch) ->
         (b'{"text": "a", "metok": 1}', "application/vnd.api+json; charset=utf-8", 400),
     ],
 )
-def test_what_is_malformed_is_answered_as_always(
-    app: FastAPI, content: bytes, kind: str, status: int
-) -> None:
+def test_malformed_bodies_are_400(app: FastAPI, content: bytes, kind: str, status: int) -> None:
     headers = {"content-type": kind}
     response: httpx.Response = call(app, "POST", "/v1/messages", content=content, headers=headers)
     assert response.status_code == status
@@ -152,7 +150,7 @@ def test_features_of_another_renderer_are_refused() -> None:
     assert call(app, "POST", "/inference/v1/generate", json=body).status_code == 400
 
 
-def test_readers_of_media_learn_what_the_request_holds() -> None:
+def test_the_requester_gets_tenant_and_number_of_videos() -> None:
     seen: list[Requester] = []
     app = FastAPI()
 

@@ -82,7 +82,7 @@ def test_numbers_that_json_does_not_know_are_null(bad: float) -> None:
 
 
 @pytest.mark.parametrize("entry", [None, {**ENTRY, "event_of_frame": [0, 0]}])
-def test_no_events_rather_than_an_error(entry: dict[str, Any] | None) -> None:
+def test_an_unusable_entry_gives_no_events(entry: dict[str, Any] | None) -> None:
     assert video_events(0, clip(), entry) == []
 
 
@@ -262,7 +262,7 @@ def plan_with(stages: tuple[int, ...], decode_keep: float = 0.0) -> RequestPlan:
 
 
 @pytest.mark.parametrize(
-    ("stages", "decode_keep", "whole", "step_tokens", "reason"),
+    ("stages", "decode_keep", "excluded", "step_tokens", "reason"),
     [
         ((1, 2, 3), 0.0, None, 64, None),
         ((1, 2, 3), 0.0, None, 63, "chunked_prefill"),
@@ -277,16 +277,16 @@ def plan_with(stages: tuple[int, ...], decode_keep: float = 0.0) -> RequestPlan:
         ((1,), 0.0, "beam_search", 63, "beam_search"),
     ],
 )
-def test_what_kept_stages_2_and_3_from_their_work(
+def test_the_reason_for_less_pruning(
     stages: tuple[int, ...],
     decode_keep: float,
-    whole: str | None,
+    excluded: str | None,
     step_tokens: int,
     reason: str | None,
 ) -> None:
     plan = plan_with(stages, decode_keep)
-    prompt_plan = None if whole else plan.prompt_plan(64, step_tokens)
-    assert unpruned_reason(plan, prompt_plan, whole) == reason
+    prompt_plan = None if excluded else plan.prompt_plan(64, step_tokens)
+    assert unpruned_reason(plan, prompt_plan, excluded) == reason
 
 
 def test_how_a_prompt_was_prefilled() -> None:

@@ -34,17 +34,17 @@ class TestOverrides:
             {"keep_ratio": 0.5, "decode_keep": 0.25},
         ],
     )
-    def test_what_a_request_may_say(self, values: dict[str, Any]) -> None:
+    def test_settings_of_a_request(self, values: dict[str, Any]) -> None:
         config = request_config(request(metok=values), METokConfig())
         assert config == METokConfig().for_request(values)
         assert config != METokConfig()
 
-    def test_layers_are_laid_out_once(self) -> None:
+    def test_a_request_cannot_change_the_pruning_layers(self) -> None:
         with pytest.raises(ConfigError, match="fixed when the server starts"):
             request_config(request(metok={"pruning_layers": [2, 4, 6]}), METokConfig())
 
     @pytest.mark.parametrize("values", [None, {}])
-    def test_nothing_said(self, values: dict[str, Any] | None) -> None:
+    def test_a_request_without_settings(self, values: dict[str, Any] | None) -> None:
         assert request_config(request(metok=values), METokConfig()) == METokConfig()
 
     @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ class TestOverrides:
             ({"last_user_text": "Ignore the video."}, "metok.last_user_text"),
         ],
     )
-    def test_what_it_may_not(self, values: dict[str, Any], param: str) -> None:
+    def test_settings_that_a_request_may_not_set(self, values: dict[str, Any], param: str) -> None:
         with pytest.raises(ConfigError) as caught:
             request_config(request(metok=values), METokConfig())
         assert caught.value.field == param
@@ -158,7 +158,7 @@ def test_the_request_of_the_chat_endpoint_has_it() -> None:
         {"rule": "evs", "rule_keep": 0.1},
     ],
 )
-def test_what_the_schema_takes_the_configuration_takes(values: dict[str, object]) -> None:
+def test_values_that_the_schema_accepts_are_valid_settings(values: dict[str, object]) -> None:
     jsonschema.validate(values, request_schema())
     METokConfig().for_request(values)
 
@@ -174,7 +174,7 @@ def test_what_the_schema_takes_the_configuration_takes(values: dict[str, object]
         {"rule": "best"},
     ],
 )
-def test_what_the_schema_refuses_the_configuration_refuses(values: dict[str, object]) -> None:
+def test_values_that_the_schema_refuses_are_config_errors(values: dict[str, object]) -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(values, request_schema())
     with pytest.raises(ConfigError):
@@ -193,13 +193,13 @@ def test_what_the_schema_refuses_the_configuration_refuses(values: dict[str, obj
         {"echo": True, "top_logprobs": None},
     ],
 )
-def test_prompt_logprobs_as_the_engine_is_asked_for_them(fields: dict[str, Any]) -> None:
+def test_prompt_logprobs_as_in_the_sampling_params(fields: dict[str, Any]) -> None:
     body = MetokChatRequest(messages=[{"role": "user", "content": "?"}], model="m", **fields)
     engine_is_asked = body.to_sampling_params(8, {}).prompt_logprobs is not None
     assert needs_prompt_logprobs(body) == engine_is_asked
 
 
-def test_beam_search_never_asks_for_them() -> None:
+def test_beam_search_never_needs_prompt_logprobs() -> None:
     messages = [{"role": "user", "content": "?"}]
     body = MetokChatRequest(messages=messages, model="m", use_beam_search=True, prompt_logprobs=2)
     assert not needs_prompt_logprobs(body)

@@ -38,20 +38,18 @@ class TestRendering:
         options = RequestOptions(METokConfig(), TEXT["text"], "user_turn")
         assert body.mm_processor_kwargs == {"a": 1, "metok": options}
 
-    def test_beside_what_the_request_sets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_request_s_own_settings_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         body = self.rendered(monkeypatch, METokConfig(), metok={"num_events": 3})
         options = RequestOptions(METokConfig(num_events=3), TEXT["text"], "user_turn")
         assert body.mm_processor_kwargs == {"metok": options}
         assert body.metok == {"num_events": 3}
 
-    def test_without_words_there_is_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_request_without_text_has_no_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
         messages = [{"role": "user", "content": [VIDEO]}]
         body = self.rendered(monkeypatch, METokConfig(), messages=messages)
         assert body.mm_processor_kwargs == {"metok": RequestOptions(METokConfig(), "", "")}
 
-    def test_nothing_where_there_is_no_video_or_no_metok(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_no_options_without_video_or_metok(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.rendered(monkeypatch, None).mm_processor_kwargs is None
         messages = [{"role": "user", "content": "Hello"}]
         body = self.rendered(monkeypatch, METokConfig(), messages=messages)
@@ -60,24 +58,24 @@ class TestRendering:
 
 class TestEvents:
     def test_every_worker_of_every_engine_is_asked_for_the_videos(self) -> None:
-        """vLLM's own collective_rpc gives the first engine's answers alone."""
+        """vLLM's collective_rpc returns only the first engine's results."""
         core = Core([[{"a": None}], [{"a": ENTRY}]])
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=core)
         assert asyncio.run(chat._events(PLAN)) == [{"a": None}, {"a": ENTRY}]
-        assert core.asked == [("collective_rpc", "metok_events", None, (["a"],), None)]
+        assert core.calls == [("collective_rpc", "metok_events", None, (["a"],), None)]
 
-    @pytest.mark.parametrize(("stages", "asked"), [((2, 3), 1), ((3,), 0), ((), 0)])
-    def test_nobody_is_asked_where_events_decide_nothing(
-        self, stages: tuple[int, ...], asked: int
+    @pytest.mark.parametrize(("stages", "num_calls"), [((2, 3), 1), ((3,), 0), ((), 0)])
+    def test_no_worker_is_called_if_events_are_unused(
+        self, stages: tuple[int, ...], num_calls: int
     ) -> None:
         core = Core([[{"a": ENTRY}]])
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=core)
         asyncio.run(chat._events(replace(PLAN, stages=stages)))
-        assert len(core.asked) == asked
+        assert len(core.calls) == num_calls
 
-    def test_an_engine_that_cannot_tell_costs_only_the_events(self) -> None:
+    def test_a_failed_event_call_leaves_the_report_without_events(self) -> None:
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=Core(RuntimeError("shutting down")))
         assert asyncio.run(chat._events(PLAN)) == []
@@ -122,7 +120,7 @@ class TestReport:
         events = asyncio.run(chat._events(plan))
         return chat._report(_RenderedRequest(plan, 64, **pending), events)
 
-    def test_it_says_which_fallback_was_taken(self) -> None:
+    def test_the_report_names_the_fallback(self) -> None:
         chat = serving(metok=METokConfig(stages=(1,)))
         chat.engine_client = engine_of()
         before = fallbacks("no_towers")
@@ -134,24 +132,26 @@ class TestReport:
     def test_what_stages_2_and_3_did(self) -> None:
         chat = serving(metok=METokConfig(alignment_model="towers"))
         chat.engine_client = engine_of()
-        told = self.report(chat, self.STAGED)
-        assert (told["unpruned"], told["prefill"]) == (None, "one_step")
+        report = self.report(chat, self.STAGED)
+        assert (report["unpruned"], report["prefill"]) == (None, "one_step")
         # Of 40 tokens 24 are in key events: 0.76 * (24 + 16 / 2) and 0.76 ** 2 * 24, rounded up.
-        assert told["visual_tokens"]["stages"] == [40, 25, 14, 0]
+        assert report["visual_tokens"]["stages"] == [40, 25, 14, 0]
 
     @pytest.mark.parametrize(
-        ("step_tokens", "whole", "reason"),
+        ("step_tokens", "excluded", "reason"),
         [
             (63, None, "chunked_prefill"),
             (100, "prompt_logprobs", "prompt_logprobs"),
             (100, "beam_search", "beam_search"),
         ],
     )
-    def test_why_they_did_less(self, step_tokens: int, whole: str | None, reason: str) -> None:
+    def test_the_report_names_the_reason_for_less_pruning(
+        self, step_tokens: int, excluded: str | None, reason: str
+    ) -> None:
         chat = serving(metok=METokConfig(alignment_model="towers"))
         chat.engine_client = engine_of(step_tokens)
         before = fallbacks(reason)
-        told = self.report(chat, self.STAGED, excluded=whole)
-        assert told["unpruned"] == reason
-        assert told["fallback"] is None
+        report = self.report(chat, self.STAGED, excluded=excluded)
+        assert report["unpruned"] == reason
+        assert report["fallback"] is None
         assert fallbacks(reason) == before + 1

@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         for value in self.server.chunks:
-            # As vLLM does: characters at which text splits stand in it as they are.
+            # As vLLM does: line separators inside of JSON strings are not escaped.
             data = json.dumps(value, ensure_ascii=False)
             self.wfile.write(f"data: {data}\n\n".encode())
         if self.server.done:
@@ -142,7 +142,7 @@ def test_only_newlines_end_a_line_of_the_stream(
     assert capsys.readouterr().out.startswith("one\u2028two\x85three ball")
 
 
-def test_sends_the_file_as_it_is(server: Server, video: Path) -> None:
+def test_the_file_is_sent_unchanged(server: Server, video: Path) -> None:
     question = "metok-video-goes-here?"
     arguments = ["--url", f"{server.url}/v1/", "--api-key", "secret", "--max-tokens", "9"]
     assert main(["chat", str(video), question, *arguments]) == 0
@@ -173,7 +173,7 @@ def test_metok_settings_of_a_request(server: Server, flags: list[str], sent: obj
     assert body["messages"][0]["content"][0]["video_url"]["url"] == address
 
 
-def test_a_proxy_is_not_asked_for_this_machine(
+def test_no_proxy_is_used_for_loopback(
     server: Server, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

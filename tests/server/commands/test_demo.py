@@ -1,4 +1,4 @@
-"""`metok demo`: what `make demo` shows, and that it notices figures that do not agree."""
+"""`metok demo`: its output, and the check of the server's figures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_times_are_medians() -> None:
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_the_demo_runs_and_leaves_nothing_behind() -> None:
-    # Inherited by every process of this run, and by nobody else's.
+    # Every process of this run inherits it.
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "metok_vllm.cli", "demo"]
     result = subprocess.run(

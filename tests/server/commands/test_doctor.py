@@ -1,4 +1,4 @@
-"""`metok doctor`: it finds what is there, and says what to do about what is not."""
+"""`metok doctor`: it checks the installation, and names a fix for what is missing."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_decoder_that_cannot_decode_is_broken(
     assert check.detail
 
 
-def test_whatever_a_check_throws_is_its_finding() -> None:
+def test_an_error_in_a_check_is_its_result() -> None:
     def explode() -> str:
         raise OSError("libcuda.so.1: cannot open\nsecond line")
 

@@ -15,7 +15,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.server.commands import serve, serve_process
 
 
-def test_a_model_that_cannot_be_served_ends_the_server_with_1(
+def test_an_unsupported_model_exits_with_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ended: list[bool] = []
@@ -40,7 +40,7 @@ def test_a_model_that_cannot_be_served_ends_the_server_with_1(
 
 
 @pytest.mark.slow
-def test_a_thread_that_does_not_end_does_not_hold_the_process() -> None:
+def test_the_process_exits_despite_a_blocked_thread() -> None:
     """Python joins the threads of every pool before it ends."""
     program = (
         "import threading, time\n"

@@ -107,7 +107,7 @@ def test_the_demo() -> None:
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"]
 
 
-def test_what_is_given_beside_the_demo_wins() -> None:
+def test_flags_override_the_demo_s_defaults() -> None:
     flags = ["--served-model-name", "mine", "--dtype", "bfloat16", "--max-model-len", "512"]
     args = parse(["--demo", *flags, "--metok-alignment-model", "some/towers"])
     assert (args.served_model_name, args.dtype, args.max_model_len) == (["mine"], "bfloat16", 512)
@@ -143,7 +143,7 @@ def test_flags_are_read_like_the_environment(text: str, enabled: bool) -> None:
     assert parse(["m", "--metok-enabled", text]).additional_config["metok"]["enabled"] is enabled
 
 
-def test_what_is_likely_a_mistake_is_told(
+def test_likely_mistakes_are_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(serve_args.logger, "propagate", True)

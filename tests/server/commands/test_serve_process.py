@@ -24,7 +24,7 @@ def test_the_user_s_choice_is_kept_and_ours_added() -> None:
     assert plugin_list("metok_http,metok") == "metok_http,metok"
 
 
-def test_what_the_user_set_stays() -> None:
+def test_variables_of_the_user_stay() -> None:
     environ = {"VLLM_MEDIA_CONNECTOR": "http", "VLLM_NO_USAGE_STATS": "0"}
     prepare_environment(environ)
     assert environ["VLLM_MEDIA_CONNECTOR"] == "http"

@@ -38,7 +38,7 @@ def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     step = frames[1]["timestamp_s"]
     for event in events[1:]:
         assert min(abs(event["start_s"] - scene.start_s) for scene in SCENES) <= step
-    # The scene that was asked for is found, though it is the shortest.
+    # The question is about the shortest scene.
     best = max(events, key=lambda event: event["relevance"])
     assert (best["start_s"], best["key"]) == (pytest.approx(18.0, abs=step), True)
     with Image.open(picture) as image:
@@ -63,7 +63,7 @@ def test_natural_rule_and_text_output(capsys: pytest.CaptureFixture[str]) -> Non
         ("", "none", "none", "no_towers", "No alignment towers"),
     ],
 )
-def test_ranking_without_the_question_is_said(
+def test_ranking_without_the_question_is_reported(
     capsys: pytest.CaptureFixture[str],
     question: str,
     mode: str,
@@ -99,7 +99,7 @@ def test_features_are_those_of_the_whole_model(chunk_frames: int) -> None:
 
     encoder = FrameEncoder.load(str(MODEL_DIR))
     frames_THWC = np.random.default_rng(1).integers(0, 256, (5, 48, 64, 3), dtype=np.uint8)
-    seen = encoder.encode(frames_THWC, "", chunk_frames)
+    features = encoder.encode(frames_THWC, "", chunk_frames)
 
     whole = LlavaOnevisionForConditionalGeneration.from_pretrained(MODEL_DIR, dtype=torch.float32)
     whole.eval()
@@ -111,4 +111,4 @@ def test_features_are_those_of_the_whole_model(chunk_frames: int) -> None:
             tower = whole.model.vision_tower(pixels_CHW[None], output_hidden_states=True)
             layer = whole.config.vision_feature_layer
             patches_PD = whole.model.multi_modal_projector(tower.hidden_states[layer])[0]
-        torch.testing.assert_close(seen.feature_TD[t], patches_PD.mean(0), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(features.feature_TD[t], patches_PD.mean(0), atol=1e-5, rtol=1e-5)

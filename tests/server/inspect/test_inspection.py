@@ -42,7 +42,7 @@ def test_events_span_the_video() -> None:
     assert spans == [(0.5, 3.0, True), (3.0, 6.0, False)]
 
 
-def test_frames_say_what_was_kept_and_why() -> None:
+def test_frames_have_their_stride_and_relevance() -> None:
     frames = inspect().frames
     assert [f.index for f in frames] == [0, 10, 20, 30, 40, 50]
     assert [f.stride for f in frames] == [2, 2, 2, 4, 8, 8]

@@ -1,4 +1,4 @@
-"""The picture of `metok inspect`: layout without overlaps, key events and strides to be seen."""
+"""The picture of `metok inspect`: no overlaps, visible key events and strides."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def event_edges(inspection: Inspection) -> list[int]:
     return [round(time_to_x(event.end_s, DURATION_S)) - 6 for event in inspection.events]
 
 
-def test_thumbnail_borders_tell_the_stride() -> None:
+def test_thumbnail_borders_show_the_stride() -> None:
     inspection = synthetic(64, METokConfig())
     pixels = np.asarray(draw_timeline(inspection, grey_frames(64)))
     for colour in STRIDE_COLOURS:

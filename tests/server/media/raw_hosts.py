@@ -1,4 +1,4 @@
-"""Hosts on loopback that send whatever bytes a test wants, at whatever pace."""
+"""Hosts on loopback that send the bytes of a test at its pace."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_addresses_that_are_not_public(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_python_s_own_tables_are_not_what_refuses_them(
+def test_refusal_does_not_depend_on_python_s_tables(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):

@@ -157,7 +157,7 @@ def test_a_file_name_that_the_system_refuses_is_422(tmp_path: Path, name: str) -
     assert caught.value.__cause__ is None
 
 
-def test_a_file_url_that_is_no_url_is_422(tmp_path: Path) -> None:
+def test_a_malformed_file_url_is_422(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         image("file://[::1/x.png", allowed_local_media_path=str(tmp_path))
     assert (caught.value.status, str(caught.value)) == (422, "the file cannot be read")
@@ -230,7 +230,7 @@ class TestVideos:
         frames, metadata = video(url, media_io_kwargs={"video": {"num_frames": 6}}).media
         assert len(frames) == len(metadata["timestamps_s"]) == 6
 
-    def test_what_is_no_video_is_422(self) -> None:
+    def test_bytes_that_are_no_video_are_422(self) -> None:
         with pytest.raises(MediaError) as caught:
             video(data_url(b"no video at all", "video/mp4"))
         assert caught.value.status == 422

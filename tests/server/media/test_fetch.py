@@ -98,7 +98,7 @@ def test_a_private_address_is_refused_by_default(port: int) -> None:
     assert hosts_seen == []
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(port: int) -> None:
+def test_the_connection_goes_to_the_checked_address(port: int) -> None:
     asked: list[str] = []
 
     async def resolver(host: str, _port: int) -> list[str]:
@@ -111,7 +111,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(port: int) -> None:
     assert hosts_seen == [f"video.example:{port}"]
 
 
-def test_a_name_that_changes_its_mind_between_hops_is_refused(
+def test_dns_rebinding_between_redirects_is_refused(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(address, "is_public", lambda a: a == "127.0.0.1")
@@ -164,7 +164,7 @@ def test_size_is_limited_while_it_arrives(port: int, path: str) -> None:
     assert "20000 bytes" in str(caught.value)
 
 
-def test_a_slow_origin_is_given_up_at_the_deadline(port: int) -> None:
+def test_a_slow_host_ends_at_the_deadline(port: int) -> None:
     started = time.monotonic()
     with pytest.raises(MediaDeadlineError) as caught:
         fetch(f"http://127.0.0.1:{port}/slow", replace(LIMITS, fetch_timeout_s=0.3))
@@ -177,7 +177,7 @@ def test_a_compressed_body_is_not_unpacked(port: int) -> None:
 
 
 @pytest.mark.parametrize("suffix", [":{port}/missing", ":1/refused"])
-def test_what_cannot_be_read_is_422(port: int, suffix: str) -> None:
+def test_an_unreadable_url_is_422(port: int, suffix: str) -> None:
     url = "http://127.0.0.1" + suffix.format(port=port)
     with pytest.raises(MediaError) as caught:
         fetch(url)

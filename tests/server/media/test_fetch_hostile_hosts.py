@@ -1,4 +1,4 @@
-"""Whatever a media host sends, the client is told in the 400s or that time is up, soon enough."""
+"""Hostile media hosts: every response ends as a 4xx or as a 504, in time."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ LOCATIONS = [
 
 
 @pytest.mark.parametrize("location", LOCATIONS, ids=range(len(LOCATIONS)))
-def test_redirect_to_nowhere(location: bytes) -> None:
+def test_redirect_to_an_invalid_location(location: bytes) -> None:
     head = b"HTTP/1.1 302 Found\r\nlocation: " + location + b"\r\ncontent-length: 0\r\n\r\n"
     error = refusal(sending(head))
     assert error.status in (400, 422)
@@ -112,7 +112,7 @@ ANSWERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("kind", ANSWERS)
-def test_answers_that_are_none(kind: str) -> None:
+def test_invalid_http_responses(kind: str) -> None:
     error = refusal(sending(ANSWERS[kind]))
     assert error.status in (400, 413, 422)
 
@@ -134,7 +134,7 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-def test_answers_without_an_end(kind: str) -> None:
+def test_endless_responses(kind: str) -> None:
     started = time.monotonic()
     with raw_host(sending_for_ever(*ENDLESS[kind])) as host:
         with pytest.raises(MediaError) as caught:
@@ -144,8 +144,8 @@ def test_answers_without_an_end(kind: str) -> None:
     assert time.monotonic() - started < 15
 
 
-def test_no_loop_but_that_of_fetches_is_held_up_by_them() -> None:
-    """To parse what hosts send takes time, in pieces of 64 KiB that are not interrupted."""
+def test_fetches_run_in_their_own_loop() -> None:
+    """Parsing a response blocks its loop for each 64 KiB."""
     threads: list[str] = []
 
     async def resolver(_host: str, _port: int) -> list[str]:
@@ -177,7 +177,7 @@ def test_a_host_that_never_answers() -> None:
     assert isinstance(refusal(lambda _: time.sleep(3)), MediaDeadlineError)
 
 
-def test_tls_that_is_none() -> None:
+def test_a_plain_answer_to_tls_is_422() -> None:
     script = sending(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     with raw_host(script) as host, pytest.raises(MediaError) as caught:
         fetch(f"https://127.0.0.1:{host.port}/")
@@ -185,13 +185,13 @@ def test_tls_that_is_none() -> None:
 
 
 @pytest.mark.parametrize("body", [gzip.compress(b"x" * 1_000_000), b"no gzip at all"])
-def test_what_is_said_to_be_compressed_is_not_unpacked(body: bytes) -> None:
+def test_a_declared_encoding_is_not_decoded(body: bytes) -> None:
     head = OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(body)
     with raw_host(sending(head, body)) as host:
         assert fetch(f"http://127.0.0.1:{host.port}/") == body
 
 
-def test_a_few_interim_answers_and_many_chunks_are_no_harm() -> None:
+def test_interim_responses_and_many_chunks_are_accepted() -> None:
     hints = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 3
     chunks = b"".join(b"400\r\n" + b"z" * 1024 + b"\r\n" for _ in range(100))
     script = sending(hints, OK, b"transfer-encoding: chunked\r\n\r\n", chunks, b"0\r\n\r\n")
@@ -199,7 +199,7 @@ def test_a_few_interim_answers_and_many_chunks_are_no_harm() -> None:
         assert fetch(f"http://127.0.0.1:{host.port}/") == b"z" * 102_400
 
 
-def test_a_client_that_leaves_ends_its_fetch() -> None:
+def test_cancelling_a_request_ends_its_fetch() -> None:
     async def leave(url: str) -> None:
         task = asyncio.create_task(Fetcher(replace(LIMITS, fetch_timeout_s=60)).fetch(url))
         await asyncio.sleep(0.3)
@@ -251,7 +251,7 @@ def test_the_largest_fetch_ends_over_the_byte_limit() -> None:
     assert failure.status == 429
 
 
-def test_alone_over_the_bound() -> None:
+def test_a_single_fetch_over_the_byte_limit_is_429() -> None:
     limits = replace(LIMITS, max_fetched_bytes=1000)
     error = refusal(sending(OK + b"content-length: 2000\r\n\r\n", b"x" * 2000), limits)
     assert isinstance(error, MediaBusyError)

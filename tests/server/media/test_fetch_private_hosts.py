@@ -1,4 +1,4 @@
-"""One internal host is opened beside the public internet, and nothing else, on any hop."""
+"""Only the allowed private hosts can be fetched from, also after redirects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[tuple[RawHost, RawHost]]:
-    """The host that is opened, and one beside it that is not."""
+    """An allowed host, and another one that is not allowed."""
     with raw_host(sending(OK)) as opened, raw_host(sending(SECRET)) as closed:
         yield opened, closed
 
@@ -48,15 +48,13 @@ V6 = ["[::ffff:127.0.0.1]", "mapped.internal"]
 
 
 @pytest.mark.parametrize("host", V4)
-def test_an_address_is_open_on_its_port_however_it_is_written(
-    hosts: tuple[RawHost, RawHost], host: str
-) -> None:
+def test_an_address_is_allowed_in_every_spelling(hosts: tuple[RawHost, RawHost], host: str) -> None:
     opened, _ = hosts
     assert fetch(f"http://{host}:{opened.port}/", f"127.0.0.1:{opened.port}") == b"open"
 
 
 @pytest.mark.parametrize("host", [*V4, *V6, "0177.0.0.1"])
-def test_it_is_closed_on_all_others(hosts: tuple[RawHost, RawHost], host: str) -> None:
+def test_all_other_hosts_are_closed(hosts: tuple[RawHost, RawHost], host: str) -> None:
     opened, closed = hosts
     with pytest.raises(MediaForbiddenError) as caught:
         fetch(f"http://{host}:{closed.port}/", f"127.0.0.1:{opened.port}")
@@ -65,7 +63,7 @@ def test_it_is_closed_on_all_others(hosts: tuple[RawHost, RawHost], host: str) -
 
 
 @pytest.mark.parametrize("host", ["media.internal", "MEDIA.Internal", "media.internal."])
-def test_a_name_is_open_on_its_port(
+def test_a_name_is_allowed_on_its_port(
     hosts: tuple[RawHost, RawHost], host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, closed = hosts
@@ -99,7 +97,7 @@ def test_all_addresses_of_a_name_must_be_open(hosts: tuple[RawHost, RawHost]) ->
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:{closed}", "169.254.169.254", "0x7f.1:{closed}"])
-def test_an_open_host_cannot_lead_to_a_closed_one(
+def test_an_allowed_host_cannot_redirect_to_a_closed_one(
     hosts: tuple[RawHost, RawHost], target: str
 ) -> None:
     _, closed = hosts
@@ -111,7 +109,7 @@ def test_an_open_host_cannot_lead_to_a_closed_one(
     assert not closed.requests
 
 
-def test_a_closed_host_cannot_be_reached_to_be_led_back(hosts: tuple[RawHost, RawHost]) -> None:
+def test_a_closed_host_is_not_contacted_for_a_redirect(hosts: tuple[RawHost, RawHost]) -> None:
     opened, _ = hosts
     head = f"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:{opened.port}/\r\n\r\n"
     with raw_host(sending(head.encode())) as leads:
@@ -122,13 +120,13 @@ def test_a_closed_host_cannot_be_reached_to_be_led_back(hosts: tuple[RawHost, Ra
         assert fetch(f"http://127.0.0.1:{leads.port}/", both) == b"open"
 
 
-def test_a_network_without_a_port_opens_the_web_s_ports_only(
+def test_a_network_without_a_port_allows_80_and_443_only(
     hosts: tuple[RawHost, RawHost],
 ) -> None:
     opened, _ = hosts
     with pytest.raises(MediaForbiddenError):
         fetch(f"http://127.0.0.1:{opened.port}/", "127.0.0.0/8")
-    with pytest.raises(MediaError) as caught:  # checked, and nobody listens there
+    with pytest.raises(MediaError) as caught:  # allowed, but no server listens there
         fetch("http://127.77.77.77/", "127.0.0.0/8")
     assert caught.value.reason == "unreachable"
     assert fetch(f"http://127.0.0.1:{opened.port}/", f"127.0.0.0/8:{opened.port}") == b"open"

@@ -78,7 +78,7 @@ def test_an_image_is_read_as_vllm_reads_it(mode: str) -> None:
         assert image.original_bytes == data
 
 
-def test_other_modes_are_left_to_vllm() -> None:
+def test_other_image_modes_are_read_by_vllm() -> None:
     data = encoded(np.zeros((4, 6, 4), np.uint8))
     assert load(data_url(data, "image/png"), "image", image={"image_mode": None}).mode == "RGBA"
 

@@ -91,7 +91,7 @@ def test_another_spelling_is_another_path(path: str) -> None:
         ("POST", "/ping"),
     ],
 )
-def test_but_health_and_the_page(method: str, path: str) -> None:
+def test_health_and_the_page_need_no_key(method: str, path: str) -> None:
     assert ask(path, method)[0]
     assert ask("/prefix" + path, method, root_path="/prefix")[0]
 
@@ -103,7 +103,7 @@ def test_metrics_by_choice(path: str) -> None:
     assert ask(path, key=KEYS[0], metrics=False)[0]
 
 
-def test_a_browser_may_ask_what_it_may_do() -> None:
+def test_a_cors_preflight_needs_no_key() -> None:
     preflight = (
         (b"origin", b"https://example.com"),
         (b"access-control-request-method", b"POST"),
@@ -113,11 +113,11 @@ def test_a_browser_may_ask_what_it_may_do() -> None:
 
 
 @pytest.mark.parametrize("value", [b"first secret", b"Basic first secret", b"Bearer  first secret"])
-def test_other_ways_to_say_it_are_none(value: bytes) -> None:
+def test_other_authorization_forms_are_refused(value: bytes) -> None:
     assert not ask("/v1/models", headers=((b"authorization", value),))[0]
 
 
-def test_a_scope_names_whose_request_it_is() -> None:
+def test_the_scope_gets_the_tenant_of_a_valid_key() -> None:
     tenants = {ask("/v1/models", key=key)[1][TENANT] for key in KEYS}
     assert len(tenants) == len(KEYS)
     assert not any("secret" in tenant for tenant in tenants)
@@ -168,18 +168,18 @@ def test_everything_that_is_posted_is_work(path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/ping", "/v1/responses/resp_1/cancel", "/inference/v1/abort_requests", "/wake_up/"]
 )
-def test_except_what_steers_the_server(path: str) -> None:
+def test_control_routes_are_not_work(path: str) -> None:
     assert not is_work(http_scope(path))
     assert not is_work(http_scope("/prefix" + path, root_path="/prefix"))
 
 
 @pytest.mark.parametrize("root", ["/", "/v", "/v1/chat"])
-def test_a_root_path_takes_nothing_else_away(root: str) -> None:
+def test_only_a_whole_root_path_is_removed(root: str) -> None:
     assert access.route_path(http_scope("/v1/completions", root_path=root)) == "/v1/completions"
 
 
 def test_the_control_routes_are_routes_of_vllm() -> None:
-    """A path that vLLM does not have would be a hole that nobody sees."""
+    """A control path that vLLM does not have would exempt a path from the limits."""
     package = Path(vllm.__file__).parent / "entrypoints"
     source = "\n".join(path.read_text() for path in package.rglob("api_router.py"))
     assert {path for path in access.CONTROL_PATHS if f'"{path}"' not in source} == set()

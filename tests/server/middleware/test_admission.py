@@ -38,7 +38,7 @@ def test_beyond_the_limit_is_429_with_retry_after(kind: type[Refusal]) -> None:
 
 
 @pytest.mark.parametrize("kind", [Refusal, Admission])
-def test_one_client_never_has_all_places(kind: type[Refusal]) -> None:
+def test_one_client_gets_only_its_share(kind: type[Refusal]) -> None:
     lifecycle = Lifecycle()
     app = kind(answering(200, b"ok"), lifecycle, max_inflight=16)
     mine, other = http_scope(client=("10.0.0.1", 5)), http_scope(client=("10.0.0.2", 5))
@@ -54,7 +54,7 @@ def test_one_client_never_has_all_places(kind: type[Refusal]) -> None:
     assert through(app, scope=mine).status == 200
 
 
-def test_clients_that_are_done_are_forgotten() -> None:
+def test_clients_without_requests_are_dropped() -> None:
     lifecycle = Lifecycle()
     app = Admission(answering(200, b"ok"), lifecycle, max_inflight=16)
     for number in range(20):
@@ -69,7 +69,7 @@ def test_zero_means_no_limit() -> None:
     assert through(Admission(answering(200, b"ok"), lifecycle, max_inflight=0)).status == 200
 
 
-def test_a_place_is_given_back_when_the_app_fails() -> None:
+def test_a_failed_request_is_no_longer_counted() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         assert lifecycle.inflight == 1
         raise RuntimeError("failed")
@@ -126,24 +126,24 @@ def test_a_request_counts_once_its_body_is_there() -> None:
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8")]
 
 
-def test_a_quick_answer_is_untouched() -> None:
+def test_an_answer_before_the_deadline_is_unchanged() -> None:
     client = through(Deadline(answering(200, b"ok"), 5))
     assert (client.status, client.body) == (200, b"ok")
 
 
-def test_before_the_response_it_is_504_and_the_work_sees_the_client_gone() -> None:
-    gone: list[bool] = []
+def test_the_deadline_is_504_and_the_app_sees_a_disconnect() -> None:
+    disconnected: list[bool] = []
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone.append(True)
+        disconnected.append(True)
         await answering(200, b"too late")(_scope, Client().receive, send)
 
     client = through(Deadline(app, 0.05))
     assert client.status == 504
     assert "0.05 seconds" in client.message
-    assert gone == [True]
+    assert disconnected == [True]
     assert b"too late" not in client.body
 
 
@@ -161,7 +161,7 @@ def test_a_stream_ends_with_an_error_event() -> None:
     assert client.sent[-1].get("more_body", False) is False
 
 
-def test_what_is_no_stream_gets_no_event() -> None:
+def test_only_a_stream_gets_an_error_event() -> None:
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"9")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -171,7 +171,7 @@ def test_what_is_no_stream_gets_no_event() -> None:
     assert through(Deadline(_ended_by_disconnect(app), 0.05)).body == b"{"
 
 
-def test_work_that_does_not_care_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_ignores_the_disconnect_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "CANCEL_GRACE_S", 0.01)
     cancelled: list[bool] = []
 
@@ -195,7 +195,7 @@ def test_an_error_of_the_app_is_passed_on() -> None:
 
 
 def _ended_by_disconnect(app: ASGIApp) -> ASGIApp:
-    # As starlette's StreamingResponse: a client that goes away ends the work.
+    # As starlette's StreamingResponse, which ends when the client disconnects.
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         task = asyncio.ensure_future(app(scope, receive, send))
         while (await receive())["type"] != "http.disconnect":
@@ -206,7 +206,7 @@ def _ended_by_disconnect(app: ASGIApp) -> ASGIApp:
 
 
 class Leaving(Client):
-    """Sends its body and hangs up a little later."""
+    """Sends its body and disconnects 50 ms later."""
 
     async def receive(self) -> Message:
         if self._messages:
@@ -215,49 +215,49 @@ class Leaving(Client):
         return {"type": "http.disconnect"}
 
 
-def test_a_route_that_never_looks_ends_with_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_route_that_does_not_receive_ends_on_disconnect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "CANCEL_GRACE_S", 0.05)
-    left: list[bool] = []
+    finished: list[bool] = []
 
     async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
         await receive()
-        with current().on_finish(lambda: left.append(True)):
+        with current().on_finish(lambda: finished.append(True)):
             await asyncio.sleep(60)
 
     started = time.monotonic()
     assert through(Deadline(app, 0), Leaving()).sent == []
-    assert left == [True]
+    assert finished == [True]
     assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("seconds", [0, 0.05])
-def test_the_requester_leaves_in_the_end(seconds: float) -> None:
-    seen = []
+def test_the_requester_finishes_with_the_request(seconds: float) -> None:
+    requesters = []
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         requester = REQUESTER.get()
         assert requester is not None
         assert not requester.finished
-        seen.append(requester)
+        requesters.append(requester)
         if seconds:
             await asyncio.sleep(60)
         await answering(200, b"ok")(_scope, Client().receive, send)
 
     through(Deadline(_ended_by_disconnect(app) if seconds else app, seconds))
-    assert [requester.finished for requester in seen] == [True]
+    assert [requester.finished for requester in requesters] == [True]
     assert REQUESTER.get() is None
 
 
-def test_who_asks() -> None:
-    nobody = requester_of(http_scope(client=("192.0.2.7", 4711)))
-    assert (nobody.client, nobody.tenant) == ("192.0.2.7", "")
-    known = requester_of(http_scope(client=("192.0.2.7", 4711), **{TENANT: "abc"}))
-    assert (known.client, known.tenant) == ("abc", "abc")
+def test_the_requester_of_a_scope() -> None:
+    anonymous = requester_of(http_scope(client=("192.0.2.7", 4711)))
+    assert (anonymous.client, anonymous.tenant) == ("192.0.2.7", "")
+    with_key = requester_of(http_scope(client=("192.0.2.7", 4711), **{TENANT: "abc"}))
+    assert (with_key.client, with_key.tenant) == ("abc", "abc")
     assert requester_of(http_scope(client=None)).client == ""
 
 
 def endless(closed: Callable[[], None]) -> ASGIApp:
-    """A stream of large pieces that goes on as long as somebody reads."""
+    """An endless stream of large chunks; calls `closed` at its end."""
 
     async def pieces() -> AsyncIterator[bytes]:
         try:
@@ -276,14 +276,14 @@ def endless(closed: Callable[[], None]) -> ASGIApp:
 
 @contextlib.contextmanager
 def silent(port: int) -> Iterator[socket.socket]:
-    """A client that asks and reads nothing."""
+    """A client that sends a request and does not read the answer."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         yield client
 
 
-def test_a_client_that_reads_nothing_is_let_go_at_the_deadline() -> None:
+def test_a_client_that_reads_nothing_is_disconnected_at_the_deadline() -> None:
     lifecycle = Lifecycle()
     closed: list[bool] = []
     app = Admission(Deadline(endless(lambda: closed.append(True)), 0.5), lifecycle, 4)

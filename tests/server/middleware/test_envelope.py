@@ -58,7 +58,7 @@ def test_a_good_body_that_is_no_envelope_passes_unchanged() -> None:
     assert (client.status, client.body) == (200, b'{"error": "no"}')
 
 
-def test_an_unhandled_error_is_a_500_that_says_nothing_about_itself() -> None:
+def test_an_unhandled_error_is_a_500_without_details() -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise RuntimeError("secret at /opt/models")
 
@@ -78,7 +78,7 @@ def test_an_error_after_the_start_of_a_response_is_left_to_the_server() -> None:
         run(app)
 
 
-def test_a_stream_is_passed_on_as_it_comes() -> None:
+def test_a_stream_passes_chunk_by_chunk() -> None:
     client = Client()
     seen: list[int] = []
 
@@ -107,7 +107,7 @@ SPACED = "a b " * 25_000
     "message",
     ["The model `{}` does not exist.", "Unknown part '{}'.", 'got "{}", not one of a, b', "'{}"],
 )
-def test_a_client_s_words_are_quoted_in_part(message: str, said: str) -> None:
+def test_long_values_of_a_client_are_quoted_in_part(message: str, said: str) -> None:
     body = json.dumps({"error": {"message": message.format(said), "code": 400, "param": said}})
     client = run(answering(400, body.encode()))
     error = json.loads(client.body)["error"]
@@ -119,7 +119,7 @@ def test_a_client_s_words_are_quoted_in_part(message: str, said: str) -> None:
     assert (own["message"], own["param"]) == (error["message"], error["param"])
 
 
-def test_no_message_is_longer_than_people_read() -> None:
+def test_messages_have_a_maximum_length() -> None:
     assert len(short(SPACED)) == MAX_MESSAGE
     assert short(SPACED).startswith("a b a b")
 
@@ -134,7 +134,7 @@ def test_a_long_message_of_the_server_stays_whole() -> None:
     assert short(message) == message
 
 
-def test_a_client_that_leaves_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disconnect_is_not_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise ClientDisconnect
 

@@ -52,12 +52,12 @@ class Engines:
         self.answers: list[list[Any]] | Exception = list(answers)
         self.free = asyncio.Event()
         self.free.set()
-        self.asked = 0
+        self.calls = 0
         self.engine_core = self
 
     async def call_utility_all_async(self, *call: Any) -> list[list[Any]]:
         assert call == ("collective_rpc", "metok_evictor_state", None, (), None)
-        self.asked += 1
+        self.calls += 1
         await self.free.wait()
         if isinstance(self.answers, Exception):
             raise self.answers
@@ -120,15 +120,15 @@ class TestMetrics:
         before = metric("metok_kv_blocks_freed_total")
         engines = Engines([state_of(5, metok_a=[4, 2])])
         app = app_for(engines)
-        seen = []
+        values = []
         for freed in (5, 5, 4, 9):
             engines.answers = [[state_of(freed)]]
             get(app, "/metrics")
-            seen.append(metric("metok_kv_blocks_freed_total") - before)
-        assert seen == [5, 5, 5, 9]
+            values.append(metric("metok_kv_blocks_freed_total") - before)
+        assert values == [5, 5, 5, 9]
         assert metric("metok_kv_blocks_held") == 0
 
-    def test_a_busy_engine_is_asked_once_and_does_not_hold_up_a_scrape(
+    def test_a_busy_engine_gets_one_call_and_does_not_delay_a_scrape(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(evictor_state, "SCRAPE_WAIT_S", 0.05)
@@ -145,7 +145,7 @@ class TestMetrics:
                 assert response.status_code == 200
                 assert metric("metok_kv_blocks_held") == 6, "the last known value"
             assert time.monotonic() - started < 5
-            assert engines.asked == 2
+            assert engines.calls == 2
             engines.free.set()
             await asyncio.sleep(0.05)
             assert metric("metok_kv_blocks_held") == 1, "a late answer still counts"
@@ -153,20 +153,20 @@ class TestMetrics:
         session(app, steps)
 
     @pytest.mark.parametrize("error", [RuntimeError("shutting down"), EngineDeadError()])
-    def test_an_engine_that_cannot_tell_does_not_fail_a_scrape(self, error: Exception) -> None:
+    def test_a_failed_call_does_not_fail_a_scrape(self, error: Exception) -> None:
         engines = Engines()
         engines.answers = error
         response = get(app_for(engines), "/metrics")
         assert response.status_code == 200
-        assert engines.asked == 1
+        assert engines.calls == 1
 
     @pytest.mark.parametrize("path", ["/health/ready", "/v1/models", "/metrics-of-others"])
-    def test_nothing_else_asks_the_engine(self, path: str) -> None:
+    def test_only_a_scrape_calls_the_engine(self, path: str) -> None:
         engines = Engines([state_of(1)])
         app = app_for(engines)
         app.state.metok_lifecycle = Lifecycle()
         get(app, path)
-        assert engines.asked == 0
+        assert engines.calls == 0
 
     @pytest.mark.parametrize(
         ("scope", "expected"),
@@ -183,20 +183,20 @@ class TestMetrics:
 
 
 class TestRoute:
-    def test_the_books_of_every_engine(self) -> None:
+    def test_the_state_of_every_engine(self) -> None:
         first, second = state_of(5, metok_a=[4, 2], plain=[9, 9]), state_of(2)
         content = get(app_for(Engines([first], [second])), "/metok/books").json()
         assert content == {
             "engines": [{**first, "held_blocks": 6}, {**second, "held_blocks": 0}],
         }
 
-    def test_refused_where_there_are_none(self) -> None:
+    def test_404_without_an_evictor(self) -> None:
         response = get(app_for(None), "/metok/books")
         assert response.status_code == 404
         assert "stages 2 and 3 are off" in response.json()["error"]["message"]
 
     @pytest.mark.parametrize("staged", [True, False])
-    def test_behind_the_api_key(self, staged: bool) -> None:
+    def test_it_needs_the_api_key(self, staged: bool) -> None:
         app = app_for(Engines([state_of(0)]) if staged else None, key="secret")
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
             response = get(app, "/metok/books", **headers)
@@ -214,7 +214,7 @@ class TestRoute:
         authorization = "Bearer of the environment"
         assert get(app, "/metok/books", Authorization=authorization).status_code == 200
 
-    def test_a_busy_engine_is_said_to_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_busy_engine_is_503(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(evictor_state, "DEBUG_WAIT_S", 0.05)
         engines = Engines([state_of(0)])
         engines.free.clear()
@@ -232,9 +232,9 @@ class TestRoute:
 
 
 @pytest.mark.parametrize(
-    ("stages", "kept"), [((1,), False), ((1, 2), True), ((3,), True), ((), False)]
+    ("stages", "is_read"), [((1,), False), ((1, 2), True), ((3,), True), ((), False)]
 )
-def test_books_are_kept_where_the_decoder_is_staged(stages: tuple[int, ...], kept: bool) -> None:
+def test_the_evictor_is_read_with_stages_2_or_3(stages: tuple[int, ...], is_read: bool) -> None:
     plugin = endpoint.MetokEndpoint()
     plugin.lifecycle = Lifecycle()
     plugin._app = app = FastAPI()
@@ -243,7 +243,7 @@ def test_books_are_kept_where_the_decoder_is_staged(stages: tuple[int, ...], kep
     config = SimpleNamespace(additional_config={"metok": settings}, shutdown_timeout=1)
     client = SimpleNamespace(model_config=model, vllm_config=config, shutdown=None, errored=False)
     asyncio.run(plugin.init_state(client, app.state, None))
-    assert (app.state.metok_evictors is not None) is kept
+    assert (app.state.metok_evictors is not None) is is_read
 
 
 @pytest.fixture(params=["one process", "several"])
@@ -257,12 +257,12 @@ def _shared(
 
 
 @pytest.mark.usefixtures("_shared")
-def test_only_what_is_above_the_marks_counts() -> None:
+def test_only_values_above_the_high_water_mark_count() -> None:
     marks = CounterHighWater()
     assert marks.increase([]) == 0
     assert marks.increase([3]) == 3
     assert marks.increase([3, 4]) == 4
-    assert marks.increase([5, 1]) == 2, "a late answer takes nothing back"
+    assert marks.increase([5, 1]) == 2, "a late answer changes nothing"
     assert marks.increase([5]) == 0
     assert marks.increase([5, 6, 0]) == 2
 
@@ -278,7 +278,7 @@ def test_two_servers_do_not_count_twice(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert first.increase([12, 5]) == 4
 
 
-def test_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_concurrent_increases_count_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     counted: list[int] = []
 
@@ -294,7 +294,7 @@ def test_at_the_same_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert sum(counted) == 199
 
 
-def test_marks_outlive_the_process_that_made_them(
+def test_high_water_marks_outlive_their_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))

@@ -73,7 +73,7 @@ def test_long_lists_of_anything_are_refused(item: Any) -> None:
 
 
 @pytest.mark.parametrize("key", ["prompt", "tokens", "prompt_token_ids"])
-def test_token_ids_may_be_many(key: str) -> None:
+def test_long_token_id_lists_are_accepted(key: str) -> None:
     many = list(range(150_000))
     scan(json.dumps({key: many}).encode())
     scan(json.dumps({key: [many[:75_000], many[75_000:]]}).encode())
@@ -83,7 +83,7 @@ def test_token_ids_may_be_many(key: str) -> None:
         assert "list items" in str(refused(json.dumps({key: others}).encode()))
 
 
-def test_a_key_is_not_one_for_being_spelled_otherwise() -> None:
+def test_a_token_key_must_match_exactly() -> None:
     for body in (
         b'{"pr\\u006fmpt": [%s]}',
         b'{"prompt": 1, "messages": [%s]}',
@@ -150,6 +150,6 @@ def test_the_worst_bodies_take_linear_time(body: bytes) -> None:
     assert longest < 0.5
 
 
-def test_the_limits_are_what_validation_can_bear() -> None:
-    """Each wrong item of a chat costs up to 15 errors of 4 us."""
+def test_bodies_at_the_limits_validate_in_time() -> None:
+    """An invalid item of a chat request costs up to 15 errors of 4 us."""
     assert json_scan.MAX_LIST_ITEMS * 15 * 4e-6 < 1

@@ -29,7 +29,7 @@ def test_phases() -> None:
     assert seen == [Phase.LOADING, Phase.SERVING, Phase.DRAINING, Phase.DRAINING]
 
 
-def test_what_must_happen_before_serving_happens_while_still_loading() -> None:
+def test_before_serving_runs_while_loading() -> None:
     lifecycle = Lifecycle()
     seen: list[Phase] = []
     lifecycle.before_serving = lambda: seen.append(lifecycle.phase)
@@ -55,7 +55,7 @@ def test_shutdown_waits_for_the_requests_in_flight() -> None:
     assert not lifecycle.failed
 
 
-def test_a_request_that_does_not_end_is_left_behind_after_the_drain() -> None:
+def test_shutdown_continues_after_the_drain_timeout() -> None:
     lifecycle = Lifecycle()
     lifecycle.enter()
     given: list[float | None] = []
@@ -76,7 +76,7 @@ def test_a_second_shutdown_does_not_drain_again() -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, None])
-def test_vllm_s_own_word_for_no_timeout_is_kept(timeout: float | None) -> None:
+def test_vllm_s_value_for_no_timeout_is_kept(timeout: float | None) -> None:
     given: list[float | None] = []
     drain_before(lambda timeout: given.append(timeout), Lifecycle(), 0, nothing)(timeout=timeout)
     assert given == [timeout]
@@ -95,7 +95,7 @@ def test_the_event_loop_is_never_blocked() -> None:
     assert lifecycle.failed
 
 
-def test_what_is_left_is_ended_after_the_drain_and_before_the_engine() -> None:
+def test_decoding_ends_after_the_drain_and_before_the_engine() -> None:
     order: list[str] = []
     lifecycle = Lifecycle()
     lifecycle.enter()
@@ -106,7 +106,7 @@ def test_what_is_left_is_ended_after_the_drain_and_before_the_engine() -> None:
     assert order == ["work", "engine"]
 
 
-def test_a_dead_engine_ends_the_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_engine_ends_decoding_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metok_vllm.server.middleware.lifecycle.WATCH_S", 0.01)
     engine = SimpleNamespace(errored=False)
     ended: list[bool] = []

@@ -1,4 +1,4 @@
-"""Rivals hold what METok holds: by the engine's own arithmetic, within one token of each layer."""
+"""Rivals hold what METok holds by the engine's own arithmetic, within a token for each layer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality import frontier as equal_kv
-from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier, rivals
+from metok_vllm.benchmarks.quality.frontier import (
+    TARGETS,
+    frontier,
+    held_tokens,
+    rivals,
+    solve_fastv,
+    solve_frame_dropping,
+    solve_token_rule,
+)
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.questions.settings import Setting, request_config
 from metok_vllm.config import METokConfig
@@ -15,7 +22,7 @@ from metok_vllm.config.methods import ENCODER_RULES
 from metok_vllm.plan.tokens import dense_tokens
 
 SERVER = METokConfig()
-frames_asked = st.integers(1, 256)
+frame_counts = st.integers(1, 256)
 
 
 @st.composite
@@ -24,7 +31,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Setting:
+def settings(draw: st.DrawFn) -> Setting:
     request = {
         "num_events": draw(st.integers(1, 9)),
         "keep_ratio": draw(st.sampled_from([0.3, 0.5, 0.76, 1.0])),
@@ -34,13 +41,13 @@ def wishes(draw: st.DrawFn) -> Setting:
 
 
 def held(setting: Setting, frames: int, geometry: Geometry) -> int:
-    return equal_kv.held(request_config(SERVER, setting), frames, geometry)
+    return held_tokens(request_config(SERVER, setting), frames, geometry)
 
 
-@given(wishes(), frames_asked, geometries(), st.sampled_from(ENCODER_RULES))
+@given(settings(), frame_counts, geometries(), st.sampled_from(ENCODER_RULES))
 def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str) -> None:
     target = held(metok, frames, geometry)
-    solved = equal_kv.token_rule(target, frames, geometry)
+    solved = solve_token_rule(target, frames, geometry)
     request = {"rule": rule, "rule_keep": solved.share}
     assert held(Setting("x", rule, request), frames, geometry) == solved.token_layers
     # One visual token and the newline are the least that such a rule can hold.
@@ -48,11 +55,11 @@ def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str)
     assert abs(solved.token_layers - min(max(target, least), most)) <= geometry.layers / 2
 
 
-@given(wishes(), frames_asked, geometries())
+@given(settings(), frame_counts, geometries())
 def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
     first = geometry.layout(None).boundaries[0]
-    solved = equal_kv.fastv(target, frames, geometry, None)
+    solved = solve_fastv(target, frames, geometry, None)
     below = first * dense_tokens(frames, geometry.grid)
     deeper = geometry.layers - first
     if solved is None:
@@ -64,10 +71,10 @@ def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
     assert abs(solved.token_layers - min(target, most)) <= deeper / 2
 
 
-@given(wishes(), frames_asked, geometries())
+@given(settings(), frame_counts, geometries())
 def test_fewer_frames(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
-    solved = equal_kv.frame_dropping(target, frames, geometry)
+    solved = solve_frame_dropping(target, frames, geometry)
     kept = Setting("x", "fewer", {"enabled": False}, solved.share).frames(frames, frames)
     each = dense_tokens(1, geometry.grid) - 1
     assert solved.token_layers == geometry.layers * dense_tokens(kept, geometry.grid)
@@ -90,15 +97,15 @@ def test_every_setting_of_the_frontier_is_one_that_a_server_takes(frames: int) -
         assert {f"{rule} = {target}" for rule in ("random", "VidCom2", "fewer frames")} <= rivals_of
 
 
-def test_a_server_of_ones_own_is_a_target_too() -> None:
+def test_the_servers_own_settings_are_a_target() -> None:
     geometry = Geometry(12, 2, 32, 4, grid=8)
     own = METokConfig(pruning_layers=(4, 8, 10), keep_ratio=0.9, decode_keep=0.5)
     found = {setting.name: setting for setting in frontier(64, geometry, own, own=True)}
     served = found["as served"]
     assert served.request is None
     rival = request_config(own, found["EVS = as served"])
-    target = equal_kv.held(request_config(own, served), 64, geometry)
-    assert abs(equal_kv.held(rival, 64, geometry) - target) <= geometry.layers / 2
+    target = held_tokens(request_config(own, served), 64, geometry)
+    assert abs(held_tokens(rival, 64, geometry) - target) <= geometry.layers / 2
 
 
 def test_fastv_is_left_out_where_its_first_layers_hold_too_much() -> None:

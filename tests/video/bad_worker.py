@@ -1,6 +1,6 @@
-"""A decode worker that a hostile file has taken over: `python -m tests.video.liar`.
+"""A compromised decode worker: `python -m tests.video.bad_worker`.
 
-It answers every request with the lie that the file names, or dies trying.
+It answers every request with the invalid reply that the file names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from metok_vllm.video.channel import anonymous_file, receive, send
 
 SHAPE = [2, 4, 6, 3]
-HONEST: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "shape": SHAPE,
     "indices": [0, 3],
     "timestamps_s": [0.0, 0.5],
@@ -27,7 +27,7 @@ HONEST: dict[str, Any] = {
 }
 DECODED: dict[str, dict[str, Any]] = {
     "other channels": {"shape": [2, 4, 6, 4]},
-    "more frames than asked for": {
+    "more frames than requested": {
         "shape": [9, 1, 1, 3],
         "indices": list(range(9)),
         "timestamps_s": [0.0] * 9,
@@ -68,11 +68,11 @@ RAW = {
     "no text at all": b"\xff" * 99,
     "too long": b" " * (1 << 20),
 }
-LIES = (*DECODED, *ERRORS, *RAW, "a pipe", "a device", "two files", "slow", "endless")
+BAD_REPLIES = (*DECODED, *ERRORS, *RAW, "a pipe", "a device", "two files", "slow", "endless")
 
 
 def main() -> None:
-    """Lie until the socket closes."""
+    """Send bad replies until the socket closes."""
     with socket.socket(fileno=0) as sock:
         send(sock, {"ready": True})
         while True:
@@ -82,16 +82,16 @@ def main() -> None:
                 file.seek(0)
                 name = file.read().decode()
             send(sock, {"taken": True})
-            _lie(sock, name)
+            _reply(sock, name)
 
 
-def _lie(sock: socket.socket, name: str) -> None:
+def _reply(sock: socket.socket, name: str) -> None:
     with anonymous_file() as frames:
         frames.write(bytes(2 * 4 * 6 * 3))
-        if name == "honest":
-            send(sock, {"decoded": HONEST}, frames)
+        if name == "valid":
+            send(sock, {"decoded": VALID}, frames)
         elif name in DECODED:
-            send(sock, {"decoded": HONEST | DECODED[name]}, frames)
+            send(sock, {"decoded": VALID | DECODED[name]}, frames)
         elif name in ERRORS:
             send(sock, {"error": ERRORS[name]})
         elif name in RAW:
@@ -107,7 +107,7 @@ def _lie(sock: socket.socket, name: str) -> None:
 
 
 def _send_other_file(sock: socket.socket, name: str, frames: BinaryIO) -> None:
-    body = json.dumps({"decoded": HONEST}).encode()
+    body = json.dumps({"decoded": VALID}).encode()
     reader, writer = os.pipe()
     zero = os.open("/dev/zero", os.O_RDONLY)
     fds = {"a pipe": [reader], "a device": [zero], "two files": [reader, frames.fileno()]}[name]

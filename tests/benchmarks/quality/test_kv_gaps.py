@@ -1,4 +1,4 @@
-"""Equal KV is asked of videos and servers that it was solved for, and looked at afterwards."""
+"""Settings at equal KV: the checks of videos and servers, and the gaps of the held tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.benchmarks.quality.command import read_cells
-from metok_vllm.benchmarks.quality.frontier import frontier, rivals
+from metok_vllm.benchmarks.quality.frontier import frontier
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import Answered, Cell
 from metok_vllm.benchmarks.quality.kv_gaps import Gap, check_layers, gaps, largest
@@ -25,7 +25,6 @@ from metok_vllm.benchmarks.questions.settings import (
 )
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
-from metok_vllm.plan.tokens import dense_tokens
 from tests.benchmarks.quality.canned import GEOMETRY, write_folder
 
 MAX = Setting("max", "METok", {"preset": "max"})
@@ -47,15 +46,15 @@ def test_videos_that_are_too_short_are_refused(tmp_path: Path) -> None:
     folder = write_folder(tmp_path, 2, [{"question": "?"}])  # of eight frames
     for frames in (4, 8):
         read_cells([folder], [frames], lambda count: frontier(count, GEOMETRY))
-    with pytest.raises(ConfigError, match=r"0\.mp4 has 8 frames and --frames asks for 9"):
+    with pytest.raises(ConfigError, match=r"0\.mp4 has 8 frames and --frames is 9"):
         read_cells([folder], [9], lambda count: frontier(count, GEOMETRY))
-    # What is not to be equal to anything may be asked with what there is.
+    # Settings without a target accept shorter videos.
     read_cells([folder], [9], lambda count: presets(["max"]))
 
 
 def test_gaps_are_those_of_the_tokens_that_were_held(tmp_path: Path) -> None:
-    asked = tuple(read_folder(write_folder(tmp_path, 1, [{"question": "?"}]), 8))
-    cells = [Cell(8, asked, (DENSE, MAX, *RIVALS))]
+    questions = tuple(read_folder(write_folder(tmp_path, 1, [{"question": "?"}]), 8))
+    cells = [Cell(8, questions, (DENSE, MAX, *RIVALS))]
     found = [
         held("max", 1000.0),
         held("max", 4.0, "count"),
@@ -92,29 +91,20 @@ def test_a_server_that_prunes_elsewhere_is_refused() -> None:
         check_layers(answer(None), METokConfig(), GEOMETRY)
 
 
-@pytest.mark.parametrize(("tokens", "there"), [(15, False), (16, True)])
-def test_evs_is_left_out_below_one_frame(tokens: int, there: bool) -> None:
-    """vLLM's keeps a whole frame at least: here 16 tokens, and the newline."""
-    assert dense_tokens(1, GEOMETRY.grid) == 16 + 1
-    found = rivals(GEOMETRY.layers * (tokens + 1), "max", 8, GEOMETRY, METokConfig())
-    assert ("EVS = max" in {setting.name for setting in found}) is there
-    assert {"random = max", "VidCom2 = max"} <= {setting.name for setting in found}
-
-
 def test_what_a_server_would_refuse_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     one_stage = METokConfig(stages=(1,))
     keep = Setting("keep", "METok", {"decode_keep": 0.5})
     rival = Setting("random = keep", "random", {"rule": "random"}, equal_to="keep")
     found = for_server([DENSE, rival, keep, MAX, RIVALS[2]], one_stage, own=True)
     assert found == [DENSE, MAX, AS_SERVED]
-    said = capsys.readouterr().err.splitlines()
-    assert "keep is left out, the server would refuse it: metok.decode_keep needs" in said[0]
-    assert "FastV = max is left out, the server would refuse it" in said[1]
-    assert "random = keep is left out, there is no keep to be equal to" in said[2]
+    lines = capsys.readouterr().err.splitlines()
+    assert "keep is left out, the server would refuse it: metok.decode_keep needs" in lines[0]
+    assert "FastV = max is left out, the server would refuse it" in lines[1]
+    assert "random = keep is left out, there is no keep to be equal to" in lines[2]
     names = {s.name for s in frontier(8, GEOMETRY, one_stage)}
     assert {"max", "stage 1", "random = max", "pool 4"} <= names
     assert not names & {"stage 2", "stages 1+2", "FastV 0.5"}
-    # Of a server that is not known, everything is asked.
+    # All settings are sent to a server with an unknown configuration.
     assert for_server([DENSE, keep], None, own=False) == [DENSE, keep]
 
 

@@ -1,4 +1,4 @@
-"""CPU seconds of a process tree, told apart by what its processes do."""
+"""CPU seconds of a process tree by role."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from metok_vllm.benchmarks.client.processes import HostMeter, HostUse
 
-# A root that starts a child that works, and tells how much CPU time the child used.
+# A root whose child uses a given CPU time and then prints a line.
 BURN = """
 import sys, time
 end = time.process_time() + float(sys.argv[1])
@@ -71,6 +71,6 @@ def test_no_process_no_figures() -> None:
         return meter.use()
 
     assert asyncio.run(run(None)) is None
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert asyncio.run(run(gone.pid)) is None
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert asyncio.run(run(ended.pid)) is None

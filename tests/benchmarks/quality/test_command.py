@@ -1,4 +1,4 @@
-"""`python -m metok_vllm.benchmarks.quality`: the frontier against a server, and how it ends."""
+"""`python -m metok_vllm.benchmarks.quality` and `metok bench --quality` against a server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def run(tmp_path: Path, *options: str, server: CannedServer | None = None) -> in
 FRONTIER = ("--settings", "frontier", "--model", str(MODEL_DIR), "--dtype", "float32")
 
 
-def test_the_frontier_says_how_equal_its_settings_are(
+def test_the_frontier_reports_the_gaps_of_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The server holds the same number of tokens whatever it is asked for, but for fewer frames."""
+    """This server holds the same number of tokens under all settings with all frames."""
     assert run(tmp_path, *FRONTIER, "--frames", "8") == 0
     captured = capsys.readouterr()
     assert "The largest gap at equal KV: 8 frames, fewer frames = " in captured.out
@@ -43,22 +43,22 @@ def test_the_frontier_says_how_equal_its_settings_are(
     assert abs(found["fewer frames = max"]["gap"]) > 0.02
 
 
-def test_the_frontier_is_refused_where_it_would_not_be_equal(
+def test_the_frontier_is_refused_if_settings_would_not_be_equal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, *FRONTIER, "--frames", "16") == 2
-    assert "0.mp4 has 8 frames and --frames asks for 16" in capsys.readouterr().err
+    assert "0.mp4 has 8 frames and --frames is 16" in capsys.readouterr().err
     (tmp_path / "metok.yaml").write_text("pruning_layers: [3, 6, 9]\n")
     server = CannedServer(same)
     own = ("--metok-config", str(tmp_path / "metok.yaml"))
     assert run(tmp_path, *FRONTIER, *own, "--frames", "8", server=server) == 2
-    said = capsys.readouterr().err
-    assert "the server prunes at layers [2, 4, 8], and equal KV was solved for [3, 6, 9]" in said
-    assert len(server.bodies) == 2  # dense alone was asked
+    error = capsys.readouterr().err
+    assert "the server prunes at layers [2, 4, 8], and equal KV was solved for [3, 6, 9]" in error
+    assert len(server.bodies) == 2  # dense alone was measured
 
 
 @pytest.mark.parametrize("settings", ["presets", "stages", "FILE"])
-def test_a_file_of_ones_own_is_measured_as_served(
+def test_the_servers_own_file_is_a_setting(
     settings: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "metok.yaml").write_text("stages: [1, 2]\n")
@@ -73,23 +73,12 @@ def test_a_file_of_ones_own_is_measured_as_served(
     assert names[-1] == "as served"
     assert [body for body in server.bodies if "metok" not in body]
     refused = {"presets": [], "stages": ["stage 3", "stages 1+2+3"]}.get(settings, ["evict"])
-    said = capsys.readouterr().err
+    error = capsys.readouterr().err
     for name in refused:
         assert name not in names
-        assert f"metok: {name} is left out, the server would refuse it" in said
+        assert f"metok: {name} is left out, the server would refuse it" in error
     assert record["configuration"]["output_len"] == 40
     assert {body["max_tokens"] for body in server.bodies} == {40}
-
-
-def test_ctrl_c_ends_without_a_traceback(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def stop(*_arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(program, "run", stop)
-    assert run(tmp_path, "--frames", "8") == 130
-    assert capsys.readouterr().err == "metok: interrupted\n"
 
 
 @pytest.mark.parametrize(("options", "length"), [((), 16), (("--output-len", "5"), 5)])
