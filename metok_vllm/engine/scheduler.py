@@ -71,6 +71,10 @@ class StagedScheduling(SchedulerSurface):
         trims = self._evict()
         self.prompt_rows = self.further_rows = 0
         output = super().schedule(*args, **kwargs)
+        buffer = self.evictor_state.buffer
+        if len(buffer):
+            # A request that found no KV blocks waits without rows, or it could block one before it.
+            buffer.keep({request.request_id for request in self.running})
         plans = self.evictor_state.plans
         new = (request.req_id for request in output.scheduled_new_reqs)
         pool = self.kv_cache_manager.block_pool
@@ -79,7 +83,7 @@ class StagedScheduling(SchedulerSurface):
             buffer_rows={
                 request_id: row
                 for request_id in output.num_scheduled_tokens
-                if (row := self.evictor_state.buffer.first_row(request_id)) is not None
+                if (row := buffer.first_row(request_id)) is not None
             },
             trims=trims,
             total_blocks=pool.num_gpu_blocks - 1,

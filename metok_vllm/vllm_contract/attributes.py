@@ -7,7 +7,8 @@ _CORE, _WORKER = "vllm.v1.core.", "vllm.v1.worker."
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     _WORKER + "gpu_model_runner:GPUModelRunner": (
         *("requests", "input_batch", "kv_cache_config", "device", "compilation_config"),
-        *("attn_groups", "num_scheduled_tokens", "get_model"),
+        *("attn_groups", "num_scheduled_tokens", "get_model", "max_num_tokens"),
+        *("vllm_config", "model_config", "dtype"),
     ),
     _WORKER + "gpu_input_batch:InputBatch": (
         *("req_ids", "num_reqs", "req_id_to_index", "block_table", "num_computed_tokens_cpu"),
@@ -27,7 +28,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         *("num_heads", "num_kv_heads", "head_size", "head_size_v"),
     ),
     _CORE + "sched.scheduler:Scheduler": (
-        *("vllm_config", "kv_cache_manager", "encoder_cache_manager", "requests"),
+        *("vllm_config", "kv_cache_manager", "encoder_cache_manager", "requests", "running"),
     ),
     _CORE + "sched.output:SchedulerOutput": (
         *("finished_req_ids", "scheduled_new_reqs", "scheduled_cached_reqs"),

@@ -52,6 +52,7 @@ class SchedulerSurface:
     kv_cache_manager: Any
     encoder_cache_manager: Any
     requests: dict[str, Any]
+    running: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import RequestStatus
 
-from metok_vllm.engine.request_plans import ATTRIBUTE, plan_of, step_tokens
+from metok_vllm.engine.request_plans import ATTRIBUTE, plan_of
 from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.arrivals import Arrival, Ask, make_arrival
 from tests.scheduling.paper_worker import Names, PaperWorker
@@ -77,7 +77,7 @@ class Drive:
         arrival = make_arrival(ask, name, self.settings.block_size)
         request = arrival.request
         features, params = request.mm_features, request.sampling_params
-        plan = plan_of(ask.prompt_tokens, features, params, step_tokens(self.config))
+        plan = plan_of(ask.prompt_tokens, features, params)
         if ask.resumable:
             plan = None
         self.lives[name] = Life(arrival, plan)
@@ -85,7 +85,6 @@ class Drive:
         self.scheduler.add_request(request)
         self.counts["arrived"] += 1
         self.counts["metok"] += plan is not None
-        self.counts["chunked"] += plan is not None and not plan.one_step
         return name
 
     def abort(self, name: str) -> None:
@@ -125,8 +124,10 @@ class Drive:
             lives[name] = (life.begun, begin + count)
             if not request.is_prefill_chunk:
                 samples.add(name)
-            self._check_prompt_is_whole(life, begin, count)
-        self._check_prompts_share_a_step(output)
+            if life.plan is not None and begin < life.plan.prompt_tokens:
+                assert begin + count <= life.plan.prompt_tokens, "a step crosses a prompt's end"
+                self.counts["chunked"] += begin > 0 and begin + count == life.plan.prompt_tokens
+        self._check_prompts_share_a_step(self._prefills(output))
         self.counts["steps"] += 1
         if output.total_num_scheduled_tokens:
             self.in_flight.append(Step(output, written, frozenset(samples), lives))
@@ -153,22 +154,28 @@ class Drive:
     def _requests(self) -> list[tuple[str, Any]]:
         return list(self.scheduler.requests.items())
 
-    @staticmethod
-    def _check_prompt_is_whole(life: Life, begin: int, count: int) -> None:
-        """A METok prompt runs in one step where it fits one; no step crosses its end."""
-        if life.plan is None or begin >= life.plan.prompt_tokens:
-            return
-        if life.plan.one_step:
-            assert (begin, count) == (0, life.plan.prompt_tokens)
-        assert begin + count <= life.plan.prompt_tokens
-
-    def _check_prompts_share_a_step(self, output: Any) -> None:
-        """METok prompts run together up to a number of tokens; a longer one runs by itself."""
-        whole = [
-            count
+    def _prefills(self, output: Any) -> dict[str, int]:
+        """Rows of METok prompts in a step, by request."""
+        return {
+            name: count
             for name, count in output.num_scheduled_tokens.items()
-            if (plan := self.lives[name].plan) and plan.one_step and count == plan.prompt_tokens
-        ]
-        self.counts["together"] += len(whole) > 1
+            if (plan := self.lives[name].plan)
+            and self.scheduler.requests[name].num_computed_tokens <= plan.prompt_tokens
+        }
+
+    def _check_prompts_share_a_step(self, prefills: dict[str, int]) -> None:
+        """METok prompts run together up to a number of rows; more of one run by themselves.
+
+        At most one of them brings more rows of earlier chunks along than a step may have.
+        """
+        self.counts["together"] += len(prefills) > 1
         shared = self.settings.shared
-        assert shared is None or len(whole) < 2 or sum(whole) <= shared
+        assert shared is None or len(prefills) < 2 or sum(prefills.values()) <= shared
+        further = []
+        for name, count in prefills.items():
+            plan = self.lives[name].plan
+            assert plan is not None
+            if self.scheduler.requests[name].num_computed_tokens == plan.prompt_tokens:
+                further.append(max(plan.prompt_tokens - plan.prefill_dropped[1] - count, 0))
+        others = [rows for rows in further if rows]
+        assert len(others) < 2 or sum(others) <= self.settings.batched

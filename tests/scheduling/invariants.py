@@ -18,6 +18,24 @@ def check(drive: Drive) -> None:
         check_request_holds_what_it_needs(drive, request.request_id)
     check_plans_belong_to_requests(drive)
     check_waiting_requests_hold_nothing(drive)
+    check_buffer_rows(drive)
+
+
+def check_buffer_rows(drive: Drive) -> None:
+    """Rows belong to prompts between two chunks, to one each."""
+    reserved = drive.scheduler.evictor_state.buffer._reserved
+    rows = [row for span in reserved.values() for row in span]
+    assert len(rows) == len(set(rows)) <= drive.settings.buffer
+    for name, span in reserved.items():
+        life = drive.lives[name]
+        assert life.plan is not None
+        assert len(span) == life.plan.prompt_tokens
+        assert drive.scheduler.requests[name].status == RequestStatus.RUNNING
+    for request in drive.scheduler.running:
+        life = drive.lives[request.request_id]
+        if life.plan is not None and life.scheduled:
+            between = life.scheduled[-1] < life.plan.prompt_tokens
+            assert not between or request.request_id in reserved
 
 
 def check_after_schedule(drive: Drive, output: object) -> None:
@@ -146,3 +164,4 @@ def check_empty(drive: Drive) -> None:
     assert not any(drive.scheduler.encoder_cache_manager.cached.values())
     assert not drive.worker.requests
     assert not drive.worker.metok_plans
+    assert not len(drive.scheduler.evictor_state.buffer)

@@ -19,7 +19,8 @@ import numpy.typing as npt
 import torch
 
 from metok_vllm.engine.runner import StagedRunner
-from metok_vllm.plan.prompt import PromptPlan
+from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.step import StagedPrompt
 from tests.scheduling.settings import MAX_LEN, Settings
 
 Names = npt.NDArray[np.int64]
@@ -102,6 +103,7 @@ class PaperRunner:
 
     def __init__(self, config: Any, settings: Settings) -> None:
         self.vllm_config = config
+        self.max_num_tokens = settings.batched
         self.device = torch.device("cpu")
         groups = settings.stage_of_group
         tables = [Table(settings.running, settings.block_size) for _ in groups]
@@ -156,6 +158,7 @@ class PaperWorker(StagedRunner, PaperRunner):
         self.metok_stage_of_group = settings.stage_of_group
         self.metok_group_of_layer = list(range(len(settings.stage_of_group)))
         self.contents = contents
+        self.buffer = np.zeros(settings.buffer, dtype=np.int64)
         self.cache = np.zeros((settings.blocks + 1) * settings.block_size, dtype=np.int64)
 
     def execute(self, output: Any) -> dict[str, list[set[int]]]:
@@ -184,12 +187,19 @@ class PaperWorker(StagedRunner, PaperRunner):
 
     def _rows(self, gid: int, row: int) -> tuple[Names, int]:
         """Cache positions that a request's rows are written to, and how many it then has."""
-        view = self.metok_views.of(self.metok_stage_of_group[gid])
+        stage, geometry = self.metok_stage_of_group[gid], self.metok_geometry
+        if geometry is not None:
+            blocks = geometry.blocks(stage, self.max_num_tokens)
+            parts = [np.arange(start_R[row], start_R[row] + n_R[row]) for n_R, start_R in blocks]
+            positions = np.concatenate(parts)
+            assert sum(len(part) for part in parts) == geometry.query_SR[stage][row]
+            return positions, int(geometry.start_SR[stage][row] + geometry.query_SR[stage][row])
+        view = self.metok_views.of(stage)
         computed = int(self.input_batch.num_computed_tokens_cpu[row])
         total = computed + int(self.num_scheduled_tokens.np[row])
         if view is None:
             return np.arange(computed, total), total
-        first, last = view.query_start_R1[row : row + 2].tolist()
+        first, last = view.slot_start_R1[row : row + 2].tolist()
         return view.position_N.numpy()[first:last], int(view.length_R[row])
 
     def _expected(self, gid: int, row: int, length: int) -> Names:
@@ -214,13 +224,29 @@ class PaperWorker(StagedRunner, PaperRunner):
         return names
 
     def _make_compact(self) -> None:
-        staged, self.metok_staged = self.metok_staged, None
-        if staged is None:
+        geometry, self.metok_geometry = self.metok_geometry, None
+        if geometry is None or geometry.staged is None:
             return
-        for of_stage in staged.slots:
-            for prompt, of_group in zip(staged.step.evicted(), of_stage, strict=False):
+        for stage in range(1, NUM_STAGES):
+            compact = self._compact_slots(geometry, stage)
+            for prompt, of_group in zip(geometry.staged.evicted(), compact, strict=False):
                 for gid, slots in of_group.items():
-                    plan: PromptPlan = prompt.plan
-                    positions = np.arange(len(slots)) + plan.first_visual
+                    positions = np.arange(len(slots)) + prompt.plan.first_visual
                     names = self._names(gid, prompt.request_id, MOVED, positions)
                     self.cache[slots.numpy()] = names
+        for prompt in geometry.staged.prompts:
+            self._use_buffer(prompt)
+
+    def _use_buffer(self, prompt: StagedPrompt) -> None:
+        """A chunk leaves its rows in the buffer; the last one finds those of all before."""
+        if prompt.ends and not prompt.computed:
+            return
+        assert prompt.buffer_row is not None, "a chunk without rows in the buffer"
+        rows = self.buffer[prompt.buffer_row :]
+        life = self.requests[prompt.request_id].life
+        if prompt.ends:
+            expected = (life << 16) + np.arange(prompt.computed)
+            assert (rows[: prompt.computed] == expected).all(), f"{prompt.request_id} lost rows"
+        else:
+            positions = np.arange(prompt.computed, prompt.computed + prompt.scheduled)
+            rows[positions] = (life << 16) + positions

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.scheduling.arrivals import pick_ask
-from tests.scheduling.invariants import check, check_after_schedule, check_empty
 from tests.scheduling.drive import Drive
+from tests.scheduling.invariants import check, check_after_schedule, check_empty
 from tests.scheduling.settings import Pick
 
 

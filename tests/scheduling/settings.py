@@ -18,6 +18,7 @@ import torch
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
+from metok_vllm.engine.kv_cache.buffer_rows import BufferRows
 from metok_vllm.engine.kv_cache.spec import StageSpec
 from metok_vllm.plan.layers import StageLayout
 from tests.untrained import MODEL_DIR
@@ -51,7 +52,8 @@ class Settings:
     watermark: float = 0.0
     priorities: bool = False
     threshold: int = 0
-    shared: int | None = None  # most tokens of METok prompts that share a step
+    shared: int | None = None  # most rows of METok prompts that share a step
+    buffer: int = 2 * MAX_LEN  # rows of the prefill buffer
 
     @property
     def blocks(self) -> int:
@@ -86,6 +88,7 @@ def pick_settings(pick: Pick, ahead: bool) -> Settings:
         watermark=(0.0, 0.05)[pick(0, 1)],
         priorities=pick(0, 3) == 3,
         shared=(None, 30)[pick(0, 1)],
+        buffer=pick(MAX_LEN, 3 * MAX_LEN),
     )
 
 
@@ -159,5 +162,6 @@ def make_scheduler(config: Any, settings: Settings) -> Any:
             block_size=settings.block_size,
             hash_block_size=settings.block_size,
         )
-    scheduler.shared_tokens = settings.shared
+    scheduler.shared_rows = settings.shared
+    scheduler.evictor_state.buffer = BufferRows(settings.buffer)
     return scheduler

@@ -16,8 +16,8 @@ from vllm.multimodal.inputs import (
 from metok_vllm.engine.request_plans import plan_of
 from metok_vllm.models.request import FIELD
 from tests.scheduling.arrivals import Ask, make_arrival
-from tests.scheduling.invariants import check_waiting_requests_hold_nothing
 from tests.scheduling.drive import Drive, Life
+from tests.scheduling.invariants import check_waiting_requests_hold_nothing
 from tests.scheduling.runs import deliver, finish, schedule, steps_to_finish
 from tests.scheduling.settings import Settings
 
@@ -45,35 +45,30 @@ def test_dense_video_whose_prefix_is_cached() -> None:
     finish(drive)
 
 
-def waiting_for_room() -> tuple[Drive, str]:
-    """An encoder cache of 64: a running prompt uses 24, the first clip of one that waits stands
-    ready in 24, and its second, of 20, finds no room. Before them runs one with clips of 24 and 20,
-    which are no longer there."""
-    drive = Drive(Settings(batched=64))
-    drive.arrive(Ask((4, 4, 4), (0, 1), EVICTED, answer=30))
+def waiting_for_the_buffer() -> tuple[Drive, str]:
+    """Two prompts of 116 tokens in chunks of 64; the buffer has rows for one."""
+    drive = Drive(Settings(batched=64, buffer=128))
+    long = Ask((60, 4, 4), (0, 0), EVICTED, answer=10)
+    drive.arrive(long)
+    waits = drive.arrive(replace(long, family=1))
     step(drive)
-    drive.arrive(Ask((4, 4), (0,), PRUNED, answer=1))
-    step(drive)
-    # Its first chunk ends inside its clip.
-    drive.arrive(Ask((45, 2), (0,), answer=30))
-    waits = drive.arrive(Ask((0, 0, 4), (0, 1), PRUNED))
-    step(drive)
+    drive.arrive(Ask((3,), answer=1))
     drive.schedule()
-    assert not drive.lives[waits].scheduled
     drive.deliver()
+    assert not drive.lives[waits].scheduled
     return drive, waits
 
 
 def test_prompt_that_waits_keeps_no_encoder_output() -> None:
-    """Or others cannot have the room: it is asked again for each output when it can run."""
-    drive, _ = waiting_for_room()
+    """Other requests can use the encoder cache: it gets each output when it can run."""
+    drive, _ = waiting_for_the_buffer()
     check_waiting_requests_hold_nothing(drive)
     finish(drive)
 
 
 def test_prompt_that_waits_does_not_block_the_one_before_it() -> None:
-    """Whoever was preempted stands before it in the queue, and must get its own clips back."""
-    drive, _ = waiting_for_room()
+    """A preempted request stands before it in the queue, and must get its rows back."""
+    drive, _ = waiting_for_the_buffer()
     drive.forget_prefixes()
     for _ in range(steps_to_finish(drive)):
         drive.schedule()
@@ -94,14 +89,18 @@ def test_streaming_session_is_the_same_to_scheduler_and_worker() -> None:
     finish(drive)
 
 
-def test_prompt_longer_than_a_step_is_evicted_at_its_end() -> None:
-    """Three chunks, nothing pruned; then one block of text a stage instead of all the video."""
+def test_prompt_longer_than_a_step_is_pruned_at_its_end() -> None:
+    """Chunks take blocks of stage 0 alone; the last one those of the kept tokens, then it trims."""
     drive = Drive(Settings(batched=24, layout=Settings().layout))
     name = drive.arrive(Ask((4, 16, 4), (0, 0), PRUNED, answer=10))
+    plan = drive.lives[name].plan
+    assert plan is not None
     for total in (24, 48, 72):
         step(drive)
         assert drive.lives[name].scheduled[-1] == total
-        assert [len(m.req_to_blocks[name]) for m in drive.managers] == [total // 4] * 4
+        blocks = [-(-plan.slots(stage, total) // 4) for stage in range(4)]
+        assert [len(m.req_to_blocks[name]) for m in drive.managers] == blocks
+        assert (blocks[1:] == [0, 0, 0]) is (total < 72)
     step(drive)
     assert [len(m.req_to_blocks[name]) for m in drive.managers] == [19, 7, 7, 7]
     finish(drive)
@@ -197,6 +196,6 @@ def test_video_of_another_renderer_is_left_alone(kind: str) -> None:
 def test_video_outside_its_prompt_is_left_alone(offset: int) -> None:
     feature = make_arrival(Ask((4, 8), (0,), PRUNED), "odd", 4).request.mm_features[0]
     moved = replace(feature, mm_position=replace(feature.mm_position, offset=offset))
-    assert plan_of(36, [feature], None, 64) is not None
-    assert plan_of(36, [moved], None, 64) is None
-    assert plan_of(36, [feature, feature], None, 64) is None, "one inside the other"
+    assert plan_of(36, [feature], None) is not None
+    assert plan_of(36, [moved], None) is None
+    assert plan_of(36, [feature, feature], None) is None, "one inside the other"

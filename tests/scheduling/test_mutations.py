@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from metok_vllm.engine import scheduler as scheduling
+from metok_vllm.engine.kv_cache.buffer_rows import BufferRows
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.kv_cache.evictor import StageManager
 from metok_vllm.engine.runner import StagedRunner
 from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.arrivals import Ask
-from tests.scheduling.invariants import check_nothing_in_flight_is_taken_back
 from tests.scheduling.drive import Drive
+from tests.scheduling.invariants import check_nothing_in_flight_is_taken_back
 from tests.scheduling.runs import deliver, finish, run_event, schedule
 from tests.scheduling.settings import Settings, pick_settings
 
@@ -51,8 +52,12 @@ def worker_does_not_trim(patch: Patch) -> None:
     patch.setattr(StagedRunner, "_trim_block_tables", lambda self, output: None)
 
 
-def prompts_are_cut(patch: Patch) -> None:
+def buffer_is_ignored(patch: Patch) -> None:
     patch.delattr(scheduling.StagedScheduling, "_try_schedule_encoder_inputs")
+
+
+def buffer_rows_overlap(patch: Patch) -> None:
+    patch.setattr(BufferRows, "first_row", lambda self, name: 0 if name in self._reserved else None)
 
 
 def pruned_prefix_is_shared(patch: Patch) -> None:
@@ -97,12 +102,13 @@ MISTAKES: list[tuple[Callable[[Patch], None], str | None]] = [
     (trim_without_steps_in_flight, LOST),
     (trim_too_early, LOST),
     (worker_does_not_trim, None),
-    (prompts_are_cut, "one step|has no block"),
+    (buffer_is_ignored, "lost rows|without rows|has no block"),
     (pruned_prefix_is_shared, "others can find"),
     (nothing_is_trimmed, "group"),
     (tail_is_freed_twice, None),
     (plan_outlives_its_request, None),
     (prefill_gets_too_little, "has no block"),
+    (buffer_rows_overlap, "lost rows"),
     (nothing_is_moved, LOST),
     (capacity_is_overstated, None),
 ]

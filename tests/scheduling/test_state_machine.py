@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.scheduling.arrivals import pick_ask
-from tests.scheduling.invariants import check
 from tests.scheduling.drive import Drive
+from tests.scheduling.invariants import check
 from tests.scheduling.runs import deliver, finish, schedule
 from tests.scheduling.settings import Pick, pick_settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from metok_vllm.config import METokConfig
@@ -16,6 +17,7 @@ class BufferRows:
         self._reserved: dict[str, range] = {}
 
     def __len__(self) -> int:
+        """Rows that are reserved."""
         return sum(len(rows) for rows in self._reserved.values())
 
     def first_row(self, request_id: str) -> int | None:
@@ -36,6 +38,11 @@ class BufferRows:
             return False
         self._reserved[request_id] = range(start, start + num_rows)
         return True
+
+    def keep(self, request_ids: Collection[str]) -> None:
+        """Free the rows of all other requests."""
+        for request_id in self._reserved.keys() - set(request_ids):
+            self.release(request_id)
 
     def release(self, request_id: str) -> None:
         """Free the rows of a request; idempotent."""
