@@ -1,7 +1,7 @@
 """Host time of a decode step: plain vLLM, METok's engine with METok off, and with METok on.
 
-Three engines in one process run the same number of requests and take turns in rounds of steps, so
-that disturbances of the machine affect all of them. Host time is the step without the model's
+Three engines in one process run the same number of requests and take turns in rounds of steps.
+Disturbances of the machine then affect all of them. Host time is the step without the model's
 forward pass: scheduling, inputs, metadata, sampling, outputs.
 
     python -m tools.step_overhead --running 1 8 24 64 -o result.json

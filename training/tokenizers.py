@@ -101,7 +101,7 @@ def write_alignment_tokenizer(folder: Path, vocab_size: int) -> None:
     config = {
         "clean_up_tokenization_spaces": True,
         "eos_token": "</s>",
-        # SigLIP was trained without an attention mask: padding is seen by the text tower.
+        # SigLIP was trained without an attention mask: the text tower attends to padding.
         "model_input_names": ["input_ids"],
         "model_max_length": ALIGNMENT_WINDOW,
         "pad_token": "</s>",

@@ -1,7 +1,7 @@
 """Divergence of many settings over all prompts: one dense run a prompt, then each setting.
 
-Only one prompt's dense run is in memory at a time. The chosen settings are measured again on videos
-that the search did not see, because a search favours settings that fit its own videos by chance.
+Only one prompt's dense run is in memory at a time. A search favours settings that fit its own
+videos by chance, so the chosen settings are measured again on other videos.
 """
 
 from __future__ import annotations

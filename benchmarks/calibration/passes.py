@@ -25,8 +25,8 @@ from metok_vllm.pruning import Selection
 class DenseRun:
     """One dense run. Lists have an entry a layer; `hidden` and `answer` end with the result.
 
-    `hidden[l]` [N, D] and `answer[l]` [A, D] are the inputs of layer l, `mass[l]` [N] the attention
-    of the question in layer l, `qkv[l]` the prompt's keys and values.
+    `hidden[l]` [N, D] and `answer[l]` [A, D] are the inputs of layer l. `mass[l]` [N] is the
+    question's attention in layer l, `qkv[l]` are the prompt's keys and values.
     """
 
     hidden: list[Tensor]

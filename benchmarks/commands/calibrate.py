@@ -241,7 +241,7 @@ def _device(wanted: str) -> str:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, on a terminal only."""
+    """A status line, on a terminal only."""
     console = err()
     if not console.is_terminal:
         yield lambda _: None

@@ -89,7 +89,7 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
             continue
         colour = COLOURS[number % len(COLOURS)]
         xs, ys = [p[0] for p in places], [100 * p[1].mean for p in places]
-        # An interval of quantiles need not hold the mean where there are few videos.
+        # With few videos, an interval of quantiles may not contain the mean.
         below = [_length(p[1].low, p[1].mean) for p in places]
         above = [_length(p[1].mean, p[1].high) for p in places]
         axes.errorbar(

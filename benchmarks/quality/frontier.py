@@ -101,9 +101,9 @@ def held_tokens(config: METokConfig, frames: int, geometry: Geometry) -> int:
     tokens = video_tokens(frames, geometry.grid, config)
     if not config.compresses:
         return geometry.layers * tokens
-    wishes = Pruning.of(config, key_share(frames, geometry.grid, config))
+    pruning = Pruning.of(config, key_share(frames, geometry.grid, config))
     sizes = geometry.layout(config.pruning_layers).stage_sizes
-    return sum(size * n for size, n in zip(sizes, wishes.counts(tokens).decode, strict=True))
+    return sum(size * n for size, n in zip(sizes, pruning.counts(tokens).decode, strict=True))
 
 
 def solve_token_rule(target: int, frames: int, geometry: Geometry) -> Solved:

@@ -1,6 +1,6 @@
 """Checks that settings with equal KV cache do hold equally many tokens.
 
-A rival's share is solved once for a number of frames, so every video must have that many, and the
+A rival's share is solved once for a number of frames, so every video must have that many. The
 server must prune at the assumed layers.
 """
 

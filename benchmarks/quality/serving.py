@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -13,29 +14,13 @@ import httpx
 from metok_vllm.benchmarks.client.endpoint import GET_TIMEOUT_S, Endpoint, find_endpoint, is_local
 from metok_vllm.benchmarks.client.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.quality.harness import Serve, Server
-from metok_vllm.benchmarks.throughput.servers import (
-    METOK_SERVE,
-    READY_S,
-    TRUST_REQUESTS,
-    WITHOUT_LIMITS,
-    ended_by_signals,
-)
-from metok_vllm.console import CommandError, complain
+from metok_vllm.benchmarks.throughput.servers import metok_server
 from metok_vllm.errors import ConfigError
-from metok_vllm.processes.child_server import ChildServer
 
 
 def running(endpoint: Endpoint) -> Serve:
     """A running server. Settings that need a restart raise ConfigError."""
-
-    @contextmanager
-    def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
-        if fields:
-            names = ", ".join(fields)
-            raise ConfigError(f"{names}: fixed when a server starts; this one runs", "settings")
-        yield Server(endpoint, block_size(endpoint))
-
-    return serve
+    return partial(_running, endpoint)
 
 
 def started(model: str, flags: Sequence[str], metok_flags: Sequence[str]) -> Serve:
@@ -43,21 +28,24 @@ def started(model: str, flags: Sequence[str], metok_flags: Sequence[str]) -> Ser
 
     Raises CommandError if a server does not start, with the end of its log on stderr.
     """
+    return partial(_started, model, flags, metok_flags)
 
-    @contextmanager
-    def serve(fields: Mapping[str, Any]) -> Iterator[Server]:
-        metok = [*metok_flags, *_flags(fields)]
-        command = [*METOK_SERVE, model, *flags, *TRUST_REQUESTS, *WITHOUT_LIMITS, *metok]
-        with ended_by_signals(), ChildServer(command) as child:
-            try:
-                child.wait_until_ready(READY_S)
-            except CommandError:
-                complain(f"the end of the server's log ({child.log}):\n{child.log_tail()}")
-                raise
-            endpoint = find_endpoint("metok", child.url, pid=child.process.pid)
-            yield Server(endpoint, block_size(endpoint))
 
-    return serve
+@contextmanager
+def _running(endpoint: Endpoint, fields: Mapping[str, Any]) -> Iterator[Server]:
+    if fields:
+        names = ", ".join(fields)
+        raise ConfigError(f"{names}: fixed when a server starts; this one runs", "settings")
+    yield Server(endpoint, block_size(endpoint))
+
+
+@contextmanager
+def _started(
+    model: str, flags: Sequence[str], metok_flags: Sequence[str], fields: Mapping[str, Any]
+) -> Iterator[Server]:
+    with metok_server(model, flags, [*metok_flags, *_flags(fields)]) as child:
+        endpoint = find_endpoint("metok", child.url, pid=child.process.pid)
+        yield Server(endpoint, block_size(endpoint))
 
 
 def block_size(endpoint: Endpoint) -> int | None:

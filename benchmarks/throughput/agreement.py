@@ -1,4 +1,4 @@
-"""The agreement of two servers' answers to the same requests: the quality beside a speed-up.
+"""The agreement of two servers' answers to the same requests, which a speed-up needs.
 
 Tokens are compared if both servers report them, else texts. Equal tokens give equal texts, but
 incomplete characters of different tokens may look the same as text.

@@ -1,11 +1,11 @@
-"""Our figures beside those of other clients, on one server under the same load.
+"""Our figures compared with those of other clients, on one server under the same load.
 
     python -m metok_vllm.benchmarks.throughput.foreign --checkpoint cpu-reference
     python -m metok_vllm.benchmarks.throughput.foreign --base-url http://127.0.0.1:8000
 
 `vllm bench serve` sends the same requests with the same bytes, and so does guidellm if
 `--guidellm` names its program. The clients take turns in every round, so that disturbances of the
-machine affect all of them, and the rounds use all orders of the clients. Each client's means are
+machine affect all of them. The rounds use all orders of the clients. Each client's means are
 also compared with the server's own for its turn. The server's caches must be off, as they are on a
 server that this program starts: a later client would profit from an earlier one.
 """
@@ -140,15 +140,13 @@ def _server(base_url: str | None, name: str | None) -> Iterator[str]:
         yield base_url
         return
     from metok_vllm.benchmarks.throughput import servers
-    from metok_vllm.processes.child_server import ChildServer
 
     assert name is not None  # the parser requires one of both
-    with servers.ended_by_signals(), checkpoint(name) as made:
-        flags = (made.model, *made.flags, *CACHES_OFF, *made.metok_flags)
-        command = (*servers.METOK_SERVE, *flags, *servers.TRUST_REQUESTS, *servers.WITHOUT_LIMITS)
-        with ChildServer(command) as server:
-            server.wait_until_ready(servers.READY_S)
-            yield server.url
+    with (
+        checkpoint(name) as made,
+        servers.metok_server(made.model, (*made.flags, *CACHES_OFF), made.metok_flags) as server,
+    ):
+        yield server.url
 
 
 def _compare_all(endpoint: Endpoint, args: argparse.Namespace) -> list[ClientComparison]:

@@ -5,8 +5,8 @@ installed in an environment of its own. Its inter-token time is our time per out
 not report single gaps.
 
 On a shared machine one turn may be a fifth slower than the last. The server's histograms measure
-the requests of each turn on the server's clock, so the ratio of a client's mean to the server's
-depends on the client alone.
+each turn on the server's clock. The ratio of a client's mean to the server's therefore depends on
+the client alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.scrape import Scraper, Scrapes
 from metok_vllm.benchmarks.throughput.foreign_vllm import write_requests
 from metok_vllm.benchmarks.throughput.load import Load
-from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES
 from metok_vllm.benchmarks.throughput.run import run_once
 
 OURS = "metok bench"
@@ -65,9 +64,9 @@ def our_client(endpoint: Endpoint, requests: Sequence[BenchRequest], concurrency
     """A round of `metok bench`."""
     run = asyncio.run(run_once(endpoint, requests, Load(concurrency)))
     _all_answered(OURS, run.measures.answered, len(requests), run.measures.errors)
-    means = {"ttft_s_mean": run.measures.ttft_s.mean}
-    means |= {"end_to_end_s_mean": run.measures.end_to_end_s.mean}
-    found = {name: figure(run.measures) for name, figure in (RATES | TIMES).items()} | means
+    found = run.measures.rates() | run.measures.times()
+    found |= {"ttft_s_mean": run.measures.ttft_s.mean}
+    found |= {"end_to_end_s_mean": run.measures.end_to_end_s.mean}
     return {name: value for name in NAMES if (value := found[name]) is not None}
 
 

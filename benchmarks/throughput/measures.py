@@ -75,6 +75,28 @@ class Measures:
     host_cores: float | None
     client_lag_s: Spread
 
+    def rates(self) -> dict[str, float]:
+        """The figures of which more is better, by name."""
+        return {
+            "requests_per_s": self.requests_per_s,
+            "video_seconds_per_s": self.video_seconds_per_s,
+            "output_tokens_per_s": self.output_tokens_per_s,
+        }
+
+    def times(self) -> dict[str, float | None]:
+        """The figures of which less is better, by name."""
+        spreads = {
+            "ttft_s": self.ttft_s,
+            "per_output_token_s": self.per_output_token_s,
+            "inter_token_s": self.inter_token_s,
+            "end_to_end_s": self.end_to_end_s,
+        }
+        return {
+            f"{name}_{quantile}": value
+            for name, spread in spreads.items()
+            for quantile, value in (("p50", spread.p50), ("p90", spread.p90), ("p99", spread.p99))
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)

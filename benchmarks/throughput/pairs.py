@@ -1,44 +1,20 @@
 """Two servers side by side: speed ratios of their common rounds, with the agreement of answers.
 
 A ratio above 1 favours the second server. There is no ratio without an agreement for the same
-requests, none if a request failed (refused work looks fast), and none if an accuracy was required
-and could not be measured.
+requests, and none if a request failed, because refused work looks fast. There is none either if a
+required accuracy could not be measured.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from metok_vllm.benchmarks.throughput.agreement import Agreement, agreement
-from metok_vllm.benchmarks.throughput.measures import Measures, Spread
+from metok_vllm.benchmarks.throughput.measures import Measures
 from metok_vllm.benchmarks.throughput.run import Cell
-
-Figure = Callable[[Measures], float | None]
-
-
-def _spread(name: str, quantile: str) -> Figure:
-    def figure(measures: Measures) -> float | None:
-        spread: Spread = getattr(measures, name)
-        value: float | None = getattr(spread, quantile)
-        return value
-
-    return figure
-
-
-# Of rates more is better. Ratios of times are inverted, so that 2 always means twice as good.
-RATES: dict[str, Figure] = {
-    "requests_per_s": lambda m: m.requests_per_s,
-    "video_seconds_per_s": lambda m: m.video_seconds_per_s,
-    "output_tokens_per_s": lambda m: m.output_tokens_per_s,
-}
-TIMES: dict[str, Figure] = {
-    f"{name}_{quantile}": _spread(name, quantile)
-    for name in ("ttft_s", "per_output_token_s", "inter_token_s", "end_to_end_s")
-    for quantile in ("p50", "p90", "p99")
-}
 
 
 @dataclass(frozen=True)
@@ -90,15 +66,22 @@ def compare(cell: Cell, names: Sequence[str], lacks: str | None = None) -> Compa
 
 
 def _ratios(cell: Cell, plain: str, other: str) -> dict[str, Ratio]:
+    """The ratios of all figures that every round has."""
+    by_round = [_round_ratios(runs[plain].measures, runs[other].measures) for runs in cell.rounds]
     found = {}
-    for name, figure in (RATES | TIMES).items():
-        values = []
-        for runs in cell.rounds:
-            above, below = figure(runs[other].measures), figure(runs[plain].measures)
-            if name in TIMES:
-                above, below = below, above
-            if above is not None and below:
-                values.append(above / below)
-        if len(values) == len(cell.rounds) and values:
-            found[name] = Ratio(tuple(values), statistics.median(values))
+    for name in by_round[0] if by_round else ():
+        values = tuple(ratios[name] for ratios in by_round if name in ratios)
+        if len(values) == len(by_round):
+            found[name] = Ratio(values, statistics.median(values))
+    return found
+
+
+def _round_ratios(plain: Measures, other: Measures) -> dict[str, float]:
+    # Of rates more is better. Ratios of times are inverted, so that 2 always means twice as good.
+    rates, times = plain.rates(), plain.times()
+    found = {name: rate / rates[name] for name, rate in other.rates().items() if rates[name]}
+    for name, time_s in other.times().items():
+        plain_s = times[name]
+        if plain_s is not None and time_s:
+            found[name] = plain_s / time_s
     return found

@@ -1,7 +1,7 @@
 """The files of an experiment: a self-describing JSON, a CSV, and one line of JSON.
 
 `SCHEMA` increases when a field changes its meaning. Answers are stored as hashes. `kernels` is the
-result of the kernel gate (None if the server is on another machine), `refused` the reason why
+result of the kernel gate, or None if the server is on another machine. `refused` is the reason why
 nothing was measured, `quality` the accuracy for each number of frames.
 """
 
@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.scrape import Scrapes
 from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.throughput.agreement import digest
-from metok_vllm.benchmarks.throughput.load import Load
-from metok_vllm.benchmarks.throughput.measures import Measures
-from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES, Figure, compare
+from metok_vllm.benchmarks.throughput.load import Load, LoadRun
+from metok_vllm.benchmarks.throughput.measures import Measures, measure
+from metok_vllm.benchmarks.throughput.pairs import compare
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
 
@@ -33,63 +34,44 @@ BENCHMARK = "throughput"
 SCHEMA = 1
 
 
-def _kv(name: str) -> Figure:
-    return lambda measures: measures.kv[name] if measures.kv else None
+# The figures of a run without requests, for the names of all columns.
+NOTHING = measure(LoadRun((), ()), Scrapes())
 
 
-def _report(group: str, name: str) -> Figure:
-    return lambda measures: measures.reports[group].get(name) if measures.reports else None
-
-
-def _part(name: str) -> Figure:
-    return lambda measures: measures.split.parts_s[name] if measures.split else None
-
-
-def _of_prefill(name: str) -> Figure:
-    return lambda measures: measures.split.of_prefill.get(name) if measures.split else None
-
-
-def _question(name: str) -> Figure:
-    def figure(measures: Measures) -> float | None:
-        spread = measures.ttft_by_question_s.get(name)
-        return None if spread is None else spread.p50
-
-    return figure
-
-
-def _sooner(measures: Measures) -> float | None:
-    """The first question's TTFT over that of the next questions about the same video."""
-    first, following = (_question(name)(measures) for name in ("first", "next"))
-    return first / following if first is not None and following else None
-
-
-# The columns of the tables and the CSV.
-COLUMNS: dict[str, Figure] = {
-    "sent": lambda m: m.sent,
-    "answered": lambda m: m.answered,
-    **RATES,
-    **TIMES,
-    "ttft_first_question_s_p50": _question("first"),
-    "ttft_next_question_s_p50": _question("next"),
-    "ttft_next_question_times_sooner": _sooner,
-    "prompt_tokens": lambda m: m.prompt_tokens,
-    "visual_tokens_dense": _report("visual_tokens", "dense"),
-    "visual_tokens_encoded": _report("visual_tokens", "encoded"),
-    "kv_blocks_prefill": _report("kv_blocks", "prefill"),
-    "kv_blocks_decode": _report("kv_blocks", "decode"),
-    "prefill_flops_dense": _report("decoder_prefill_flops", "dense"),
-    "prefill_flops_metok": _report("decoder_prefill_flops", "metok"),
-    "kv_usage_peak": _kv("usage_peak"),
-    "metok_blocks_peak": _kv("held_peak"),
-    "running_peak": _kv("running_peak"),
-    "preemptions": lambda m: m.preemptions,
-    "host_cores": lambda m: m.host_cores,
-    "client_lag_s_p99": lambda m: m.client_lag_s.p99,
-    "split_explained": lambda m: m.split.explained if m.split else None,
-    **{f"split_{part}_s": _part(part) for part in PARTS},
-    "stage1_share_of_prefill": _of_prefill("stage1"),
-    "stage2_share_of_prefill": _of_prefill("stage2"),
-}
+def columns(m: Measures) -> dict[str, float | None]:
+    """A run's row of the tables and the CSV by column; None for an unknown figure."""
+    kv, reports = m.kv or {}, m.reports or {}
+    visual, blocks = reports.get("visual_tokens", {}), reports.get("kv_blocks", {})
+    flops = reports.get("decoder_prefill_flops", {})
+    first, following = (m.ttft_by_question_s.get(which) for which in ("first", "next"))
+    first_s, next_s = first and first.p50, following and following.p50
+    parts_s, of_prefill = (m.split.parts_s, m.split.of_prefill) if m.split else ({}, {})
+    return {
+        "sent": m.sent,
+        "answered": m.answered,
+        **m.rates(),
+        **m.times(),
+        "ttft_first_question_s_p50": first_s,
+        "ttft_next_question_s_p50": next_s,
+        "ttft_next_question_times_sooner": first_s / next_s if first_s and next_s else None,
+        "prompt_tokens": m.prompt_tokens,
+        "visual_tokens_dense": visual.get("dense"),
+        "visual_tokens_encoded": visual.get("encoded"),
+        "kv_blocks_prefill": blocks.get("prefill"),
+        "kv_blocks_decode": blocks.get("decode"),
+        "prefill_flops_dense": flops.get("dense"),
+        "prefill_flops_metok": flops.get("metok"),
+        "kv_usage_peak": kv.get("usage_peak"),
+        "metok_blocks_peak": kv.get("held_peak"),
+        "running_peak": kv.get("running_peak"),
+        "preemptions": m.preemptions,
+        "host_cores": m.host_cores,
+        "client_lag_s_p99": m.client_lag_s.p99,
+        "split_explained": m.split.explained if m.split else None,
+        **{f"split_{part}_s": parts_s.get(part) for part in PARTS},
+        "stage1_share_of_prefill": of_prefill.get("stage1"),
+        "stage2_share_of_prefill": of_prefill.get("stage2"),
+    }
 
 
 def result(
@@ -162,11 +144,11 @@ def write_csv(path: Path, cells: Sequence[Cell]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         where = list(_place(0, Load()))
-        writer.writerow([*where, "round", "server", *COLUMNS])
+        writer.writerow([*where, "round", "server", *columns(NOTHING)])
         for cell in cells:
             for number, runs in enumerate(cell.rounds, start=1):
                 for name, run in runs.items():
-                    figures = [figure(run.measures) for figure in COLUMNS.values()]
+                    figures = columns(run.measures).values()
                     row = [*_place(cell.frames, cell.load).values(), number, name, *figures]
                     writer.writerow(["" if value is None else value for value in row])
 
@@ -177,9 +159,11 @@ def _place(frames: int, load: Load) -> dict[str, Any]:
 
 
 def _medians(rounds: Sequence[Measures]) -> dict[str, float | None]:
+    """The median of each figure over the rounds; None if a round lacks it."""
+    rows = [columns(measures) for measures in rounds]
     found: dict[str, float | None] = {}
-    for name, figure in COLUMNS.items():
-        values = [value for m in rounds if (value := figure(m)) is not None]
+    for name in columns(NOTHING):
+        values = [value for row in rows if (value := row[name]) is not None]
         found[name] = statistics.median(values) if len(values) == len(rounds) and values else None
     return found
 

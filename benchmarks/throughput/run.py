@@ -1,8 +1,8 @@
 """One experiment: a sweep of video lengths and loads over one server or two in turn.
 
-For every length and load, each server is warmed up. In each round, every server receives the same
-new requests, one server after the other (A B, A B, ...), so that disturbances of the machine affect
-both. Only one server is under load at a time, and each turn begins after a rest.
+For every length and load, each server is warmed up. In each round, one server after the other
+receives the same new requests (A B, A B, ...). Disturbances of the machine then affect both. Only
+one server is under load at a time, and each turn begins after a rest.
 """
 
 from __future__ import annotations

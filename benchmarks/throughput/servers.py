@@ -79,6 +79,17 @@ def pair(
 
 
 @contextmanager
+def metok_server(
+    model: str, flags: Sequence[str], metok_flags: Sequence[str]
+) -> Iterator[ChildServer]:
+    """`metok serve` alone on `model`. Raises CommandError as `pair`."""
+    flags = (*flags, *TRUST_REQUESTS, *WITHOUT_LIMITS, *metok_flags)
+    with ended_by_signals(), ChildServer((*METOK_SERVE, model, *flags)) as server:
+        _await(server, METOK, READY_S)
+        yield server
+
+
+@contextmanager
 def started(
     plain_command: Sequence[str],
     metok_command: Sequence[str],

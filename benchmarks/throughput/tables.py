@@ -65,7 +65,7 @@ CELLS_A_TABLE = 2
 
 
 def tables(result: Record) -> list[Table]:
-    """Speed and cost of every server, and the comparison where there is a pair."""
+    """Tables of speed and cost, and of the comparison if there are two servers."""
     cells = result["cells"]
     groups = [cells[i : i + CELLS_A_TABLE] for i in range(0, len(cells), CELLS_A_TABLE)]
     speed = "Speed (medians over rounds; times in seconds)"

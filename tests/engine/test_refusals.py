@@ -10,7 +10,6 @@ import pytest
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import refusals, staging
-from metok_vllm.engine.runner import adopt
 from metok_vllm.errors import ConfigError
 
 
@@ -184,6 +183,7 @@ def test_the_choice_of_a_runner_is_the_engine_s_own(monkeypatch: pytest.MonkeyPa
         assert config.compute_hash() == staged.compute_hash()
 
 
-def test_another_runner_is_not_adopted() -> None:
-    with pytest.raises(RuntimeError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
-        adopt(SimpleNamespace())
+def test_another_runner_is_refused_by_name() -> None:
+    refusals.check_runner("vllm.V1Runner", supported=True)
+    with pytest.raises(RuntimeError, match=r"vllm.V2Runner.*VLLM_USE_V2_MODEL_RUNNER=0"):
+        refusals.check_runner("vllm.V2Runner", supported=False)

@@ -169,8 +169,8 @@ def test_the_checkpoint_is_the_model_that_was_trained(trained: tuple[Run, Path])
         [[draw_question(story, "scene", np.random.default_rng(1)), question]],
     )
     with torch.inference_mode():
-        seen = seeing.encode_frames(run, towers, torch.from_numpy(frames)).float()
-        visual = pool(projector(seen), SIZES.grid).reshape(1, -1, SIZES.width)
+        features = seeing.encode_frames(run, towers, torch.from_numpy(frames)).float()
+        visual = pool(projector(features), SIZES.grid).reshape(1, -1, SIZES.width)
         logits = student(run.before, visual, lesson).view(2, -1, SIZES.vocab)
     first = int((lesson.label_BML[0, 1] != IGNORED).nonzero()[0])
     # Weights are written in bfloat16, so the two differ by its rounding.

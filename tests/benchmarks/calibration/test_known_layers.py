@@ -57,5 +57,8 @@ def test_calibration_finds_the_layer(
     # The boundaries are the server's; what a request may set comes under the preset's name, too.
     assert served.presets is not None
     assert set(served.presets) == {"balanced"}
-    asked = served.for_request({"preset": "balanced"})
-    assert (asked.keep_ratio, asked.key_event_ratio) == (preset["config"]["keep_ratio"], 1.0)
+    config = served.for_request({"preset": "balanced"})
+    assert (config.keep_ratio, config.key_event_ratio) == (
+        preset["config"]["keep_ratio"],
+        1.0,
+    )

@@ -83,8 +83,8 @@ def test_lengths_are_those_of_the_video_sent() -> None:
 def test_no_video_picture_or_text_comes_twice() -> None:
     sweep = [take(25, text_share=0.3, image_share=0.3, frames=(n,)) for n in (2, 3)]
     requests = [request for workload in sweep for request in workload]
-    seen = [media(r) if r.kind != "text" else question(r).encode() for r in requests]
-    assert len(set(seen)) == len(requests)
+    contents = [media(r) if r.kind != "text" else question(r).encode() for r in requests]
+    assert len(set(contents)) == len(requests)
     assert len({request.key for request in requests}) == len(requests)
 
 

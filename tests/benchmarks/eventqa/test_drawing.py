@@ -68,10 +68,10 @@ def test_soft_cuts_fade() -> None:
         soft = [event for event in story.events if event.soft]
         if soft:
             break
-    seen = pictures(story, 32).astype(float).mean((1, 2))
+    mean = pictures(story, 32).astype(float).mean((1, 2))
     start = soft[0].start
-    before, after = seen[start - 1], seen[start + 3]
-    travelled = np.abs(seen[start - 1 : start + 4] - before).sum(1) / np.abs(after - before).sum()
+    before, after = mean[start - 1], mean[start + 3]
+    travelled = np.abs(mean[start - 1 : start + 4] - before).sum(1) / np.abs(after - before).sum()
     assert (np.diff(travelled) > 0.1).all()
 
 

@@ -93,11 +93,11 @@ def test_event_qa_is_held_out_and_the_same_for_a_seed() -> None:
 
 
 def bench(folder: Path, out: Path, *more: str, **wrong: str) -> tuple[int, list[list[str]]]:
-    """The exit status, and what each of two servers was asked, in order."""
+    """The exit status, and the texts that each of two servers received, in order."""
     with answering("plain") as (one, plain), answering("metok", **wrong) as (two, metok):
-        told = ["bench", "--base-url", metok.url, "--baseline-url", plain.url, *SMALL]
-        told += ["--result-dir", str(out), "--quality-folder", str(folder), *more]
-        status = cli.main(told)
+        options = ["bench", "--base-url", metok.url, "--baseline-url", plain.url, *SMALL]
+        options += ["--result-dir", str(out), "--quality-folder", str(folder), *more]
+        status = cli.main(options)
     return status, [[text_of(body) for body in server.bodies] for server in (one, two)]
 
 
@@ -110,9 +110,9 @@ def test_from_the_command_line_after_the_rounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_folder(tmp_path / "f")
-    status, asked = bench(folder, tmp_path / "out", How="four")
+    status, received = bench(folder, tmp_path / "out", How="four")
     assert status == 0
-    for questions in asked:
+    for questions in received:
         # A warm-up, a round of two, then the questions: none of them in a figure.
         assert [len(text.split()) > 5 for text in questions] == [True] * 3 + [False] * 6
     captured = capsys.readouterr()
@@ -143,14 +143,14 @@ def test_no_ratio_where_a_question_failed(
 def test_the_demo_is_asked_event_qa_and_has_its_own_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[QuestionSet] = []
+    drawn_sets: list[QuestionSet] = []
     flags: list[str] = []
     drawn = accuracy.event_qa
 
     @contextmanager
     def noting(*args: Any) -> Iterator[list[QuestionSet]]:
         with drawn(*args) as sets:
-            asked.extend(sets)
+            drawn_sets.extend(sets)
             yield sets
 
     def pair(model: str, both: list[str], metok: list[str], **order: Any) -> Any:
@@ -160,9 +160,9 @@ def test_the_demo_is_asked_event_qa_and_has_its_own_settings(
     monkeypatch.setattr(accuracy, "event_qa", noting)
     monkeypatch.setattr(servers, "pair", pair)
     own = ["--frames", "4", "8", "4", "--metok-flags", "--metok-config own.yaml"]
-    told = ["bench", "--checkpoint", "demo", *own, "--result-dir", str(tmp_path)]
-    assert cli.main(told) == 1
-    assert [(s.frames, len(s.questions)) for s in asked] == [(4, 32), (8, 32)]
+    options = ["bench", "--checkpoint", "demo", *own, "--result-dir", str(tmp_path)]
+    assert cli.main(options) == 1
+    assert [(s.frames, len(s.questions)) for s in drawn_sets] == [(4, 32), (8, 32)]
     # The last one counts.
     assert [flags[i + 1] for i, flag in enumerate(flags) if flag == "--metok-config"] == [
         str(CONFIG_FILE),

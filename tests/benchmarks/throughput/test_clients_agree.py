@@ -26,7 +26,6 @@ from metok_vllm.benchmarks.throughput.foreign_clients import (
     vllm_client,
 )
 from metok_vllm.benchmarks.throughput.load import Load
-from metok_vllm.benchmarks.throughput.pairs import RATES, TIMES
 from metok_vllm.benchmarks.throughput.run import run_once
 from metok_vllm.benchmarks.throughput.servers import PlainServer
 from tests.benchmarks.throughput.openai_server import KnownServer, known_server, requests
@@ -82,7 +81,8 @@ def slept(in_flight: int) -> dict[str, float]:
         "inter_token_s_p50": float(np.median(np.diff(sent))),
         "end_to_end_s_p50": whole_s,
     }
-    ours = {name: (RATES | TIMES)[name](run.measures) or 0.0 for name in expected}
+    found = run.measures.rates() | run.measures.times()
+    ours = {name: found[name] or 0.0 for name in expected}
     return dict(compare_figures("ours", in_flight, [expected], [ours]).difference)
 
 
@@ -121,10 +121,10 @@ def worst(difference: Mapping[str, float]) -> float:
 
 def from_ours(client: Client, endpoint: Endpoint) -> dict[str, float]:
     """One round of a client beside one of ours."""
-    asked = requests(16)
-    for request in asked:
+    batch = requests(16)
+    for request in batch:
         request.body["max_tokens"] = TOKENS
-    pair = compare_figures("it", 4, [our_client(endpoint, asked, 4)], [client(endpoint, asked, 4)])
+    pair = compare_figures("it", 4, [our_client(endpoint, batch, 4)], [client(endpoint, batch, 4)])
     return dict(pair.difference)
 
 

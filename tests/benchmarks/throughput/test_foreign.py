@@ -51,11 +51,11 @@ def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> N
     turns: list[str] = []
 
     def client(name: str) -> Client:
-        def ask(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
+        def run(endpoint: Endpoint, batch: Sequence[BenchRequest], concurrency: int) -> Figures:
             turns.append(name)
-            return our_client(endpoint, asked, concurrency)
+            return our_client(endpoint, batch, concurrency)
 
-        return ask
+        return run
 
     monkeypatch.setattr(foreign, "our_client", client("o"))
     server = KnownServer(first_s=0.0, gap_s=0.005)
@@ -65,8 +65,8 @@ def test_clients_take_turns_in_every_order(monkeypatch: pytest.MonkeyPatch) -> N
     orders = ["".join(turns[at : at + 3]) for at in range(0, len(turns), 3)]
     assert sorted(orders[:6]) == ["oxy", "oyx", "xoy", "xyo", "yox", "yxo"]
     assert orders[6:] == orders[:1]
-    asked = [body["messages"][0]["content"] for body in server.bodies]
-    assert asked == [f"{name}0" for name in "abcdefg" for _ in range(3)]
+    sent = [body["messages"][0]["content"] for body in server.bodies]
+    assert sent == [f"{name}0" for name in "abcdefg" for _ in range(3)]
 
 
 def test_a_request_without_an_answer_ends_it() -> None:
@@ -92,15 +92,15 @@ def test_a_server_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_guidellms_scenario(tmp_path: Path) -> None:
     endpoint = Endpoint("x", "http://h:1", "model", extra_body={"metok": {"preset": "max"}})
-    asked = requests(3)
-    spec = json.loads(foreign_clients.write_scenario(tmp_path, endpoint, asked, 2).read_text())
+    batch = requests(3)
+    spec = json.loads(foreign_clients.write_scenario(tmp_path, endpoint, batch, 2).read_text())
     assert spec["spec"]["backend"]["extras"]["body"] == {
         "max_tokens": 4,
         "metok": {"preset": "max"},
     }
     assert spec["spec"]["constraints"] == [{"kind": "max_requests", "count": 3}]
     lines = Path(spec["spec"]["data"][0]["path"]).read_text().splitlines()
-    assert [json.loads(line)["messages"] for line in lines] == [r.body["messages"] for r in asked]
+    assert [json.loads(line)["messages"] for line in lines] == [r.body["messages"] for r in batch]
 
 
 def test_guidellm_has_one_body_for_all_requests(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_guidellms_report() -> None:
 FIXED = {"ttft_s_mean": 0.06, "end_to_end_s_mean": 0.22}
 
 
-def fixed_client(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
+def fixed_client(endpoint: Endpoint, batch: Sequence[BenchRequest], concurrency: int) -> Figures:
     """Sends the requests and returns fixed figures."""
-    our_client(endpoint, asked, concurrency)
+    our_client(endpoint, batch, concurrency)
     return FIXED
 
 
@@ -164,9 +164,9 @@ def test_our_own_times_are_near_the_servers() -> None:
 
 
 def test_requests_of_other_clients_give_no_ratio() -> None:
-    def with_others(endpoint: Endpoint, asked: Sequence[BenchRequest], concurrency: int) -> Figures:
+    def with_others(endpoint: Endpoint, batch: Sequence[BenchRequest], concurrency: int) -> Figures:
         our_client(endpoint, requests(1, "other"), 1)
-        return fixed_client(endpoint, asked, concurrency)
+        return fixed_client(endpoint, batch, concurrency)
 
     with known_server(KnownServer()) as endpoint:
         assert with_server_clock(with_others)(endpoint, requests(2), 2) == FIXED

@@ -109,8 +109,8 @@ def test_nothing_is_measured_with_a_red_operation(
     monkeypatch.setattr(quality_command, "run", never)
     broken(monkeypatch, "gather_rows.eager", "gather_rows", lambda x: (x[0] * 2, *x[1:]))
     options = ["--quality", str(tmp_path)] if mode == "quality" else []
-    told = ["bench", "--checkpoint", "demo", "--result-dir", str(tmp_path / "out"), *options]
-    assert cli.main(told) == 1
+    arguments = ["bench", "--checkpoint", "demo", "--result-dir", str(tmp_path / "out"), *options]
+    assert cli.main(arguments) == 1
     captured = capsys.readouterr()
     assert "kernel operations are wrong on cpu (torch): gather_rows: Diff" in captured.err
     assert "times as good" not in captured.out

@@ -92,11 +92,11 @@ def test_how_much_sooner_a_next_question_is_answered() -> None:
         for question, ttft_s in enumerate(ttfts_s)
     ]
     both = measure(LoadRun(tuple(outcomes), ()), Scrapes())
-    assert records.COLUMNS["ttft_first_question_s_p50"](both) == 4
-    assert records.COLUMNS["ttft_next_question_s_p50"](both) == 1
-    assert records.COLUMNS["ttft_next_question_times_sooner"](both) == 4
+    assert records.columns(both)["ttft_first_question_s_p50"] == 4
+    assert records.columns(both)["ttft_next_question_s_p50"] == 1
+    assert records.columns(both)["ttft_next_question_times_sooner"] == 4
     alone = measure(LoadRun(tuple(outcomes[:1]), ()), Scrapes())
-    assert records.COLUMNS["ttft_next_question_times_sooner"](alone) is None
+    assert records.columns(alone)["ttft_next_question_times_sooner"] is None
 
 
 def test_the_accuracy_of_two_results(

@@ -31,9 +31,9 @@ def test_servers_take_turns_with_the_same_requests() -> None:
         ("8 frames, 2 in flight, round 2/2, metok", 4),
     ]
     assert [measures is None for measures in watcher.ended] == [True] * 2 + [False] * 4
-    asked = [body["messages"][0]["content"] for body in plain.bodies]
-    assert sorted(asked) == sorted(f"8-{number}" for number in range(3 + 4 + 4))
-    assert sorted(asked) == sorted(body["messages"][0]["content"] for body in other.bodies)
+    sent = [body["messages"][0]["content"] for body in plain.bodies]
+    assert sorted(sent) == sorted(f"8-{number}" for number in range(3 + 4 + 4))
+    assert sorted(sent) == sorted(body["messages"][0]["content"] for body in other.bodies)
     # Warm-up requests are in no figure.
     keys = {o.key for runs in cell.rounds for run in runs.values() for o in run.outcomes}
     assert keys == {f"8-{number}" for number in range(3, 11)}
@@ -89,8 +89,8 @@ def test_every_length_and_load_is_a_cell_with_requests_of_its_own() -> None:
         (64, "1 in flight"),
         (64, "100 requests/s"),
     ]
-    asked = [body["messages"][0]["content"] for body in plain.bodies]
-    assert len(set(asked)) == len(asked) == 4 * 3
+    sent = [body["messages"][0]["content"] for body in plain.bodies]
+    assert len(set(sent)) == len(sent) == 4 * 3
 
 
 def test_a_server_that_fails_its_warm_up_ends_the_experiment() -> None:
