@@ -46,7 +46,6 @@ def unpruned_line(metok: Mapping[str, Any]) -> str | None:
     if reason is None:
         return None
     why = {
-        "chunked_prefill": "the prompt does not fit one step (--max-num-batched-tokens)",
         "prompt_logprobs": "the request asks for prompt log-probabilities",
     }
     return f"Stages 2 and 3 did less than their settings: {why.get(reason, reason)}."

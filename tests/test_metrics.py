@@ -51,23 +51,22 @@ def test_a_request_of_another_rule_counts_under_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "step_tokens", "stage2", "stage3"),
+    ("stages", "stage2", "stage3"),
     [
-        ((1, 2, 3), 100, 14, 7),  # 0.76 ** 2 of the 24 in key events; a quarter of the first 25
-        ((1, 2, 3), 63, 40, 0),  # in chunks nothing is ranked
-        ((1, 2), 63, 40, None),
-        ((1, 3), 100, None, 10),
-        ((1,), 100, None, None),
+        ((1, 2, 3), 14, 7),  # 0.76 ** 2 of the 24 in key events; a quarter of the first 25
+        ((1, 2), 14, None),
+        ((1, 3), None, 10),
+        ((1,), None, None),
     ],
 )
 def test_points_of_the_stages_a_request_went_through(
-    stages: tuple[int, ...], step_tokens: int, stage2: int | None, stage3: int | None
+    stages: tuple[int, ...], stage2: int | None, stage3: int | None
 ) -> None:
     pruning = Pruning.of(METokConfig(stages=stages, decode_keep=0.25), Fraction(3, 5))
     video = VideoPlan("a", 4, (0.0, 1.0, 2.0, 3.0), 4.0, 100, 40, 4, pruning)
     plan = RequestPlan("balanced", stages, "user_turn", (video,))
     before = [value("metok_visual_tokens_total", point=p) for p in ("stage2", "stage3")]
-    metrics.count_request(plan, plan.prompt_plan(64, step_tokens))
+    metrics.count_request(plan, plan.prompt_plan(64))
     after = [value("metok_visual_tokens_total", point=p) for p in ("stage2", "stage3")]
     assert [b - a for a, b in zip(before, after, strict=True)] == [stage2 or 0, stage3 or 0]
 

@@ -34,7 +34,6 @@ FIELDS = {
     "kv_blocks",
     "decoder_prefill_flops",
     "pruning_layers",
-    "prefill",
     "rule",
     "unpruned",
 }
@@ -102,7 +101,7 @@ def test_the_object_is_complete_and_usage_exact(
     assert set(told) == FIELDS
     assert told["preset"] == "balanced"
     assert told["stages"] == [1, 2, 3]
-    assert (told["prefill"], told["unpruned"]) == ("one_step", None)
+    assert told["unpruned"] is None
     assert told["query_source"] == "user_turn"
     assert told["fallback"] is None
     assert len(told["events"]) == events

@@ -135,7 +135,7 @@ def report_on(engine: StagedEngine, prompt: Any) -> dict[str, Any]:
     facts = EngineFacts.of(engine.llm.llm_engine.vllm_config, engine.model.metok)
     return metok_report(
         got.plan,
-        got.plan.prompt_plan(len(got.ids), facts.step_tokens),
+        got.plan.prompt_plan(len(got.ids)),
         [],
         engine=facts,
         prompt_tokens=len(got.ids),
@@ -201,10 +201,8 @@ def test_methods_do_not_share_selections_of_one_video(engine: StagedEngine) -> N
         assert engine.answer_alone(prompt).error(right) <= ALONE
 
 
-def test_a_prompt_longer_than_a_step_is_not_pruned_by_fastv(engine: StagedEngine) -> None:
-    parts = (20, LONG, STEP)
-    dense = without_ties(engine, parts, OFF)[1]
-    prompt = make_prompt(parts, rule(FASTV))
-    got = render(engine, prompt)
-    assert got.plan.prompt_plan(len(got.ids), STEP) is None
-    assert engine.answer_alone(prompt).error(dense) <= ALONE
+@pytest.mark.parametrize("shape", [(20, LONG, STEP), (STEP - 100, LONG, 30), (300, LONG)])
+def test_fastv_prunes_a_prompt_longer_than_a_step(engine: StagedEngine, shape: Parts) -> None:
+    engine.reset_caches()
+    prompt, right = ruled(engine, shape, rule(FASTV))
+    assert engine.answer_alone(prompt).error(right) <= BATCHED

@@ -22,9 +22,9 @@ LAYOUT = StageLayout((2, 6, 8), 10)
 HALF = Pruning((2, 3), Fraction(1, 2), Fraction(1, 4), Fraction(1))
 
 
-def plan(prompt: int = 60, tokens: int = 40, step: int = 100) -> PromptPlan:
+def plan(prompt: int = 60, tokens: int = 40) -> PromptPlan:
     """Half of `tokens` at each pruning layer, and a quarter of that while decoding."""
-    made = PromptPlan.of(prompt, [("a", 10, tokens, HALF)], step)
+    made = PromptPlan.of(prompt, [("a", 10, tokens, HALF)])
     assert made is not None
     return made
 
@@ -89,15 +89,14 @@ def test_flops_of_the_rows_that_each_stage_runs_on() -> None:
     assert decoder_prefill_flops(config, 60, LAYOUT, plan()) == by_hand
     whole = decoder_prefill_flops(config, 60)
     assert decoder_prefill_flops(config, 60, LAYOUT, None) == whole
-    assert decoder_prefill_flops(config, 60, LAYOUT, plan(step=59)) == whole
 
 
 def test_visual_tokens_of_each_stage() -> None:
     assert visual_tokens_by_stage(40, plan()) == (40, 20, 10, 0)
     assert visual_tokens_by_stage(40, plan(), decode=True) == (40, 5, 3, 0)
-    assert visual_tokens_by_stage(40, plan(step=59)) == (40, 40, 40, 40)
-    assert visual_tokens_by_stage(40, plan(step=59), decode=True) == (40, 0, 0, 0)
-    assert visual_tokens_by_stage(40, None) == visual_tokens_by_stage(40, None, decode=True) == (40,)
+    assert (
+        visual_tokens_by_stage(40, None) == visual_tokens_by_stage(40, None, decode=True) == (40,)
+    )
 
 
 def test_a_video_that_ends_the_prompt_has_its_last_token_everywhere() -> None:

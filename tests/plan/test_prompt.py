@@ -30,18 +30,16 @@ def wishes(
     return Pruning(stages, keep, decode, share)
 
 
-def plan(
-    prompt: int, *videos: tuple[int, int], step: int = 10_000, **wanted: Any
-) -> PromptPlan | None:
+def plan(prompt: int, *videos: tuple[int, int], **wanted: Any) -> PromptPlan | None:
     """Plan of a prompt with videos at (first token, tokens), all with the same wishes."""
     pruning = wishes(**wanted)
     named = [(str(n), start, tokens, pruning) for n, (start, tokens) in enumerate(videos)]
-    return PromptPlan.of(prompt, named, step)
+    return PromptPlan.of(prompt, named)
 
 
 @st.composite
 def plans(draw: st.DrawFn) -> PromptPlan:
-    """Prompts with one to three videos, text between them or not, in one step or in chunks."""
+    """Prompts with one to three videos, text between them or not."""
     videos, end = [], 0
     for _ in range(draw(st.integers(1, 3))):
         start = end + draw(st.integers(0, 5))
@@ -52,8 +50,7 @@ def plans(draw: st.DrawFn) -> PromptPlan:
     made = plan(
         prompt,
         *videos,
-        step=prompt + draw(st.sampled_from([0, -1])),
-        stages=draw(st.sampled_from([(2, 3), (3,)])),
+        stages=draw(st.sampled_from([(2, 3), (2,), (3,)])),
         keep=Fraction(repr(draw(hundredths))),
         decode=Fraction(draw(st.integers(0, 100)), 100),
         share=Fraction(draw(st.integers(1, 5)), 5),
@@ -135,7 +132,7 @@ class TestCounts:
     @pytest.mark.parametrize("rule", ENCODER_RULES)
     def test_a_rule_in_the_encoder_leaves_the_decoder_alone(self, rule: str) -> None:
         pruning = Pruning.of(METokConfig(rule=rule, decode_keep=0.5), Fraction(1, 2))
-        assert PromptPlan.of(120, [("a", 10, 100, pruning)], 120) is None
+        assert PromptPlan.of(120, [("a", 10, 100, pruning)]) is None
 
 
 class TestSlots:
@@ -144,6 +141,11 @@ class TestSlots:
         for stage in range(NUM_STAGES):
             for tokens in range(made.prompt_tokens + 3):
                 assert 0 <= made.slots(stage, tokens) <= tokens
+
+    @given(plans())
+    def test_until_the_last_chunk_only_the_first_stage_runs(self, made: PromptPlan) -> None:
+        for tokens in range(made.prompt_tokens):
+            assert [made.slots(s, tokens) for s in range(NUM_STAGES)] == [tokens, 0, 0, 0]
 
     @given(plans())
     def test_deeper_stages_hold_no_more(self, made: PromptPlan) -> None:
@@ -182,7 +184,7 @@ class TestOnePrompt:
     def test_a_video_in_the_middle(self) -> None:
         made = plan(120, (10, 100))
         assert made is not None
-        assert (made.first_visual, made.query_rows, made.one_step) == (10, 10, True)
+        assert (made.first_visual, made.query_rows) == (10, 10)
         assert made.visual_tokens() == (100, 61, 35, 0)
         assert made.prefill_dropped == (0, 39, 65, 100)
         assert made.decode_dropped == (0, 100, 100, 100)
@@ -221,36 +223,21 @@ class TestOnePrompt:
 
     def test_fastv_asks_the_last_token_alone_and_evicts_nothing(self) -> None:
         pruning = Pruning.of(METokConfig(rule="fastv"), Fraction(1))
-        made = PromptPlan.of(300, [("a", 10, 100, pruning), ("b", 150, 101, pruning)], 300)
+        made = PromptPlan.of(300, [("a", 10, 100, pruning), ("b", 150, 101, pruning)])
         assert made is not None
         assert made.query_rows == 1
         assert (made.prunes, made.evicts, made.needs_scores) == (True, False, True)
         assert made.visual_tokens() == made.visual_tokens(decode=True) == (201, 51, 51, 51)
         assert made.prefill_dropped == made.decode_dropped == (0, 150, 150, 150)
-        last = PromptPlan.of(111, [("a", 10, 101, pruning)], 111)
+        last = PromptPlan.of(111, [("a", 10, 101, pruning)])
         assert last is not None
         assert (last.visual_tokens(), last.query_rows) == ((100, 25, 25, 25), 1)
-        assert PromptPlan.of(300, [("a", 10, 100, pruning)], 299) is None
 
 
 class TestNoPlan:
     def test_without_videos_or_stages(self) -> None:
         assert plan(120) is None
         assert plan(120, (10, 100), stages=()) is None
-
-    @pytest.mark.parametrize("stages", [(2, 3), (3,)])
-    def test_chunks_evict_and_nothing_else(self, stages: tuple[int, ...]) -> None:
-        whole = plan(120, (10, 100), step=120, stages=stages, decode=Fraction(1, 2))
-        made = plan(120, (10, 100), step=119, stages=stages, decode=Fraction(1, 2))
-        assert whole is not None
-        assert made is not None
-        assert (whole.one_step, made.one_step) == (True, False)
-        assert (made.prunes, made.evicts, made.needs_scores) == (False, True, False)
-        assert made.visual_tokens() == (100,) * NUM_STAGES
-        assert made.visual_tokens(decode=True) == (100, 0, 0, 0)
-
-    def test_chunks_leave_nothing_to_stage_2_alone(self) -> None:
-        assert plan(120, (10, 100), step=119, stages=(2,)) is None
 
     def test_a_request_reads_its_plan_off_its_videos(self) -> None:
         pruning = wishes()
@@ -260,7 +247,7 @@ class TestNoPlan:
             VideoPlan("b", 2, times, 2.0, 200, 100, 150, pruning),
         )
         request = RequestPlan("balanced", (1, 2, 3), "user_turn", videos)
-        made = request.prompt_plan(300, 300)
+        made = request.prompt_plan(300)
         assert made is not None
         assert [video.key for video in made.videos] == ["a", "b"]
         assert made.visual_tokens() == (200, 122, 70, 0)

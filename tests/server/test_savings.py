@@ -31,7 +31,7 @@ def test_a_report_without_layers() -> None:
 
 def test_why_the_decoder_pruned_less() -> None:
     assert unpruned_line({"unpruned": None}) is None
-    assert "--max-num-batched-tokens" in str(unpruned_line({"unpruned": "chunked_prefill"}))
+    assert "log-probabilities" in str(unpruned_line({"unpruned": "prompt_logprobs"}))
     assert "asks for" in str(unpruned_line({"unpruned": "prompt_logprobs"}))
     assert "a new reason" in str(unpruned_line({"unpruned": "a new reason"}))
 

@@ -18,7 +18,6 @@ from metok_vllm.server.chat.report import (
     EngineFacts,
     fallback_reason,
     metok_report,
-    prefill_kind,
     unpruned_reason,
     video_events,
 )
@@ -53,7 +52,7 @@ def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[st
         plan,
         None,
         workers,
-        engine=EngineFacts(16, 100, TEXT, None),
+        engine=EngineFacts(16, TEXT, None),
         prompt_tokens=prompt_tokens,
         fallback="no_towers",
         unpruned=None,
@@ -95,7 +94,7 @@ def test_counts() -> None:
         "stages": [40],
         "decode": [40],
     }
-    assert (content["unpruned"], content["prefill"], content["pruning_layers"]) == (None,) * 3
+    assert (content["unpruned"], content["pruning_layers"]) == (None, None)
     assert content["kv_blocks"] == {"dense": 8, "prefill": 4, "decode": 5}
     assert (content["preset"], content["stages"], content["query_source"]) == (
         "balanced",
@@ -135,16 +134,14 @@ def staged(stages: tuple[int, ...] = (1, 2, 3), decode_keep: float = 0.0) -> Req
     return plan_of(clip(start=4, pruning=pruning), stages=stages)
 
 
-def staged_report(
-    plan: RequestPlan, *, step_tokens: int = 100, unpruned: str | None = None
-) -> dict[str, Any]:
+def staged_report(plan: RequestPlan, *, unpruned: str | None = None) -> dict[str, Any]:
     text = SimpleNamespace(**{**vars(TEXT), "num_hidden_layers": 10})
-    prompt_plan: PromptPlan | None = plan.prompt_plan(64, step_tokens) if not unpruned else None
+    prompt_plan: PromptPlan | None = plan.prompt_plan(64) if not unpruned else None
     return metok_report(
         plan,
         prompt_plan,
         [],
-        engine=EngineFacts(16, step_tokens, text, LAYOUT),
+        engine=EngineFacts(16, text, LAYOUT),
         prompt_tokens=64,
         fallback=None,
         unpruned=unpruned,
@@ -159,7 +156,6 @@ def test_a_prompt_that_was_pruned_and_evicted() -> None:
     """40 of 64 prompt tokens are visual, 24 of them in key events; then 25, 14 and none."""
     content = staged_report(staged())
     assert content["pruning_layers"] == [2, 6, 8]
-    assert content["prefill"] == "one_step"
     assert content["visual_tokens"]["stages"] == [40, 25, 14, 0]
     assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
     blocks = content["kv_blocks"]
@@ -177,26 +173,9 @@ def test_what_decoding_keeps() -> None:
     assert content["kv_blocks"]["decode"] == 5 + 2 * 2 + 2 + 2  # 65, 32, 29 and 25 tokens
 
 
-def test_a_prompt_in_chunks_is_evicted_only() -> None:
-    content = staged_report(staged(), step_tokens=63)
-    assert content["prefill"] == "chunked"
-    assert content["visual_tokens"]["stages"] == [40, 40, 40, 40]
-    assert content["visual_tokens"]["decode"] == [40, 0, 0, 0]
-    assert content["kv_blocks"]["prefill"] == 5 * 4
-    assert content["kv_blocks"]["decode"] == 5 + 4 * 2
-    assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
-
-
-def test_a_prompt_that_only_stage_2_could_prune_in_chunks() -> None:
-    content = staged_report(staged((2,)), step_tokens=63)
-    assert content["prefill"] == "chunked"
-    assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == [40]
-    assert content["kv_blocks"]["prefill"] == 5 * 4
-
-
 def test_prompt_logprobs_leave_the_prompt_whole() -> None:
     content = staged_report(staged(), unpruned="prompt_logprobs")
-    assert (content["unpruned"], content["prefill"]) == ("prompt_logprobs", None)
+    assert content["unpruned"] == "prompt_logprobs"
     assert content["visual_tokens"]["stages"] == [40]
     assert content["kv_blocks"]["decode"] == 5 * 5
     assert content["decoder_prefill_flops"]["metok"] == layers(10, 64)
@@ -207,16 +186,11 @@ def test_a_dense_request_to_an_engine_with_stages_holds_every_group() -> None:
     content = staged_report(plan)
     assert content["kv_blocks"] == {"dense": 20, "prefill": 20, "decode": 25}
     assert content["visual_tokens"]["stages"] == content["visual_tokens"]["decode"] == []
-    assert content["prefill"] is None
 
 
 def facts_of(config: METokConfig | None) -> EngineFacts:
-    scheduler = SimpleNamespace(
-        max_num_scheduled_tokens=None, max_num_batched_tokens=80, max_num_seqs=3
-    )
     vllm_config = SimpleNamespace(
         cache_config=SimpleNamespace(block_size=32),
-        scheduler_config=scheduler,
         model_config=SimpleNamespace(hf_text_config=SimpleNamespace(num_hidden_layers=28)),
     )
     return EngineFacts.of(vllm_config, config)
@@ -224,7 +198,7 @@ def facts_of(config: METokConfig | None) -> EngineFacts:
 
 def test_the_facts_of_an_engine() -> None:
     facts = facts_of(METokConfig(pruning_layers=(4, 12, 20)))
-    assert (facts.block_size, facts.step_tokens) == (32, 77)
+    assert facts.block_size == 32
     assert facts.layout == StageLayout((4, 12, 20), 28)
     assert facts_of(METokConfig(stages=(1,))).layout is None
     assert facts_of(None).layout is None
@@ -262,35 +236,17 @@ def plan_with(stages: tuple[int, ...], decode_keep: float = 0.0) -> RequestPlan:
 
 
 @pytest.mark.parametrize(
-    ("stages", "decode_keep", "excluded", "step_tokens", "reason"),
+    ("stages", "excluded", "reason"),
     [
-        ((1, 2, 3), 0.0, None, 64, None),
-        ((1, 2, 3), 0.0, None, 63, "chunked_prefill"),
-        ((2,), 0.0, None, 63, "chunked_prefill"),
-        # Evicting all of it needs no ranks, so chunks take nothing away.
-        ((1, 3), 0.0, None, 63, None),
-        ((1, 3), 0.5, None, 63, "chunked_prefill"),
-        ((1, 2, 3), 0.0, "prompt_logprobs", 64, "prompt_logprobs"),
-        ((1, 2, 3), 0.0, "prompt_logprobs", 63, "prompt_logprobs"),
-        ((1,), 0.0, "prompt_logprobs", 63, None),
-        ((), 0.0, "prompt_logprobs", 63, None),
-        ((1,), 0.0, "beam_search", 63, "beam_search"),
+        ((1, 2, 3), None, None),
+        ((2,), None, None),
+        ((1, 2, 3), "prompt_logprobs", "prompt_logprobs"),
+        ((1,), "prompt_logprobs", None),
+        ((), "prompt_logprobs", None),
+        ((1,), "beam_search", "beam_search"),
     ],
 )
 def test_the_reason_for_less_pruning(
-    stages: tuple[int, ...],
-    decode_keep: float,
-    excluded: str | None,
-    step_tokens: int,
-    reason: str | None,
+    stages: tuple[int, ...], excluded: str | None, reason: str | None
 ) -> None:
-    plan = plan_with(stages, decode_keep)
-    prompt_plan = None if excluded else plan.prompt_plan(64, step_tokens)
-    assert unpruned_reason(plan, prompt_plan, excluded) == reason
-
-
-def test_how_a_prompt_was_prefilled() -> None:
-    assert prefill_kind(plan_with((1, 3)), 64, 64) == "one_step"
-    assert prefill_kind(plan_with((1, 2)), 65, 64) == "chunked"
-    assert prefill_kind(plan_with((1,)), 65, 64) is None
-    assert prefill_kind(plan_with(()), 65, 64) is None
+    assert unpruned_reason(plan_with(stages), excluded) == reason

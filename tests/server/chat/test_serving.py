@@ -81,18 +81,13 @@ class TestEvents:
         assert asyncio.run(chat._events(PLAN)) == []
 
 
-def engine_of(step_tokens: int = 100) -> Any:
+def engine_of() -> Any:
     """An engine client with the facts that a report needs, and no events."""
     names = ("hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size")
     text = SimpleNamespace(**dict.fromkeys(names, 1), num_hidden_layers=8)
     config = SimpleNamespace(
         cache_config=SimpleNamespace(block_size=16),
         model_config=SimpleNamespace(hf_text_config=text),
-        scheduler_config=SimpleNamespace(
-            max_num_scheduled_tokens=None,
-            max_num_batched_tokens=step_tokens,
-            max_num_seqs=0,
-        ),
     )
     return SimpleNamespace(vllm_config=config, engine_core=Core([[{"a": None}]]))
 
@@ -133,23 +128,17 @@ class TestReport:
         chat = serving(metok=METokConfig(alignment_model="towers"))
         chat.engine_client = engine_of()
         report = self.report(chat, self.STAGED)
-        assert (report["unpruned"], report["prefill"]) == (None, "one_step")
+        assert report["unpruned"] is None
         # Of 40 tokens 24 are in key events: 0.76 * (24 + 16 / 2) and 0.76 ** 2 * 24, rounded up.
         assert report["visual_tokens"]["stages"] == [40, 25, 14, 0]
 
     @pytest.mark.parametrize(
-        ("step_tokens", "excluded", "reason"),
-        [
-            (63, None, "chunked_prefill"),
-            (100, "prompt_logprobs", "prompt_logprobs"),
-            (100, "beam_search", "beam_search"),
-        ],
+        ("excluded", "reason"),
+        [("prompt_logprobs", "prompt_logprobs"), ("beam_search", "beam_search")],
     )
-    def test_the_report_names_the_reason_for_less_pruning(
-        self, step_tokens: int, excluded: str | None, reason: str
-    ) -> None:
+    def test_the_report_names_the_reason_for_less_pruning(self, excluded: str, reason: str) -> None:
         chat = serving(metok=METokConfig(alignment_model="towers"))
-        chat.engine_client = engine_of(step_tokens)
+        chat.engine_client = engine_of()
         before = fallbacks(reason)
         report = self.report(chat, self.STAGED, excluded=excluded)
         assert report["unpruned"] == reason

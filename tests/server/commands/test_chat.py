@@ -23,7 +23,6 @@ METOK = {
         {"start_s": 20.0, "end_s": 60.0, "relevance": -0.01, "key": False},
     ],
     "unpruned": None,
-    "prefill": "one_step",
     "pruning_layers": [2, 4, 6],
     "visual_tokens": {
         "dense": 1569,
