@@ -60,9 +60,6 @@ def pictures(story: Story, size: int) -> Pictures:
 def stage(scene: Scene, rng: np.random.Generator) -> Stage:
     """Random places, sizes and tints of a scene. Each shape has its own quarter of the picture."""
 
-    def tint(name: str) -> Array:
-        return np.asarray(COLOURS[name], np.float32) + rng.normal(0, 6, 3).astype(np.float32)
-
     quarters = rng.permutation(4)[: scene.count]
     shapes = tuple(
         Place(
@@ -81,8 +78,12 @@ def stage(scene: Scene, rng: np.random.Generator) -> Stage:
         Place(rng.uniform(0, 1), rng.uniform(0, 1), 0.12, rng.uniform(0, 3.1), 0.0)
         for _ in range(rng.integers(0, 3))
     )
-    tints = (tint(scene.background), tint(scene.colour), tint(scene.dot))
+    tints = (_tint(scene.background, rng), _tint(scene.colour, rng), _tint(scene.dot, rng))
     return Stage(scene, tints, shapes, dot, bars, rng.uniform(0.08, 0.2))
+
+
+def _tint(name: str, rng: np.random.Generator) -> Array:
+    return np.asarray(COLOURS[name], np.float32) + rng.normal(0, 6, 3).astype(np.float32)
 
 
 def backdrop(stage: Stage, size: int) -> Array:

@@ -67,9 +67,6 @@ def _axes(found: Sequence[Row]) -> list[tuple[str, Figure]]:
 
 
 def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
-    def y(row: Row) -> Estimate | None:
-        return row.accuracy if right else row.agreement
-
     axes.set_xscale("log")
     axes.margins(y=0.08)
     everywhere = [place for row in found if (place := x(row))]
@@ -82,7 +79,7 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
         places = [
             (place * apart, estimate, row.setting)
             for row in found
-            if row.line == name and (place := x(row)) and (estimate := y(row))
+            if row.line == name and (place := x(row)) and (estimate := _height(row, right))
         ]
         places.sort(key=lambda point: point[0])
         if not places:
@@ -110,8 +107,8 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
                 at, away = (place, 100 * estimate.mean), (4, 4)
                 axes.annotate(short, at, away, textcoords="offset points", fontsize=6, color=colour)
         ends.append((name, colour, xs[-1], ys[-1]))
-    dense = next((row for row in found if row.line == DENSE.line and y(row)), None)
-    if dense is not None and (estimate := y(dense)):
+    dense = next((row for row in found if row.line == DENSE.line and _height(row, right)), None)
+    if dense is not None and (estimate := _height(dense, right)):
         level = 100 * estimate.mean
         axes.axhline(level, color=DENSE_COLOUR, linestyle="--", linewidth=1, zorder=0)
         if place := x(dense):
@@ -120,6 +117,10 @@ def _panel(axes: Any, found: Sequence[Row], x: Figure, right: bool) -> None:
     axes.grid(axis="y", color="#e2e5e8")
     axes.set_axisbelow(True)
     _label(axes, ends)
+
+
+def _height(row: Row, right: bool) -> Estimate | None:
+    return row.accuracy if right else row.agreement
 
 
 def _label(axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from rich.table import Table
 
@@ -56,17 +57,18 @@ def _kinds(frames: int, found: Sequence[Row]) -> Table:
     kinds = dict.fromkeys(row.kind for row in found if row.kind != ALL)
     by_place = {(row.setting, row.kind): row for row in found}
 
-    def column(kind: str) -> Shown:
-        return lambda row: percent(by_place[row.setting, kind].accuracy)
-
     firsts = [row for row in found if row.kind == ALL]
     title = f"{frames} frames, accuracy by kind of question"
-    table = _table(title, {kind: column(kind) for kind in kinds}, firsts)
+    table = _table(title, {kind: partial(_accuracy, by_place, kind) for kind in kinds}, firsts)
     chances = [by_place[firsts[0].setting, kind].chance for kind in kinds]
     if any(chance is not None for chance in chances):
         table.add_section()
         table.add_row("guessing", *("-" if c is None else f"{100 * c:.1f}" for c in chances))
     return table
+
+
+def _accuracy(by_place: Mapping[tuple[str, str], Row], kind: str, row: Row) -> str:
+    return percent(by_place[row.setting, kind].accuracy)
 
 
 def _table(title: str, columns: dict[str, Shown], found: Sequence[Row]) -> Table:

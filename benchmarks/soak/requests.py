@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from metok_vllm.benchmarks.client.videos import Clip, encode
+from metok_vllm.benchmarks.client.videos import CLIP_KINDS, Clip, encode
 
 JSON = "application/json"
 CHAT = "/v1/chat/completions"
@@ -38,8 +38,8 @@ def small_video(rng: Random, variety: int) -> bytes:
     """One of `variety` clips of 8 to 24 frames."""
     seed = rng.randrange(variety)
     width, height = SIZES[seed % len(SIZES)]
-    kind = ("cuts", "static", "noise")[seed % 3]
-    return _encoded(Clip(kind, (seed,), 8 + seed % 17, 8, width, height))  # type: ignore[arg-type]
+    kind = CLIP_KINDS[seed % len(CLIP_KINDS)]
+    return _encoded(Clip(kind, (seed,), 8 + seed % 17, 8, width, height))
 
 
 @lru_cache(maxsize=256)

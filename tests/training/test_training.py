@@ -9,29 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
-from metok_vllm.torch_shims import ensure_torchvision_ops
-
-ensure_torchvision_ops()
-
-import transformers  # noqa: E402 - after torchvision can be imported
-
-from metok_vllm.benchmarks.eventqa.drawing import pictures  # noqa: E402
-from metok_vllm.benchmarks.eventqa.questions import draw_question  # noqa: E402
-from metok_vllm.benchmarks.eventqa.story import draw_story  # noqa: E402
-from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES  # noqa: E402
-from training import answering, seeing  # noqa: E402
-from training.bank import draw_bank  # noqa: E402
-from training.command import train_all  # noqa: E402
-from training.decoder import Projector, Student, pool  # noqa: E402
-from training.lessons import (  # noqa: E402
+from metok_vllm.benchmarks.eventqa.drawing import pictures
+from metok_vllm.benchmarks.eventqa.questions import draw_question
+from metok_vllm.benchmarks.eventqa.story import draw_story
+from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES
+from training import answering, seeing
+from training.bank import draw_bank
+from training.command import train_all
+from training.decoder import Projector, Student, pool
+from training.lessons import (
     IGNORED,
     Teacher,
     layout,
 )
-from training.run import Amounts, Run, Steps  # noqa: E402
-from training.sizes import Sizes  # noqa: E402
-from training.tokenizers import (  # noqa: E402
+from training.run import Amounts, Run, Steps
+from training.sizes import Sizes
+from training.tokenizers import (
     alignment_tokenizer,
     chat_tokenizer,
     special_ids,

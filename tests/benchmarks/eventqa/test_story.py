@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metok_vllm.benchmarks.eventqa.story import FADE_FRAMES, draw_story
-from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, combinations, split_of
+from metok_vllm.benchmarks.eventqa.world import (
+    COLOURS,
+    SHAPES,
+    SPLITS,
+    Split,
+    combinations,
+    split_of,
+)
 from training.material import story_part
 
 SEEDS = st.integers(0, 2**20)
@@ -25,10 +32,10 @@ def test_splits_share_no_combination_and_leave_none_out() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(SEEDS, st.integers(8, 256), st.booleans(), st.sampled_from(["train", "test"]))
-def test_events_fill_the_frames(seed: int, frames: int, needle: bool, split: str) -> None:
-    story = draw_story((seed,), frames, split, needle=needle)  # type: ignore[arg-type]
-    assert story == draw_story((seed,), frames, split, needle=needle)  # type: ignore[arg-type]
+@given(SEEDS, st.integers(8, 256), st.booleans(), st.sampled_from(SPLITS))
+def test_events_fill_the_frames(seed: int, frames: int, needle: bool, split: Split) -> None:
+    story = draw_story((seed,), frames, split, needle=needle)
+    assert story == draw_story((seed,), frames, split, needle=needle)
     ends = [0, *(event.end for event in story.events)]
     assert [event.start for event in story.events] == ends[:-1]
     assert ends[-1] == frames

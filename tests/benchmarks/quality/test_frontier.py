@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metok_vllm.benchmarks.quality.frontier import (
@@ -31,7 +31,7 @@ def geometries(draw: st.DrawFn) -> Geometry:
 
 
 @st.composite
-def settings(draw: st.DrawFn) -> Setting:
+def metok_settings(draw: st.DrawFn) -> Setting:
     request = {
         "num_events": draw(st.integers(1, 9)),
         "keep_ratio": draw(st.sampled_from([0.3, 0.5, 0.76, 1.0])),
@@ -44,7 +44,8 @@ def held(setting: Setting, frames: int, geometry: Geometry) -> int:
     return held_tokens(request_config(SERVER, setting), frames, geometry)
 
 
-@given(settings(), frame_counts, geometries(), st.sampled_from(ENCODER_RULES))
+@settings(deadline=None)
+@given(metok_settings(), frame_counts, geometries(), st.sampled_from(ENCODER_RULES))
 def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str) -> None:
     target = held(metok, frames, geometry)
     solved = solve_token_rule(target, frames, geometry)
@@ -55,7 +56,8 @@ def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str)
     assert abs(solved.token_layers - min(max(target, least), most)) <= geometry.layers / 2
 
 
-@given(settings(), frame_counts, geometries())
+@settings(deadline=None)
+@given(metok_settings(), frame_counts, geometries())
 def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
     first = geometry.layout(None).boundaries[0]
@@ -71,7 +73,8 @@ def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
     assert abs(solved.token_layers - min(target, most)) <= deeper / 2
 
 
-@given(settings(), frame_counts, geometries())
+@settings(deadline=None)
+@given(metok_settings(), frame_counts, geometries())
 def test_fewer_frames(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
     solved = solve_frame_dropping(target, frames, geometry)

@@ -78,20 +78,12 @@ def test_no_ratio_is_shown_without_its_agreement(result: dict[str, Any]) -> None
     assert f"{ratio:.2f} (" not in text
 
 
-def test_results_of_several_runs_in_one_picture(result: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    files = []
-    for number, cell in enumerate(result["cells"][:2]):
-        files.append(tmp_path / f"{number}.json")
-        files[-1].write_text(json.dumps({**result, "cells": [cell]}))
-    charts.main([*map(str, files), "--out", str(tmp_path / "both")])
-    charts.draw_charts({**result, "cells": result["cells"][:2]}, tmp_path)
-    for picture in (tmp_path / "both").iterdir():
-        assert picture.read_bytes() == (tmp_path / picture.name).read_bytes()
-    result["endpoints"][0]["name"] = "another"
-    files[1].write_text(json.dumps(result))
+def test_results_of_the_same_servers_are_combined(result: dict[str, Any]) -> None:
+    parts = [{**result, "cells": [cell]} for cell in result["cells"]]
+    assert charts.combine(parts) == result
+    parts[1]["endpoints"] = [{"name": "another"}, result["endpoints"][1]]
     with pytest.raises(ValueError, match="different servers"):
-        charts.main([*map(str, files), "--out", str(tmp_path)])
+        charts.combine(parts)
 
 
 def test_two_results(result: dict[str, Any]) -> None:
