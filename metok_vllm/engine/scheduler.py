@@ -21,6 +21,7 @@ from metok_vllm.engine.request_plans import (
     StagedSchedulerOutput,
     plan_of,
 )
+from metok_vllm.engine.request_costs import log_costs
 from metok_vllm.plan.prompt import PromptPlan
 
 if TYPE_CHECKING:
@@ -179,6 +180,8 @@ class MetokAsyncScheduler(StagedScheduling, AsyncScheduler):
 
 def make_scheduler(vllm_config: Any, **kwargs: Any) -> StagedScheduling:
     """The scheduler for a configuration; vLLM decides late whether it schedules ahead."""
+    # Earlier, vLLM has not chosen its block size.
+    log_costs(METokConfig.from_dict(vllm_config.model_config.hf_config.metok), vllm_config)
     ahead = vllm_config.scheduler_config.async_scheduling
     scheduler = MetokAsyncScheduler if ahead else MetokScheduler
     return scheduler(vllm_config=vllm_config, **kwargs)

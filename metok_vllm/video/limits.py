@@ -12,6 +12,8 @@ from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import ConfigError
 
 ENV_PREFIX = "METOK_MEDIA_"
+# Above this, the frames of one video are too small for a decoded sample of 256 MiB.
+MOST_FRAMES = 1024
 MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")
 
 
@@ -79,6 +81,11 @@ class MediaLimits:
                     f"media limit {field.name} must be positive and finite, got {value}",
                     field.name,
                 )
+        if self.max_frames > MOST_FRAMES:
+            raise ConfigError(
+                f"media limit max_frames must be at most {MOST_FRAMES}, got {self.max_frames}",
+                "max_frames",
+            )
         # Lowering max_frames alone must not fail.
         object.__setattr__(self, "default_frames", min(self.default_frames, self.max_frames))
         PrivateHosts.of(self.allow_private_hosts)

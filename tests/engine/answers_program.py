@@ -34,6 +34,8 @@ def prompts() -> list[dict[str, Any]]:
             "Why?", videos=[video(5, (12, 7))], options={"stages": [2, 3], "keep_ratio": 0.5}
         ),
         chat_prompt("Where?", videos=[video(5, (12, 7))], options={"preset": "max"}),
+        # Longer than a step of CHUNKED.
+        chat_prompt("Who? " * 40, videos=[video(6, (9, 9, 9))]),
     ]
 
 

@@ -100,10 +100,26 @@ def test_blocks_and_flops_of_128_frames(engine: StagedEngine) -> None:
     assert (rows, sum(held)) == dense_cost(8 * per_frame + 1 + text)
     dense_rows, dense_blocks = dense_cost(128 * per_frame + 1 + text)
 
-    held, rows = engine.measure(make_prompt((20, Clip(8, (30, 50, 8, 25, 15)), 40), {}))
+    held, rows = cost_of_128_frames(engine)
     assert len(rows) == LAYERS
     assert 1 - sum(held) / dense_blocks >= FEWER_BLOCKS
     assert 1 - sum(map(layer_flops, rows)) / sum(map(layer_flops, dense_rows)) >= FEWER_FLOPS
+
+
+@pytest.mark.parametrize("budget", [512, 2048, 8192])
+def test_chunks_cost_no_more(engine: StagedEngine, make_engine: Any, budget: int) -> None:
+    in_one_step = cost_of_128_frames(engine)
+    chunks = make_engine(
+        BOUNDARIES,
+        num_gpu_blocks_override=POOL // BOUNDARIES[0],
+        max_num_batched_tokens=budget,
+    )
+    assert cost_of_128_frames(chunks) == in_one_step
+
+
+def cost_of_128_frames(engine: StagedEngine) -> tuple[list[int], list[int]]:
+    """Blocks by cache group in decoding, and the prefill's rows by layer."""
+    return engine.measure(make_prompt((20, Clip(8, (30, 50, 8, 25, 15)), 40), {}))
 
 
 def dense_cost(tokens: int) -> tuple[list[int], int]:

@@ -30,17 +30,23 @@ KINDS: dict[str, tuple[Parts, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=[STEP, STEP // 3], ids=["long steps", "short steps"])
 def engine(
-    engines: EnginePool, staged_checkpoint: Path, staged_reference: LanguageModel
+    request: pytest.FixtureRequest,
+    engines: EnginePool,
+    staged_checkpoint: Path,
+    staged_reference: LanguageModel,
 ) -> StagedEngine:
-    """Four cache groups share 84 blocks: three of the prompts fit, or two that grow."""
+    """Four cache groups share 84 blocks: three of the prompts fit, or two that grow.
+
+    With short steps a prompt takes up to four chunks, and may be preempted between two.
+    """
     return StagedEngine(
         engines,
         staged_checkpoint,
         staged_reference,
         (2, 4, 6),
-        max_num_batched_tokens=STEP,
+        max_num_batched_tokens=request.param,
         max_model_len=576,
         num_gpu_blocks_override=84,
     )
