@@ -16,12 +16,12 @@ from vllm.v1.request import Request
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.kv_cache.buffer_rows import BufferRows, buffer_size
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
+from metok_vllm.engine.request_costs import log_costs
 from metok_vllm.engine.request_plans import (
     ATTRIBUTE,
     StagedSchedulerOutput,
     plan_of,
 )
-from metok_vllm.engine.request_costs import log_costs
 from metok_vllm.plan.prompt import PromptPlan
 
 if TYPE_CHECKING:

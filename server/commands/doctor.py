@@ -53,11 +53,32 @@ class CheckError(Exception):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok doctor`."""
-    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="say what a request to this model costs, in place of the checks",
+    )
+    parser.add_argument(
+        "flags",
+        nargs=argparse.REMAINDER,
+        metavar="FLAGS",
+        help="flags of `metok serve MODEL`, which decide the cost",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run all checks and show them; 0 when everything needed is there, else 1."""
+    """Run all checks and show them; 0 when everything needed is there, else 1.
+
+    With a model, show what a request costs instead.
+    """
+    if arguments.model is not None:
+        doctor_costs = importlib.import_module("metok_vllm.server.commands.doctor_costs")
+        flags = [flag for flag in arguments.flags if flag != "--json"]
+        as_json = arguments.json or flags != arguments.flags
+        status: int = doctor_costs.run(arguments.model, flags, as_json)
+        return status
     console = err()
     with console.status("checking") if console.is_terminal else nullcontext():
         checks = examine()

@@ -125,7 +125,7 @@ def test_1000_frames_at_the_geometry_of_longva() -> None:
     assert (cost.dense.prefill_steps, cost.metok.prefill_steps) == (18, 4)
     # A key event has 6 * 144 + 194 * 36 + 1 = 7,849 tokens, another 6 * 36 + 194 * 9 + 1 = 1,963.
     # 0.76 * (23,547 + 3,926 / 2) = 19,387.6 and 0.76 ** 2 * 23,547 = 13,600.7 remain.
-    assert 3 * 7849 + 2 * 1963 == encoded
+    assert encoded == 3 * 7849 + 2 * 1963
     assert cost.row_blocks == (3, 2, 1)
     rows = (27_533, 19_388 + 60, 13_601 + 60, 60)
     one, two, three, four = (-(-n // 32) for n in rows)

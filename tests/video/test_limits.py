@@ -31,3 +31,11 @@ def test_default_frames_follow_a_lower_maximum() -> None:
     assert MediaLimits().default_frames == 32
     assert MediaLimits.from_env({"METOK_MEDIA_MAX_FRAMES": "16"}).default_frames == 16
     assert MediaLimits(max_frames=16, default_frames=8).default_frames == 8
+
+
+def test_frames_go_to_1024() -> None:
+    assert MediaLimits().max_frames == 128
+    assert MediaLimits.from_env({"METOK_MEDIA_MAX_FRAMES": "1024"}).max_frames == 1024
+    with pytest.raises(ConfigError, match="max_frames must be at most 1024, got 1025") as caught:
+        MediaLimits(max_frames=1025)
+    assert caught.value.field == "max_frames"
