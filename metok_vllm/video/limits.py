@@ -12,7 +12,7 @@ from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import ConfigError
 
 ENV_PREFIX = "METOK_MEDIA_"
-# Above this, the frames of one video are too small for a decoded sample of 256 MiB.
+# With more, frames of a decoded sample of 256 MiB would be smaller than 295 x 295 pixels.
 MOST_FRAMES = 1024
 MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")
 
