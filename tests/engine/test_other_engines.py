@@ -47,6 +47,12 @@ RANKS, AHEAD, COMPILED = (
 )
 
 
+# Two chunks for most prompts, and later stages in row blocks.
+SHORT_STEPS = {"max_num_batched_tokens": 128, "max_num_seqs": 8}
+AHEAD |= SHORT_STEPS
+COMPILED |= SHORT_STEPS
+
+
 # The kernels that run on CUDA, in Triton's interpreter.
 TRITON = {"METOK_KERNELS": "triton", "TRITON_INTERPRET": "1"}
 
@@ -60,8 +66,8 @@ def expected(metok: Any) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("settings", "kernels"),
-    [(RANKS, {}), (AHEAD, {}), (COMPILED, {}), ({}, TRITON)],
-    ids=["tensor parallel", "asynchronous", "compiled", "Triton kernels"],
+    [(RANKS, {}), (AHEAD, {}), (COMPILED, {}), ({}, TRITON), (RANKS | SHORT_STEPS, {})],
+    ids=["tensor parallel", "asynchronous", "compiled", "Triton kernels", "ranks and chunks"],
 )
 def test_other_engines_answer_alike(
     expected: list[Any], settings: dict[str, Any], kernels: dict[str, str]
