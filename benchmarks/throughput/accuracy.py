@@ -10,9 +10,8 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.stream import NO_TOKEN, Outcome
@@ -85,10 +84,6 @@ class Quality:
             return None
         counts = ", ".join(f"{count} of {name}" for name, count in self.failed.items() if count)
         return f"questions failed: {counts}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 @contextmanager
