@@ -84,7 +84,7 @@ def outcome(
     completion_tokens: int | None = None,
     metok: dict[str, Any] | None = None,
 ) -> Outcome:
-    """An answer whose tokens came at `times_s`; a failed request where `error` says so."""
+    """An answer with tokens at `times_s`, or a failed request with an `error`."""
     ended_s = ended_s if ended_s is not None else (times_s[-1] if times_s else started_s)
     return Outcome(
         key=key,

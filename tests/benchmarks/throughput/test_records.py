@@ -44,7 +44,7 @@ def test_medians_are_those_of_the_rounds(result: dict[str, Any]) -> None:
             rates = [runs[name]["requests_per_s"] for runs in cell["rounds"]]
             assert cell["medians"][name]["requests_per_s"] == pytest.approx(sum(rates) / 2)
             assert cell["medians"][name]["split_decode_s"] == pytest.approx(0.03)
-            # The server names all of its time; what it cannot see is the way to the client.
+            # Only the way to the client is unexplained.
             assert 0.3 < cell["medians"][name]["split_explained"] <= 1
 
 
