@@ -192,8 +192,9 @@ def test_stop_ends_the_request_on_the_server(page: Page, server: ChildServer) ->
     wait_until(lambda: metric(server, "vllm:num_requests_running") == 0, 10)
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(320, "light"), (390, "light"), (1280, "light"), (320, "dark")]
+)
 def test_nothing_sticks_out(
     browser: Browser, server: ChildServer, width: int, scheme: str, tmp_path: Path
 ) -> None:
