@@ -269,11 +269,12 @@ def streamed_without_end(url: httpx.URL, limit: int) -> str:
         return str(json.loads(response.read())["error"]["message"])
 
 
+ITEMS: list[Any] = [1.5, {}]
 LISTS = [
     *(
         (path, item, 2_000)
         for path in ("/v1/chat/completions", *sorted(ELSEWHERE), "/detokenize")
-        for item in (1.5, {})
+        for item in ITEMS
     ),
     # The body limit stands before all routes.
     ("/v1/chat/completions", 1.5, 2_000_000),
