@@ -40,11 +40,11 @@ demo: install ## ask the demo model about the sample video, without and with MET
 serve: install ## serve the demo model at http://localhost:8000
 	@$(BIN)/metok serve --demo $(ARGS)
 
-# One thread per process and no downloads: results and times then depend on the tests alone.
 .PHONY: bench
 bench: install ## measure METok beside plain vLLM on this machine (ARGS=--help)
 	@$(BIN)/metok bench $(or $(ARGS),--checkpoint cpu-reference --frames 64 --max-concurrency 8)
 
+# One thread per process and no downloads: results and times then depend on the tests alone.
 .PHONY: test
 test: export OMP_NUM_THREADS ?= 1
 test: export TOKENIZERS_PARALLELISM = false
@@ -61,7 +61,7 @@ lint: install ## check style, types and the Dockerfile
 	@$(BIN)/hadolint Dockerfile
 
 .PHONY: test-thorough
-test-thorough: ## run the tests that take minutes and that `make test` leaves out
+test-thorough: ## run the long tests that `make test` leaves out
 	@$(MAKE) test ARGS='-m thorough $(ARGS)'
 
 .PHONY: gpu-check

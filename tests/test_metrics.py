@@ -92,7 +92,7 @@ def test_the_names_dashboards_are_written_against() -> None:
 
 
 def test_several_api_servers_share_their_metrics(tmp_path: Path) -> None:
-    """The gauge is the last one told, for all of them ask the same engines; the counter adds up."""
+    """All servers read the same engines: the gauge is the latest value, the counter the sum."""
     environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
 
     def run(code: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metok_vllm.benchmarks.eventqa.world import Split
 from training.bank import Truth, draw_bank, to_pixels
@@ -28,68 +28,45 @@ BANK_MOMENTS = 4
 
 def train_towers(run: Run) -> Any:
     """Train the alignment towers; their lower image layers are also the video model's tower."""
-    sizes = run.sizes
-    towers, reader = new_towers(sizes, run.seed), PatchReader(sizes.width)
-    modules: dict[str, nn.Module] = {"towers": towers, "reader": reader}
+    towers, reader = new_towers(run.sizes, run.seed), PatchReader(run.sizes.width)
     phase = Phase("towers", run.steps.towers, 1.5e-3, stream=6)
-
-    def prepare() -> LossOf:
-        pixels, truth = draw_bank(
-            "train", run.amounts.tower_events, TOWER_MOMENTS, sizes.image, sizes.grid, run.seed
-        )
-
-        def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-            index = torch.from_numpy(rng.integers(0, len(pixels), TOWER_FRAMES))
-            siglip, patches = tower_loss(
-                towers, reader, run.words, pixels[index], truth[index], sizes, rng
-            )
-            figures = {"siglip": float(siglip.detach()), "patches": float(patches.detach())}
-            return siglip + patches, figures
-
-        return loss_of
-
-    run.phase(phase, modules, prepare)
+    _train(run, phase, towers, reader, run.seed, recolour=False)
     shapes = Phase("shapes", run.steps.shapes, 1e-3, stream=5)
-    _train_on_shapes(run, shapes, towers, reader, run.seed + 1)
+    _train(run, shapes, towers, reader, run.seed + 1, recolour=True)
     # Repeated on new frames, because held-out shapes are recognised less well.
     sharp = Phase("sharp", run.steps.sharp, 6e-4, stream=10, floor=0.02)
-    _train_on_shapes(run, sharp, towers, reader, run.seed + 2)
+    _train(run, sharp, towers, reader, run.seed + 2, recolour=True)
     return towers
 
 
-def _train_on_shapes(
-    run: Run, phase: Phase, towers: Any, reader: PatchReader, bank_seed: int
+def _train(
+    run: Run, phase: Phase, towers: Any, reader: PatchReader, bank_seed: int, recolour: bool
 ) -> None:
-    """A phase with half of the frames recoloured, so that shapes are recognised in any colour."""
+    """One phase. With `recolour`, half of the frames have other colours and teach shapes alone."""
     sizes = run.sizes
-    modules: dict[str, nn.Module] = {"towers": towers, "reader": reader}
 
     def prepare() -> LossOf:
         pixels, truth = draw_bank(
-            "train",
-            run.amounts.tower_events,
-            TOWER_MOMENTS,
-            sizes.image,
-            sizes.grid,
-            bank_seed,
+            "train", run.amounts.tower_events, TOWER_MOMENTS, sizes.image, sizes.grid, bank_seed
         )
 
         def loss_of(_: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
             index = torch.from_numpy(rng.integers(0, len(pixels), TOWER_FRAMES))
-            plain, other = index.chunk(2)
+            plain, other = index.chunk(2) if recolour else (index, None)
             siglip, patches = tower_loss(
                 towers, reader, run.words, pixels[plain], truth[plain], sizes, rng
             )
-            changed = to_pixels(recoloured(pixels[other], rng))
-            features = video_features(towers, changed, sizes.video_tower_layers)
-            shapes = reader.shape_loss(features, truth[other])
-            parts = {"siglip": siglip, "patches": patches, "shapes": shapes}
-            figures = {name: float(part.detach()) for name, part in parts.items()}
-            return siglip + patches + 4 * shapes, figures
+            parts, loss = {"siglip": siglip, "patches": patches}, siglip + patches
+            if other is not None:
+                changed = to_pixels(recoloured(pixels[other], rng))
+                features = video_features(towers, changed, sizes.video_tower_layers)
+                parts["shapes"] = reader.shape_loss(features, truth[other])
+                loss = loss + 4 * parts["shapes"]
+            return loss, {name: float(part.detach()) for name, part in parts.items()}
 
         return loss_of
 
-    run.phase(phase, modules, prepare)
+    run.phase(phase, {"towers": towers, "reader": reader}, prepare)
 
 
 def encode_bank(run: Run, towers: Any, split: Split, seed: int) -> tuple[Tensor, Truth]:

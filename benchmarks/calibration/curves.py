@@ -8,7 +8,7 @@ attends only to text from layer k on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from metok_vllm.benchmarks.calibration.kl_to_dense import Divergence
@@ -77,4 +77,4 @@ def _curve(meter: Meter, by_layer: dict[int, Setting]) -> Curve:
 
 
 def _plain(curve: Curve) -> list[dict[str, Any]]:
-    return [{"layer": layer, **value.to_dict()} for layer, value in curve.items()]
+    return [{"layer": layer, **asdict(value)} for layer, value in curve.items()]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -45,10 +44,6 @@ class Divergence:
     def worst(self) -> float:
         """The value to compare with a budget: the larger of `first` and `following`."""
         return max(self.first, self.following)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def compare(dense_SV: Tensor, pruned_SV: Tensor) -> PromptDivergence:

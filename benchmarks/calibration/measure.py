@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -71,8 +71,8 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        with_stage1 = None if self.with_stage1 is None else self.with_stage1.to_dict()
-        return {"divergence": self.without_stage1.to_dict(), "with_stage1": with_stage1}
+        with_stage1 = None if self.with_stage1 is None else asdict(self.with_stage1)
+        return {"divergence": asdict(self.without_stage1), "with_stage1": with_stage1}
 
 
 @torch.inference_mode()

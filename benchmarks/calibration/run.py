@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from metok_vllm.benchmarks.calibration.costs import Costs
@@ -62,7 +62,7 @@ class Calibration:
             "prompts": self.prompts,
             "answer_tokens": self.answer_tokens,
             "dense": {"prefill_flops": self.dense.prefill_flops, "kv_bytes": self.dense.kv_bytes},
-            "stage1_alone": self.stage1_alone.to_dict(),
+            "stage1_alone": asdict(self.stage1_alone),
             "presets": {name: self._choice(name) for name in self.budgets},
             "held_out": None if held is None else held.to_dict(),
             "beside": {
@@ -95,11 +95,11 @@ class Calibration:
         return {
             **found,
             "config": config_values(self, name),
-            "divergence": choice.divergence.to_dict(),
+            "divergence": asdict(choice.divergence),
             "saved": share_saved(self.dense, choice.costs),
             "cache_groups": choice.layout.num_groups,
-            "parts": {part: moved.to_dict() for part, moved in choice.parts.items()},
-            "with_stage1": {**moved.to_dict(), "saved": share_saved(self.dense, costs)},
+            "parts": {part: asdict(moved) for part, moved in choice.parts.items()},
+            "with_stage1": {**asdict(moved), "saved": share_saved(self.dense, costs)},
             "held_out": None if self.held_out is None else self.held_out.choices[name].to_dict(),
         }
 

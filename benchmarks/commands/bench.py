@@ -16,7 +16,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _refuse(arguments, kernels)
     if arguments.quality is None:
         return _measure(arguments, kernels)
-    checked = {"kernels": None if kernels is None else kernels.to_dict()}
+    checked = {"kernels": None if kernels is None else asdict(kernels)}
     return bench_quality.measure_presets(arguments, _result_folder(arguments), checked)
 
 

@@ -55,7 +55,7 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
         "is given; return_token_ids in both bodies compares answers by tokens, not by text",
     )
     group.add_argument(
-        "--server-pid", type=int, help="with a local --base-url: the process to count CPU time of"
+        "--server-pid", type=int, help="with a local --base-url: the server's process, for CPU time"
     )
     group.add_argument("--header", action="append", default=[], metavar="KEY=VALUE")
     group.add_argument("--server-flags", default="", help='for both: --server-flags="--dtype half"')
@@ -69,13 +69,15 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--request-rate", type=float, nargs="+", help="arrivals a second, Poisson (default: inf)"
     )
-    group.add_argument("--num-prompts", type=int, help="requests a round (default: 4 a slot)")
+    group.add_argument(
+        "--num-prompts", type=int, help="requests a round (default: 4 per request in flight)"
+    )
     group.add_argument("--num-warmups", type=int, help="per server and load (default: up to 4)")
     group.add_argument(
         "--rounds",
         type=int,
         default=4,
-        help="in half of them METok's server was started first (default: 4)",
+        help="for each load; METok's server is started first for half of them (default: 4)",
     )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from metok_vllm.errors import ConfigError
@@ -89,7 +89,3 @@ class Geometry:
         group = self.layers if boundaries is None else self.layout(boundaries).layers_per_group
         blocks: int = report["kv_blocks"]["decode"]
         return blocks * block_size * group * self.token_layer_bytes
-
-    def to_dict(self) -> dict[str, int]:
-        """JSON-ready."""
-        return asdict(self)

@@ -38,14 +38,14 @@ def result(
     """The measurement without its answers, JSON-ready."""
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
-        "model": None if geometry is None else geometry.to_dict(),
+        "model": None if geometry is None else asdict(geometry),
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "videos"},
         "cells": [
             {
                 "frames": cell.frames,
                 "questions": len(cell.questions),
                 "chance": dict(cell.chance),
-                "settings": [setting.to_dict() for setting in cell.settings],
+                "settings": [asdict(setting) for setting in cell.settings],
             }
             for cell in cells
         ],

@@ -98,8 +98,7 @@ def _row(
 
 
 def _estimate(draws: Draws, answers: Sequence[Answered], value: Value) -> Estimate | None:
-    known = [(a.video, v) for a in answers if (v := value(a)) is not None]
-    return draws.estimate([video for video, _ in known], [v for _, v in known])
+    return draws.estimate([a.video for a in answers], [value(a) for a in answers])
 
 
 def _mean(answers: Sequence[Answered], value: Value) -> float | None:

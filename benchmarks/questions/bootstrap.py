@@ -55,13 +55,15 @@ class Draws:
         means: Floats = (self.times_RV @ sums_V)[with_any_R] / counts_R[with_any_R]
         return means
 
-    def estimate(self, videos: Sequence[str], values: Sequence[float]) -> Estimate | None:
-        """The mean of `values` and its interval; None without values."""
-        if not values:
+    def estimate(self, videos: Sequence[str], values: Sequence[float | None]) -> Estimate | None:
+        """The mean of the known `values` and its interval; None if all are None."""
+        known = [(name, v) for name, v in zip(videos, values, strict=True) if v is not None]
+        if not known:
             return None
-        mean = float(np.mean(values))
-        if len(set(videos)) < LEAST_VIDEOS:
+        names, numbers = [name for name, _ in known], [value for _, value in known]
+        mean = float(np.mean(numbers))
+        if len(set(names)) < LEAST_VIDEOS:
             return Estimate(mean, None, None)
         edge = (1 - LEVEL) / 2
-        low, high = np.quantile(self.means(videos, values), (edge, 1 - edge))
+        low, high = np.quantile(self.means(names, numbers), (edge, 1 - edge))
         return Estimate(mean, float(low), float(high))

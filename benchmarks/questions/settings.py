@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +69,6 @@ class Setting:
     def frames(self, wanted: int, video_frames: int) -> int:
         """Frames to sample of a video when the reference samples `wanted`."""
         return max(1, round(self.frames_share * min(wanted, video_frames)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 OFF = {"enabled": False}

@@ -10,9 +10,8 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
 from metok_vllm.benchmarks.client.stream import NO_TOKEN, Outcome
@@ -86,10 +85,6 @@ class Quality:
         counts = ", ".join(f"{count} of {name}" for name, count in self.failed.items() if count)
         return f"questions failed: {counts}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
-
 
 @contextmanager
 def event_qa(
@@ -128,7 +123,8 @@ async def measure_quality(
 def mark(question_set: QuestionSet, outcomes: Mapping[str, Sequence[Outcome]]) -> Quality:
     """The accuracy of each server; outcomes are in the order of the questions."""
     questions = question_set.questions
-    draws = Draws([q.name for q in questions])
+    names = [q.name for q in questions]
+    draws = Draws(names)
     right = {
         name: [_right(q, o) for q, o in zip(questions, found, strict=True)]
         for name, found in outcomes.items()
@@ -137,7 +133,7 @@ def mark(question_set: QuestionSet, outcomes: Mapping[str, Sequence[Outcome]]) -
     if len(outcomes) == 2:
         one, other = right.values()
         gains = [None if x is None or y is None else y - x for x, y in zip(one, other, strict=True)]
-        difference = _estimate(draws, questions, gains)
+        difference = draws.estimate(names, gains)
         both = agreement(*outcomes.values())
     kinds = [q.kind for q in questions]
     known = set(kinds) <= question_set.chance.keys()
@@ -145,11 +141,11 @@ def mark(question_set: QuestionSet, outcomes: Mapping[str, Sequence[Outcome]]) -
         source=question_set.source,
         frames=question_set.frames,
         digest=question_set.digest(),
-        videos=len({q.name for q in questions}),
+        videos=len(set(names)),
         questions=len(questions),
         chance=sum(question_set.chance[kind] for kind in kinds) / len(kinds) if known else None,
         failed={name: sum(o.error is not None for o in found) for name, found in outcomes.items()},
-        accuracy={name: _estimate(draws, questions, values) for name, values in right.items()},
+        accuracy={name: draws.estimate(names, values) for name, values in right.items()},
         difference=difference,
         agreement=both,
     )
@@ -183,10 +179,3 @@ def _right(question: VideoQuestion, outcome: Outcome) -> float | None:
     if question.answer is None or outcome.error is not None:
         return None
     return float(normalised(outcome.text) == normalised(question.answer))
-
-
-def _estimate(
-    draws: Draws, questions: Sequence[VideoQuestion], values: Sequence[float | None]
-) -> Estimate | None:
-    known = [(q.name, v) for q, v in zip(questions, values, strict=True) if v is not None]
-    return draws.estimate([name for name, _ in known], [v for _, v in known])

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +47,6 @@ class Checked:
             return None
         wrong = "; ".join(f"{operation}: {error}" for operation, error in self.red.items())
         return f"kernel operations are wrong on {self.device} ({self.implementation}): {wrong}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 class DifferenceError(Exception):
@@ -174,7 +169,7 @@ def _close(found: Tensor, wanted: Tensor, bound: float) -> None:
 def main() -> int:
     """Print the result as JSON; returns 1 if an operation is wrong."""
     found = check_operations(engine_device())
-    print(json.dumps(found.to_dict()))
+    print(json.dumps(asdict(found)))
     return int(found.refused is not None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,10 +96,6 @@ class Measures:
             for name, spread in spreads.items()
             for quantile, value in (("p50", spread.p50), ("p90", spread.p90), ("p99", spread.p99))
         }
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Measures:

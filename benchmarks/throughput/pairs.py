@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from metok_vllm.benchmarks.throughput.agreement import Agreement, agreement
 from metok_vllm.benchmarks.throughput.measures import Measures
@@ -34,10 +33,6 @@ class Comparison:
     ratios: dict[str, Ratio]
     agreement: Agreement | None
     refused: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self)
 
 
 def compare(cell: Cell, names: Sequence[str], lacks: str | None = None) -> Comparison | None:

@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +92,10 @@ def result(
     lacks = {found.frames: found.lacks for found in quality}
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
-        "kernels": None if kernels is None else kernels.to_dict(),
+        "kernels": None if kernels is None else asdict(kernels),
         "refused": None if kernels is None else kernels.refused,
         "endpoints": [endpoint.described() for endpoint in endpoints],
-        "quality": [found.to_dict() for found in quality],
+        "quality": [asdict(found) for found in quality],
         "cells": [cell_record(cell, names, lacks.get(cell.frames, pending)) for cell in cells],
     }
 
@@ -108,12 +109,12 @@ def cell_record(cell: Cell, names: Sequence[str], lacks: str | None = None) -> d
     return {
         **_place(cell.frames, cell.load),
         "rounds": [
-            {name: run.measures.to_dict() for name, run in runs.items()} for runs in cell.rounds
+            {name: asdict(run.measures) for name, run in runs.items()} for runs in cell.rounds
         ],
         "medians": {
             name: _medians([runs[name].measures for runs in cell.rounds]) for name in names
         },
-        "comparison": comparison.to_dict() if comparison is not None else None,
+        "comparison": asdict(comparison) if comparison is not None else None,
         "requests": {
             name: [_request(o) for runs in cell.rounds for o in runs[name].outcomes]
             for name in names

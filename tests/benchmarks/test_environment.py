@@ -1,4 +1,4 @@
-"""The record beside every figure: complete, and made without changing what it records."""
+"""The record of versions and hardware: complete, without side effects."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ CHECKS = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ChildServer]:
-    # Whatever is asked for, an answer has an end.
+    # Bounds the length of any answer.
     with running("--max-model-len", "512") as server:
         yield server
 

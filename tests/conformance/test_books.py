@@ -1,4 +1,4 @@
-"""The evictor's books as a real server tells them, while requests run and when all are done."""
+"""`GET /metok/books` and the evictor's metrics of a real server, during requests and after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK_SIZE = 32  # of the demo on a CPU
 QUESTION = messages("What is in the black scene?", video_part())
 
 
-def books_of(server: ChildServer) -> list[dict[str, Any]]:
+def states_of(server: ChildServer) -> list[dict[str, Any]]:
     answer = httpx.get(f"{server.url}/metok/books", timeout=30)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["engines"])
@@ -28,7 +28,7 @@ def books_of(server: ChildServer) -> list[dict[str, Any]]:
 
 def all_free(server: ChildServer) -> bool:
     return all(
-        b["free_blocks"] == b["total_blocks"] and not b["requests"] for b in books_of(server)
+        b["free_blocks"] == b["total_blocks"] and not b["requests"] for b in states_of(server)
     )
 
 
@@ -46,20 +46,20 @@ def test_held_blocks_are_those_of_the_response(server: ChildServer, client: Open
     chunks = iter(stream)
     for _ in range(4):
         next(chunks)
-    (books,) = books_of(server)
-    ((name, request),) = books["requests"].items()
+    (state,) = states_of(server)
+    ((name, request),) = state["requests"].items()
     assert request["metok"] is True
     assert name.startswith("chatcmpl-")
     held = sum(request["blocks"])
-    assert books["total_blocks"] - books["free_blocks"] == held == books["held_blocks"]
+    assert state["total_blocks"] - state["free_blocks"] == held == state["held_blocks"]
     assert metric(server, "metok_kv_blocks_held") >= held
     last = [chunk for chunk in chunks][-1]  # noqa: C416 - the stream must be read to its end
     assert last.usage is not None
-    told = last.metok
-    prefill, decode = told["kv_blocks"]["prefill"], told["kv_blocks"]["decode"]
-    # The engine decodes while we ask: each group holds what those tokens fill, and up to one block
+    report = last.metok
+    prefill, decode = report["kv_blocks"]["prefill"], report["kv_blocks"]["decode"]
+    # The engine decodes meanwhile: each group holds what those tokens fill, and at most one block
     # more for the next.
-    groups = len(books["stage_of_group"])
+    groups = len(state["stage_of_group"])
     decoded = request["tokens"] - last.usage.prompt_tokens
     assert decoded >= 0
     assert decode <= held <= decode + groups * (1 + decoded // BLOCK_SIZE)
@@ -69,9 +69,7 @@ def test_held_blocks_are_those_of_the_response(server: ChildServer, client: Open
     assert prefill - decode <= gone <= prefill - decode + groups
 
 
-def test_a_request_without_metok_is_in_the_books_and_frees_nothing(
-    server: ChildServer, client: OpenAI
-) -> None:
+def test_a_request_without_metok_frees_nothing(server: ChildServer, client: OpenAI) -> None:
     wait_until(lambda: all_free(server), 30)
     freed = metric(server, "metok_kv_blocks_freed_total")
     off = {"metok": {"enabled": False}}
@@ -83,7 +81,7 @@ def test_a_request_without_metok_is_in_the_books_and_frees_nothing(
 def two_engines() -> Iterator[ChildServer]:
     """Data parallelism by vLLM's own flags."""
     flags = ["--demo", "--data-parallel-size", "2", "--api-server-count", "1"]
-    # Without it each engine wants a memory node to itself.
+    # Otherwise vLLM binds each engine to a memory node of its own.
     command = ["env", "VLLM_CPU_OMP_THREADS_BIND=nobind", *SERVE, *flags]
     with ChildServer(command, environ=STARTED_WITH) as server:
         server.wait_until_ready(280)
@@ -95,11 +93,11 @@ def test_two_data_parallel_engines_answer_alike(
     server: ChildServer, client: OpenAI, two_engines: ChildServer
 ) -> None:
     both = OpenAI(base_url=f"{two_engines.url}/v1", api_key="none", max_retries=0, timeout=120)
-    told, words = [], []
+    reports, words = [], []
     for question in ("What is in the black scene?", "Which scene is first?", "Why?", "When?"):
         ask = messages(question, video_part())
-        for asked in (client, both):
-            answer = asked.chat.completions.create(
+        for target in (client, both):
+            answer = target.chat.completions.create(
                 model=MODEL,
                 messages=ask,
                 max_tokens=16,
@@ -107,10 +105,10 @@ def test_two_data_parallel_engines_answer_alike(
                 extra_body={"metok": {"decode_keep": 0.25}},  # evicts, as the demo's presets do not
             )
             words.append(answer.choices[0].message.content)
-            told.append(answer.metok)
+            reports.append(answer.metok)
     assert words[::2] == words[1::2]
-    assert told[::2] == told[1::2]
+    assert reports[::2] == reports[1::2]
     wait_until(lambda: all_free(two_engines), 30)
-    books = books_of(two_engines)
-    assert len(books) == 2
-    assert all(engine["freed_blocks"] > 0 for engine in books), "both engines had their share"
+    states = states_of(two_engines)
+    assert len(states) == 2
+    assert all(engine["freed_blocks"] > 0 for engine in states), "both engines evicted"

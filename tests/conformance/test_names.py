@@ -1,4 +1,4 @@
-"""What a client calls its media is its own: it names nobody else's, and a salt keeps tenants apart.
+"""A client's media ids: they cannot name other clients' media, and a salt separates tenants.
 
 Also the next request after a refused one, which shares vLLM's caches with it.
 """
@@ -51,7 +51,7 @@ def test_a_name_alone_stands_for_the_media_for_any_question(server: ChildServer,
     assert again.json()["metok"]["visual_tokens"]["dense"] == 20 * 16 + 1
 
 
-def test_a_name_nobody_gave(server: ChildServer, name: str) -> None:
+def test_an_unknown_name(server: ChildServer, name: str) -> None:
     assert "uuid" in is_envelope(post(server, chat_body("Which?", named(name))), 400)
 
 
@@ -73,7 +73,7 @@ def hits(server: ChildServer) -> dict[str, float]:
 
 
 def test_tenants_share_no_cache(server: ChildServer, name: str) -> None:
-    """Whether somebody else asked about a video cannot be told from how soon the answer comes."""
+    """Otherwise a fast answer would reveal that another tenant has sent the video."""
     before = hits(server)
     for number, salt in enumerate((f"a{name}", f"b{name}", None)):
         prompt_tokens(server, f"{number}? {name}", video_part(LONG), cache_salt=salt)

@@ -1,4 +1,4 @@
-"""schemathesis, a program that knows only our OpenAPI document, against the real server."""
+"""schemathesis generates requests from our OpenAPI document and sends them to a real server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of `GET /`, used as a person uses it: in a real Chromium, against a real server."""
+"""The page of `GET /` in a real Chromium, against a real server."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def text_of(within: Any, selector: str) -> str:
     return str(within.locator(selector).evaluate("node => node.textContent"))
 
 
-def told(client: OpenAI, enabled: bool) -> Any:
+def api_answer(client: OpenAI, enabled: bool) -> Any:
     return client.chat.completions.create(
         model=MODEL,
         messages=messages(QUESTION, video_part()),
@@ -108,20 +108,20 @@ def told(client: OpenAI, enabled: bool) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("mode", "asked"), [("both", [False, True]), ("on", [True]), ("off", [False])]
+    ("mode", "modes"), [("both", [False, True]), ("on", [True]), ("off", [False])]
 )
 def test_the_page_shows_what_the_api_answers(
-    page: Page, client: OpenAI, mode: str, asked: list[bool]
+    page: Page, client: OpenAI, mode: str, modes: list[bool]
 ) -> None:
-    answers = {enabled: told(client, enabled) for enabled in asked}
+    answers = {enabled: api_answer(client, enabled) for enabled in modes}
     ask(page, mode)
-    expected = [(HEADINGS[e], answers[e].choices[0].message.content) for e in asked]
+    expected = [(HEADINGS[e], answers[e].choices[0].message.content) for e in modes]
     assert answered(page) == expected
-    assert page.locator("#answers .scale", has_text="first token").count() == len(asked)
+    assert page.locator("#answers .scale", has_text="first token").count() == len(modes)
 
     # Events and savings are METok's; without it there is nothing to show.
-    assert page.is_visible("#events") == page.is_visible("#savings") == (True in asked)
-    if True not in asked:
+    assert page.is_visible("#events") == page.is_visible("#savings") == (True in modes)
+    if True not in modes:
         return
     metok = answers[True].metok
     bars = page.locator(".event").all()
@@ -192,8 +192,9 @@ def test_stop_ends_the_request_on_the_server(page: Page, server: ChildServer) ->
     wait_until(lambda: metric(server, "vllm:num_requests_running") == 0, 10)
 
 
-@pytest.mark.parametrize("width", [320, 390, 1280])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(320, "light"), (390, "light"), (1280, "light"), (320, "dark")]
+)
 def test_nothing_sticks_out(
     browser: Browser, server: ChildServer, width: int, scheme: str, tmp_path: Path
 ) -> None:

@@ -50,7 +50,8 @@ def render(engine: StagedEngine, prompt: Any) -> Rendered:
     inputs = engines.render(engine.llm, prompt)
     plan = inputs.get("metok")
     visual: dict[int, Tensor] = {}
-    videos, decisions = [], []
+    videos: list[int] = []
+    decisions: list[Any] = []
     stage1 = engine.model.stage1
     remembered, stage1.events.entries = stage1.events.entries, stage1.events.entries.copy()
     for modality, items in inputs.get("mm_kwargs", {}).items():

@@ -81,9 +81,9 @@ def test_two_questions_about_one_video(caching: Caching, clip: Any) -> None:
         expected = caching.ask_alone(question, clip)
         same(caching.ask(question, clip), expected)
     assert sum(caching.seen) == len(clip[0])
-    told = [caching.stage1.events.report(key) for key in list(caching.stage1.events.entries)]
-    assert [entry["cached"] for entry in told] == [False, True]
-    assert told[0]["relevance_of_frame"] != told[1]["relevance_of_frame"]
+    reports = [caching.stage1.events.report(key) for key in list(caching.stage1.events.entries)]
+    assert [entry["cached"] for entry in reports] == [False, True]
+    assert reports[0]["relevance_of_frame"] != reports[1]["relevance_of_frame"]
 
 
 def test_frames_that_others_may_hold_are_not_written_to(metok: Any) -> None:
@@ -162,13 +162,13 @@ def test_nothing_kept_shares_memory_with_what_the_decoder_gets(caching: Caching)
 
 
 def test_times_lie_in_each_other_and_are_told_once(caching: Caching) -> None:
-    told = []
+    reports = []
     for question in QUESTIONS:
         caching.ask(question, LONG)
         (key, *_) = reversed(caching.stage1.events.entries)
-        told.append(caching.stage1.events.report(key))
+        reports.append(caching.stage1.events.report(key))
         assert caching.stage1.events.report(key)["prefill_seconds"] is None
-    for entry in told:
+    for entry in reports:
         assert 0 < entry["own_seconds"] < entry["seconds"]
         assert 0 < entry["pruning_seconds"] < entry["prefill_seconds"]
-    assert told[1]["seconds"] < told[0]["seconds"]
+    assert reports[1]["seconds"] < reports[0]["seconds"]

@@ -47,15 +47,15 @@ def test_each_video_of_a_prompt_is_selected_by_itself(metok: Any) -> None:
     """A video's events do not depend on the other videos of its prompt."""
     stage1 = model_of(metok).stage1
     clips = [video(21, (5, 9, 4)), video(22, (3, 2, 6))]
-    told = []
+    reports = []
     for chosen in (clips, clips[:1], clips[1:]):
         reset_caches(metok)
         prompt = chat_prompt("What sails on the sea?", videos=chosen)
         answer(metok, [prompt], tokens=1)
         plan = render(metok, prompt)["metok"]
         decided = [stage1.events.report(v.key) for v in plan.videos]
-        told.append([{k: v for k, v in d.items() if not k.endswith("seconds")} for d in decided])
-    both, first, second = told
+        reports.append([{k: v for k, v in d.items() if not k.endswith("seconds")} for d in decided])
+    both, first, second = reports
     assert both == [*first, *second]
 
 

@@ -52,10 +52,10 @@ def test_visual_tokens_equal_the_reference(
     expected = stage1_from_checkpoint(
         MODEL_DIR, alignment, mode, pixels_TCHW, QUESTION.strip(), config
     )
-    told = model.stage1.events.report(inputs["metok"].videos[0].key)
-    assert told["class_of_frame"] == expected.class_T
-    assert told["event_of_frame"] == expected.event_T
-    assert told["relevance_of_frame"] == pytest.approx(expected.relevance_T, abs=1e-5)
+    report = model.stage1.events.report(inputs["metok"].videos[0].key)
+    assert report["class_of_frame"] == expected.class_T
+    assert report["event_of_frame"] == expected.event_T
+    assert report["relevance_of_frame"] == pytest.approx(expected.relevance_T, abs=1e-5)
     assert tokens_ND.shape == expected.tokens_ND.shape
     scale = max(float(expected.tokens_ND.abs().max()), 1.0)
     assert (tokens_ND - expected.tokens_ND).abs().max() <= 1e-5 * scale

@@ -14,7 +14,7 @@ from metok_vllm.errors import ConfigError
 
 
 def vllm_config(**changes: Any) -> SimpleNamespace:
-    """The parts of a VllmConfig that are asked about; `changes` are named `part__field`."""
+    """The parts of a VllmConfig that the checks read; `changes` are named `part__field`."""
     config = SimpleNamespace(
         scheduler_config=SimpleNamespace(
             disable_hybrid_kv_cache_manager=None,
@@ -135,8 +135,8 @@ def test_a_decoder_too_small_for_stages() -> None:
         staging.stage(METokConfig(), small)
 
 
-def test_all_that_is_asked_about_exists_in_vllm() -> None:
-    """A field that vLLM renamed would be asked for in vain."""
+def test_every_field_that_the_checks_read_exists_in_vllm() -> None:
+    """Otherwise a check of a renamed field would pass silently."""
     from vllm.engine.arg_utils import EngineArgs
 
     from tests.untrained import MODEL_DIR

@@ -1,6 +1,6 @@
-"""Hundreds of clients that do not do their part: somebody else is answered all the while.
+"""Hundreds of clients that send, read or leave badly: a good client is answered all the while.
 
-They have a key of their own. Five seconds after they are gone, nothing of theirs runs.
+They use another API key. Five seconds after they disconnect, nothing of theirs runs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IDLE_PERCENT = 30.0
 
 
 class DrippingHost(http.server.BaseHTTPRequestHandler):
-    """A media host that sends a byte now and then; counts whom it is sending to."""
+    """A media host that sends a byte now and then; `sending` counts its open responses."""
 
     sending = 0
     lock = threading.Lock()
@@ -80,7 +80,7 @@ def good(server: ChildServer) -> Iterator[httpx.Client]:
 
 
 def request(server: ChildServer, body: bytes, length: int | None = None) -> bytes:
-    """A request as it goes over the wire; `length` is what it says of its body."""
+    """A request as bytes; `length` is its content-length, by default the true one."""
     url = httpx.URL(server.url)
     head = f"POST {CHAT} HTTP/1.1\r\nHost: {url.host}\r\nAuthorization: Bearer {HOSTILE}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {length or len(body)}\r\n\r\n"
@@ -91,14 +91,14 @@ def request(server: ChildServer, body: bytes, length: int | None = None) -> byte
 def connected(
     server: ChildServer, sent: Callable[[int], bytes], count: int
 ) -> Iterator[list[socket.socket]]:
-    """Clients that have sent something and do nothing more; they leave without a word."""
+    """Clients that send something, then do nothing, then close the connection."""
     url = httpx.URL(server.url)
     sockets: list[socket.socket] = []
     try:
         for number in range(count):
             connection = socket.socket()
             sockets.append(connection)
-            # Small, so that an answer that nobody reads soon has no place to go.
+            # Small, so that an unread answer soon fills it.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.settimeout(30)
             connection.connect((url.host, url.port))
@@ -111,7 +111,7 @@ def connected(
 
 
 def answered(good: httpx.Client, seconds: float) -> None:
-    """Others are answered, each within its time, for so long."""
+    """Good requests are answered, each within ANSWERED_S, for `seconds`."""
     end = time.monotonic() + seconds
     number = 0
     while time.monotonic() < end:
@@ -125,7 +125,7 @@ def answered(good: httpx.Client, seconds: float) -> None:
 
 
 def nothing_left(server: ChildServer, good: httpx.Client) -> None:
-    """No request of theirs is in the engine, no connection open, no decoder at work."""
+    """No bad client's request is in the engine, no connection open, no decoder busy."""
     wait_until(lambda: requests_running(good) == 0, GONE_S)
     wait_until(lambda: open_connections(server) <= 2, GONE_S)
     busy = sum(_percent(process) for process in decoders(server))

@@ -1,4 +1,4 @@
-"""Restarts under load: every request is answered whole, or told at once to come again.
+"""Restarts under load: every request gets a whole answer, or at once a 503 with Retry-After.
 
 `RESTARTS=20 pytest -m "" tests/faults/test_restarts.py -s` runs more of them and prints counts.
 """
@@ -27,7 +27,7 @@ READY_S, ENDS_S = 240.0, 60.0
 
 
 class Load:
-    """Clients that ask without pause; refusals in good order are tried again after a moment."""
+    """Clients that send requests without pause and retry refused ones after a moment."""
 
     def __init__(self, url: str) -> None:
         self.counts: Counter[str] = Counter()
@@ -71,7 +71,7 @@ class Load:
             self.lost.append(f"{self.phase}: {kind}: {error!r}")
             return "lost", False
         if response.status_code == 503 and int(response.headers.get("retry-after", 0)) > 0:
-            return "told to come again", False
+            return "refused with Retry-After", False
         if response.status_code != 200:
             self.lost.append(f"{response.status_code}: {response.text[:200]}")
         elif body["stream"] and not _whole(response.text):
@@ -104,4 +104,4 @@ def test_restarts_lose_no_answer() -> None:
     print(dict(load.counts))
     assert not load.lost, "\n".join(load.lost[:20])
     assert load.counts["answered"] > 20 * RESTARTS
-    assert load.counts["told to come again"]
+    assert load.counts["refused with Retry-After"]

@@ -1,4 +1,4 @@
-"""What is timed, told once, and read without waiting for the device."""
+"""Times of stages 1 and 2: reported once, and read without waiting for the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.models.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
-TOLD = ("seconds", "own_seconds", "prefill_seconds", "pruning_seconds")
+TIMES = ("seconds", "own_seconds", "prefill_seconds", "pruning_seconds")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ class Event:
         return 1e3 * (later.number - self.number)
 
 
-def test_nobody_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_a_time_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(Event, "made", 0)
     monkeypatch.setattr(Event, "passed", 3)
@@ -109,8 +109,8 @@ def test_towers_and_projector_are_not_stage_1_s_own(
         first, again = stage1.events.report(key), stage1.events.report(key)
         assert first is not None
         assert again is not None
-        assert [first[name] for name in TOLD] == [10.25, 0.25, 0.5, 0.125]
-        assert [again[name] for name in TOLD] == [None] * 4
+        assert [first[name] for name in TIMES] == [10.25, 0.25, 0.5, 0.125]
+        assert [again[name] for name in TIMES] == [None] * 4
 
 
 def test_another_prefill_of_an_encoded_video_is_told_alone(clock: list[float]) -> None:
@@ -129,9 +129,9 @@ def test_another_prefill_of_an_encoded_video_is_told_alone(clock: list[float]) -
     clock[0] += 2.0
     watch.stop()
     stage1.events.record_prefill(["a"], watch)
-    told = stage1.events.report("a")
-    assert told is not None
-    assert [told[name] for name in TOLD] == [None, None, 2.0, 0]
+    report = stage1.events.report("a")
+    assert report is not None
+    assert [report[name] for name in TIMES] == [None, None, 2.0, 0]
 
 
 def test_what_is_told_is_observed() -> None:
@@ -148,10 +148,10 @@ def test_what_is_told_is_observed() -> None:
         ]
 
     before, counted = sums(), counts()
-    told = {"seconds": 8.0, "own_seconds": 0.5, "prefill_seconds": 4.0, "pruning_seconds": 0.25}
-    metrics.observe_video({**told, "cached": True, "event_of_frame": [0]}, (1, 2, 3))
-    metrics.observe_video({**dict.fromkeys(told), "cached": False}, (1, 2, 3))
-    metrics.observe_video({**told, "cached": None}, (2, 3))
+    report = {"seconds": 8.0, "own_seconds": 0.5, "prefill_seconds": 4.0, "pruning_seconds": 0.25}
+    metrics.observe_video({**report, "cached": True, "event_of_frame": [0]}, (1, 2, 3))
+    metrics.observe_video({**dict.fromkeys(report), "cached": False}, (1, 2, 3))
+    metrics.observe_video({**report, "cached": None}, (2, 3))
     metrics.observe_video({"event_of_frame": [0]}, (1,))
     rises = [after - old for after, old in zip(sums(), before, strict=True)]
     assert rises == pytest.approx([8.0, 0.5, 2 * 0.25, 2 * 4.0])

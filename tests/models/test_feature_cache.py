@@ -36,12 +36,12 @@ asks = st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(1, 4)), max_siz
 @bounded
 @given(st.integers(0, 9), asks)
 def test_bound_and_order_are_those_of_a_plain_list(
-    most_frames: int, asked: list[tuple[str, int]]
+    most_frames: int, lookups: list[tuple[str, int]]
 ) -> None:
     """Against the rule in a few lines: frames instead of bytes, a list instead of a table."""
     cache = FeatureCache(most_frames * FRAME_BYTES)
     kept: list[tuple[str, int]] = []
-    for video in asked:
+    for video in lookups:
         content, frames = video
         found = cache.find(content, frames, (), False)
         assert (found is not None) == (video in kept)
@@ -74,7 +74,7 @@ def test_a_view_counts_with_all_it_keeps() -> None:
     assert features.nbytes == (2 + 100) * FRAME_BYTES
 
 
-def test_features_without_what_is_asked_for_are_no_hit() -> None:
+def test_features_without_a_requested_part_are_no_hit() -> None:
     cache = FeatureCache(1000)
     cache.keep("a", VideoFeatures(torch.zeros(1, WIDTH), None, {2: (torch.zeros(1, 1, 1),)}))
     assert cache.find("a", 1, (2,), False) is not None
@@ -181,7 +181,7 @@ def test_a_hit_gives_what_the_towers_would(ask: str, pixels: Tensor, mode: str) 
 def test_what_is_decided_follows_the_question() -> None:
     setting = Setting(feature_cache_bytes=1 << 20)
     alone = Setting()
-    told = []
+    reports = []
     for query in (QUERY, OTHER_QUERY):
         setting.ask(LONG, query)
         alone.ask(LONG, query)
@@ -190,11 +190,11 @@ def test_what_is_decided_follows_the_question() -> None:
         assert here is not None
         assert there is not None
         assert 0 < here["own_seconds"] < here["seconds"]
-        told.append(here)
+        reports.append(here)
         once = {"seconds": None, "own_seconds": None, "cached": None}
         assert {**here, **once} == {**there, **once} == setting.stage1.events.report(key)
-    assert [entry["cached"] for entry in told] == [False, True]
-    assert told[0]["relevance_of_frame"] != told[1]["relevance_of_frame"]
+    assert [entry["cached"] for entry in reports] == [False, True]
+    assert reports[0]["relevance_of_frame"] != reports[1]["relevance_of_frame"]
     assert setting.seen == len(LONG)
 
 
@@ -221,7 +221,7 @@ def test_other_content_and_another_number_of_frames_are_seen() -> None:
     assert setting.seen == 2 * (len(LONG) + len(SHORT))
 
 
-def test_a_video_asked_about_without_towers_first_is_ranked_later() -> None:
+def test_a_video_encoded_without_towers_is_ranked_by_a_later_question() -> None:
     """A rule leaves no image embeddings behind: the next question sees the video once more."""
     setting = Setting(feature_cache_bytes=1 << 20)
     setting.ask(LONG, rule="evs")

@@ -27,7 +27,7 @@ ITEM = MultiModalKwargsItem(
 
 
 class Engine:
-    """An AsyncLLM with vLLM's own two caches, which refuses the requests it is told to."""
+    """An AsyncLLM with vLLM's own two caches; `refuse` makes it refuse a request."""
 
     def __init__(self) -> None:
         config: Any = SimpleNamespace(

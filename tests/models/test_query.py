@@ -105,7 +105,7 @@ def test_video_last(tokenizer: Any, finder: QueryFinder) -> None:
     assert finder.find(ids) == ("what is red?", "prompt_text")
 
 
-def test_nothing_asked(tokenizer: Any, template: str, finder: QueryFinder) -> None:
+def test_no_question(tokenizer: Any, template: str, finder: QueryFinder) -> None:
     assert finder.find(media(tokenizer)[1:]) == ("", "none")
 
 

@@ -1,1 +1,1 @@
-"""The scheduler and the block managers driven without a model: random lives, exact books."""
+"""Scheduler, block managers and worker tables driven by random requests, without a model."""

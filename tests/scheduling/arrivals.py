@@ -1,7 +1,7 @@
-"""Random requests whose answers are fixed beforehand, as vLLM's own Request objects.
+"""Random requests with fixed answers, as vLLM's own Request objects.
 
-`content` says for every token of prompt and answer what its K and V depend on: all tokens and
-videos up to it. Two plain requests may share a block exactly where their contents agree.
+`content` has a number per token of prompt and answer for all that its K and V depend on: the tokens
+and videos up to it. Two plain requests may share a block where their contents agree.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from metok_vllm.models.request import FIELD, pack, selection_payload
 from tests.scheduling.settings import MAX_LEN, MAX_VIDEO, Pick
 
 VIDEO_TOKEN, EOS = 7, 9
-# Stages, keep_ratio, decode_keep. Few, so that requests often want the same of the same clip.
-WISHES = (
+# Stages, keep_ratio, decode_keep. Few, so that requests often prune the same clip alike.
+PRUNINGS = (
     ((1, 2, 3), 0.76, 0.0),
     ((2, 3), 0.3, 0.25),
     ((2,), 0.76, 0.0),
@@ -44,12 +44,12 @@ CLIPS = (MAX_VIDEO, 20, 9, 1)
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A prompt: `texts[0]`, clip, `texts[1]`, clip, ... `wishes` None turns METok off."""
+class PromptSpec:
+    """A prompt: `texts[0]`, clip, `texts[1]`, clip, ... `pruning` None turns METok off."""
 
     texts: tuple[int, ...]
     clips: tuple[int, ...] = ()
-    wishes: tuple[tuple[int, ...], float, float] | None = None
+    pruning: tuple[tuple[int, ...], float, float] | None = None
     answer: int = 5
     family: int = 0
     ends_itself: bool = False
@@ -61,16 +61,16 @@ class Ask:
         return sum(self.texts) + sum(CLIPS[clip] for clip in self.clips)
 
 
-def pick_ask(pick: Pick) -> Ask:
-    """Any request that vLLM would accept."""
+def pick_spec(pick: Pick) -> PromptSpec:
+    """Any request that vLLM accepts."""
     clips = tuple(pick(0, len(CLIPS) - 1) for _ in range((0, 1, 2, 2)[pick(0, 3)]))
     # Empty text before, between and behind clips; a prompt is never empty.
     texts = (*(pick(0, 12) for _ in clips), pick(0 if clips else 1, 30))
     prompt = sum(texts) + sum(CLIPS[clip] for clip in clips)
-    return Ask(
+    return PromptSpec(
         texts,
         clips,
-        (None, *WISHES)[pick(0, len(WISHES))] if clips else None,
+        (None, *PRUNINGS)[pick(0, len(PRUNINGS))] if clips else None,
         min(pick(1, 40), MAX_LEN - prompt),
         pick(0, 1),
         bool(pick(0, 1)),
@@ -80,31 +80,31 @@ def pick_ask(pick: Pick) -> Ask:
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request with all that it will ever say."""
+    """A request and the tokens of its answer."""
 
-    ask: Ask
+    spec: PromptSpec
     request: Any
     answer: tuple[int, ...]
     content: npt.NDArray[np.int64]
 
 
-def make_arrival(ask: Ask, name: str, block_size: int) -> Arrival:
-    """A fresh request for an ask; asks of one family begin alike."""
+def make_arrival(spec: PromptSpec, name: str, block_size: int) -> Arrival:
+    """A new request; the prompts of one family have a common prefix."""
     prompt: list[int] = []
     features = []
     seen: dict[int, str] = {}
-    for length, clip in zip(ask.texts, (*ask.clips, None), strict=True):
+    for length, clip in zip(spec.texts, (*spec.clips, None), strict=True):
         # Texts repeat after three tokens, so that prompts of one family share their first blocks.
-        prompt += [10 + 3 * ask.family + i % 3 for i in range(length)]
+        prompt += [10 + 3 * spec.family + i % 3 for i in range(length)]
         if clip is not None:
-            feature = _feature(ask, clip, len(prompt))
+            feature = _feature(spec, clip, len(prompt))
             seen[len(prompt)] = feature.identifier
             features.append(feature)
             prompt += [VIDEO_TOKEN] * CLIPS[clip]
-    answer = [20 + (ask.family + i) % 5 for i in range(ask.answer)]
-    if ask.ends_itself:
-        answer[ask.answer // 2] = EOS
-    params = SamplingParams(max_tokens=ask.answer, stop_token_ids=[EOS])
+    answer = [20 + (spec.family + i) % 5 for i in range(spec.answer)]
+    if spec.ends_itself:
+        answer[spec.answer // 2] = EOS
+    params = SamplingParams(max_tokens=spec.answer, stop_token_ids=[EOS])
     request = Request(
         name,
         prompt,
@@ -112,21 +112,21 @@ def make_arrival(ask: Ask, name: str, block_size: int) -> Arrival:
         None,
         mm_features=features,
         block_hasher=_hasher(block_size),
-        resumable=ask.resumable,
-        priority=-ask.urgency,
+        resumable=spec.resumable,
+        priority=-spec.urgency,
     )
     content, so_far = [], 0
     for position, token in enumerate(prompt + answer):
         so_far = hash((so_far, token, seen.get(position)))
         content.append(so_far)
-    return Arrival(ask, request, tuple(answer), np.array(content, dtype=np.int64))
+    return Arrival(spec, request, tuple(answer), np.array(content, dtype=np.int64))
 
 
-def _feature(ask: Ask, clip: int, offset: int) -> Any:
+def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
     key = f"clip-{clip}"
     payload = None
-    if ask.wishes is not None:
-        stages, keep_ratio, decode_keep = ask.wishes
+    if spec.pruning is not None:
+        stages, keep_ratio, decode_keep = spec.pruning
         settings = {"stages": stages, "keep_ratio": keep_ratio, "decode_keep": decode_keep}
         config = METokConfig().updated(settings)
         payload = selection_payload(config, torch.zeros(0, 1, dtype=torch.long))

@@ -1,6 +1,6 @@
-"""One engine's life without a model: requests arrive and go, steps are scheduled and delivered.
+"""An engine without a model: requests arrive and end, steps are scheduled and delivered.
 
-The books are checked after every call into the scheduler, see `invariants`.
+`invariants` are checked after every call into the scheduler.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from vllm.v1.request import RequestStatus
 
 from metok_vllm.engine.request_plans import ATTRIBUTE, plan_of
 from metok_vllm.plan.prompt import PromptPlan
-from tests.scheduling.arrivals import Arrival, Ask, make_arrival
+from tests.scheduling.arrivals import Arrival, PromptSpec, make_arrival
 from tests.scheduling.paper_worker import Names, PaperWorker
 from tests.scheduling.settings import Settings, make_config, make_scheduler
 
 
 @dataclass
 class Life:
-    """What should be true of a request, kept from the outside.
+    """The expected state of a request, counted apart from the scheduler.
 
-    `begun` is the number of preemptions that it has seen; `scheduled` the tokens that it was given
-    slots for since, at each step; `processed` how many of those have been delivered.
+    `begun` is its number of preemptions. Since the last one, `scheduled` are its tokens with slots
+    after each step and `processed` those of delivered steps.
     """
 
     arrival: Arrival
@@ -37,7 +37,7 @@ class Life:
 
 @dataclass(frozen=True)
 class Step:
-    """A step in flight: what it writes to, who samples, and at which life of each request."""
+    """A step in flight: the blocks it writes, the requests that sample, and their lives."""
 
     output: Any
     written: dict[str, list[set[int]]]
@@ -71,14 +71,14 @@ class Drive:
         """Requests that have not finished, in order of arrival."""
         return [name for name in self.lives if name in self.scheduler.requests]
 
-    def arrive(self, ask: Ask) -> str:
+    def arrive(self, spec: PromptSpec) -> str:
         """A request joins the queue; its name."""
         name = f"r{self.counts['arrived']}"
-        arrival = make_arrival(ask, name, self.settings.block_size)
+        arrival = make_arrival(spec, name, self.settings.block_size)
         request = arrival.request
         features, params = request.mm_features, request.sampling_params
-        plan = plan_of(ask.prompt_tokens, features, params)
-        if ask.resumable:
+        plan = plan_of(spec.prompt_tokens, features, params)
+        if spec.resumable:
             plan = None
         self.lives[name] = Life(arrival, plan)
         self.contents[name] = arrival.content
@@ -88,19 +88,19 @@ class Drive:
         return name
 
     def abort(self, name: str) -> None:
-        """The client of a request goes away."""
+        """Abort a request."""
         self.counts["aborted"] += 1
         flying = any(name in step.samples for step in self.in_flight)
         self.counts["aborted in flight"] += flying
         self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
 
     def forget_prefixes(self) -> None:
-        """Everything running is preempted at once, and its output in flight is dropped."""
+        """Preempt all running requests; their outputs in flight are dropped."""
         self.counts["reset"] += 1
         assert self.scheduler.reset_prefix_cache(reset_running_requests=True)
 
     def schedule(self) -> Any:
-        """Schedule a step and run it; its output waits to be delivered."""
+        """Schedule and run a step; its output stays in flight."""
         before = {name: request.num_computed_tokens for name, request in self._requests()}
         preempted = {name: request.num_preemptions for name, request in self._requests()}
         for life in self.lives.values():
@@ -134,7 +134,7 @@ class Drive:
         return output
 
     def deliver(self) -> None:
-        """The oldest step in flight is done: its tokens reach the scheduler."""
+        """Give the scheduler the tokens of the oldest step in flight."""
         step = self.in_flight.popleft()
         names = list(step.output.num_scheduled_tokens)
         tokens = []

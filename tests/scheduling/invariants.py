@@ -88,8 +88,8 @@ def check_every_block_has_one_place(drive: Drive) -> None:
 def check_nothing_in_flight_is_taken_back(drive: Drive) -> None:
     """What a step writes to stays with its request until the step is delivered.
 
-    Requests that were aborted or preempted need nothing of it any more; whoever gets their blocks
-    writes to them in a later step, and steps run in order.
+    Blocks of aborted and preempted requests may be reused: steps run in order, so the next owner
+    writes later.
     """
     for step in drive.in_flight:
         for name, written in step.written.items():

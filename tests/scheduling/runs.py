@@ -1,8 +1,8 @@
-"""Events in any order, and the way to the end, with a bound on how long that may take."""
+"""Random events, and running an engine until it is empty within a bounded number of steps."""
 
 from __future__ import annotations
 
-from tests.scheduling.arrivals import pick_ask
+from tests.scheduling.arrivals import pick_spec
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check, check_after_schedule, check_empty
 from tests.scheduling.settings import Pick
@@ -26,7 +26,7 @@ def run_event(drive: Drive, pick: Pick, crowd: int) -> None:
     event = pick(0, 99)
     if event < 25:
         if len(drive.alive) < crowd:
-            drive.arrive(pick_ask(pick))
+            drive.arrive(pick_spec(pick))
     elif event < 29:
         if drive.alive:
             drive.abort(drive.alive[pick(0, len(drive.alive) - 1)])
@@ -42,18 +42,18 @@ def run_event(drive: Drive, pick: Pick, crowd: int) -> None:
 def steps_to_finish(drive: Drive) -> int:
     """Steps after which every request has finished if no more arrive.
 
-    The request that has run longest is never preempted for another, and has the first pick of a
-    step's tokens. Alone it needs a step for each chunk of its prompt, where each clip may end two,
-    one for the answer so far after a preemption, and one a token. It waits only where another
-    request's chunk holds the encoder cache, and that one then moves on: twice the sum over all
-    requests. Each of these steps may wait for those in flight, and the last ones tell the worker
-    who has gone. Under priorities each request may be sent back once by every other.
+    The oldest running request is never preempted and gets a step's tokens first. Alone it needs a
+    step per chunk of its prompt, two more per clip (each may end two chunks), one for the answer so
+    far after a preemption, and one per token. It waits only while another request's chunk holds the
+    encoder cache, and that request then advances: twice the sum over all requests. Each step may
+    wait for those in flight, and the last ones report finished requests to the worker. Under
+    priorities every other request may preempt it once.
     """
     size = drive.settings.scheduled or drive.settings.batched
     alone = 0
     for name in drive.alive:
-        ask = drive.lives[name].arrival.ask
-        alone += -(-ask.prompt_tokens // size) + 2 * len(ask.clips) + 2 + ask.answer
+        spec = drive.lives[name].arrival.spec
+        alone += -(-spec.prompt_tokens // size) + 2 * len(spec.clips) + 2 + spec.answer
     rounds = len(drive.alive) if drive.settings.priorities else 1
     return 2 * alone * drive.settings.depth * rounds + 2
 

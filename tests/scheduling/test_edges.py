@@ -1,4 +1,4 @@
-"""Situations that random lives reach too seldom, each built by hand."""
+"""Situations that random events reach too seldom, each built by hand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vllm.multimodal.inputs import (
 
 from metok_vllm.engine.request_plans import plan_of
 from metok_vllm.models.request import FIELD
-from tests.scheduling.arrivals import Ask, make_arrival
+from tests.scheduling.arrivals import PromptSpec, make_arrival
 from tests.scheduling.drive import Drive, Life
 from tests.scheduling.invariants import check_waiting_requests_hold_nothing
 from tests.scheduling.runs import deliver, finish, schedule, steps_to_finish
@@ -34,7 +34,7 @@ def step(drive: Drive, times: int = 1) -> None:
 def test_dense_video_whose_prefix_is_cached() -> None:
     """vLLM does not send the worker the data of a video that its prefix cache covers."""
     drive = Drive(Settings(caching=True))
-    question = Ask((4, 12), (0,))
+    question = PromptSpec((4, 12), (0,))
     drive.arrive(question)
     finish(drive)
     name = drive.arrive(question)
@@ -48,11 +48,11 @@ def test_dense_video_whose_prefix_is_cached() -> None:
 def waiting_for_the_buffer() -> tuple[Drive, str]:
     """Two prompts of 116 tokens in chunks of 64; the buffer has rows for one."""
     drive = Drive(Settings(batched=64, buffer=128))
-    long = Ask((60, 4, 4), (0, 0), EVICTED, answer=10)
+    long = PromptSpec((60, 4, 4), (0, 0), EVICTED, answer=10)
     drive.arrive(long)
     waits = drive.arrive(replace(long, family=1))
     step(drive)
-    drive.arrive(Ask((3,), answer=1))
+    drive.arrive(PromptSpec((3,), answer=1))
     drive.schedule()
     drive.deliver()
     assert not drive.lives[waits].scheduled
@@ -80,8 +80,8 @@ def test_prompt_that_waits_does_not_block_the_one_before_it() -> None:
 def test_streaming_session_is_the_same_to_scheduler_and_worker() -> None:
     """What the scheduler leaves alone may be cut anywhere, and the worker must not prune it."""
     drive = Drive(Settings(batched=64))
-    drive.arrive(Ask((40,)))
-    name = drive.arrive(Ask((4, 8), (0,), PRUNED, resumable=True))
+    drive.arrive(PromptSpec((40,)))
+    name = drive.arrive(PromptSpec((4, 8), (0,), PRUNED, resumable=True))
     drive.schedule()
     assert drive.worker.metok_plans.keys() == drive.scheduler.evictor_state.plans.keys()
     drive.deliver()
@@ -92,7 +92,7 @@ def test_streaming_session_is_the_same_to_scheduler_and_worker() -> None:
 def test_prompt_longer_than_a_step_is_pruned_at_its_end() -> None:
     """Chunks take blocks of stage 0 alone; the last one those of the kept tokens, then it trims."""
     drive = Drive(Settings(batched=24, layout=Settings().layout))
-    name = drive.arrive(Ask((4, 16, 4), (0, 0), PRUNED, answer=10))
+    name = drive.arrive(PromptSpec((4, 16, 4), (0, 0), PRUNED, answer=10))
     plan = drive.lives[name].plan
     assert plan is not None
     for total in (24, 48, 72):
@@ -109,10 +109,10 @@ def test_prompt_longer_than_a_step_is_pruned_at_its_end() -> None:
 def test_prompt_as_long_as_a_step_does_not_hold_up_those_behind_it() -> None:
     """A prompt that needs a whole step to itself would wait for the longest answer in flight."""
     drive = Drive(Settings(batched=64))
-    drive.arrive(Ask((5,), answer=60))
+    drive.arrive(PromptSpec((5,), answer=60))
     step(drive, 2)
-    long = drive.arrive(Ask((4, 36), (0,), PRUNED))
-    short = drive.arrive(Ask((3,), answer=1))
+    long = drive.arrive(PromptSpec((4, 36), (0,), PRUNED))
+    short = drive.arrive(PromptSpec((3,), answer=1))
     assert drive.scheduler.requests[long].num_prompt_tokens == 64
     step(drive, 4)
     assert short not in drive.alive
@@ -125,7 +125,7 @@ def test_prompts_share_a_step_up_to_a_number_of_tokens() -> None:
     for shared, began in ((None, [3]), (60, [2, 1]), (27, [1, 1, 1])):
         drive = Drive(Settings(batched=110, shared=shared))
         for _ in range(3):
-            drive.arrive(Ask((2, 6), (1,), PRUNED, answer=9))
+            drive.arrive(PromptSpec((2, 6), (1,), PRUNED, answer=9))
         seen: list[int] = []
         while len(seen) < len(began):
             before = sum(bool(life.scheduled) for life in drive.lives.values())
@@ -138,8 +138,8 @@ def test_prompts_share_a_step_up_to_a_number_of_tokens() -> None:
 def test_plain_prompts_do_not_wait_for_metok_ones() -> None:
     """A METok prompt that fills its share of a step leaves the rest to those behind it."""
     drive = Drive(Settings(batched=110, shared=20))
-    metok = drive.arrive(Ask((2, 6), (1,), PRUNED, answer=9))
-    plain = [drive.arrive(Ask((9,))), drive.arrive(Ask((2, 6), (1,)))]
+    metok = drive.arrive(PromptSpec((2, 6), (1,), PRUNED, answer=9))
+    plain = [drive.arrive(PromptSpec((9,))), drive.arrive(PromptSpec((2, 6), (1,)))]
     step(drive)
     assert all(drive.lives[name].scheduled for name in (metok, *plain))
     finish(drive)
@@ -170,7 +170,7 @@ BROKEN_FIELDS: dict[str, Any] = {
 
 def arrive_with(field: Any, drive: Drive, *, without: bool = False) -> None:
     """A request whose video another renderer prepared; as the engine gets it."""
-    arrival = make_arrival(Ask((4, 8), (0,), PRUNED), "odd", drive.settings.block_size)
+    arrival = make_arrival(PromptSpec((4, 8), (0,), PRUNED), "odd", drive.settings.block_size)
     (feature,) = arrival.request.mm_features
     elem = MultiModalFieldElem(field, MultiModalBatchedField())
     data = MultiModalKwargsItem({} if without else {FIELD: elem})
@@ -194,7 +194,7 @@ def test_video_of_another_renderer_is_left_alone(kind: str) -> None:
 
 @pytest.mark.parametrize("offset", [-1, 1000])
 def test_video_outside_its_prompt_is_left_alone(offset: int) -> None:
-    feature = make_arrival(Ask((4, 8), (0,), PRUNED), "odd", 4).request.mm_features[0]
+    feature = make_arrival(PromptSpec((4, 8), (0,), PRUNED), "odd", 4).request.mm_features[0]
     moved = replace(feature, mm_position=replace(feature.mm_position, offset=offset))
     assert plan_of(36, [feature], None) is not None
     assert plan_of(36, [moved], None) is None

@@ -1,4 +1,4 @@
-"""Thousands of random events in many engines: every kind of trouble comes up, no block is lost."""
+"""Thousands of random events in many engines: no block is lost, and every rare case occurs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks see what they are for: each deliberate mistake is noticed."""
+"""Each deliberate mistake in scheduler or evictor fails the invariants."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.kv_cache.evictor import StageManager
 from metok_vllm.engine.runner import StagedRunner
 from metok_vllm.plan.prompt import PromptPlan
-from tests.scheduling.arrivals import Ask
+from tests.scheduling.arrivals import PromptSpec
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check_nothing_in_flight_is_taken_back
 from tests.scheduling.runs import deliver, finish, run_event, schedule
@@ -132,8 +132,8 @@ def live_through(engines: int) -> None:
 
 def at_block_end(drive: Drive) -> str:
     """A prompt of 8 text tokens and a clip, two blocks in deep stages: decoding needs a third."""
-    name = drive.arrive(Ask((4, 4), (0,), ((3,), 0.76, 0.0), answer=6))
-    drive.arrive(Ask((20,), answer=6))
+    name = drive.arrive(PromptSpec((4, 4), (0,), ((3,), 0.76, 0.0), answer=6))
+    drive.arrive(PromptSpec((20,), answer=6))
     return name
 
 

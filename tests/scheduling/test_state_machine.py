@@ -1,4 +1,4 @@
-"""Hypothesis looks for the shortest life of an engine that breaks its books."""
+"""Hypothesis searches for the shortest sequence of events that breaks an invariant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.scheduling.arrivals import pick_ask
+from tests.scheduling.arrivals import pick_spec
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check
 from tests.scheduling.runs import deliver, finish, schedule
@@ -39,7 +39,7 @@ class Engine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.drive.alive) < CROWD)
     @rule(data=st.data())
     def arrive(self, data: Any) -> None:
-        self.drive.arrive(pick_ask(picking(data)))
+        self.drive.arrive(pick_spec(picking(data)))
 
     @precondition(lambda self: self.drive.alive)
     @rule(data=st.data())

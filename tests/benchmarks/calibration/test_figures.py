@@ -53,7 +53,7 @@ def test_numbers_that_overflow_are_no_divergence(broken: float, where: int) -> N
 
 
 def test_the_least_layer_holds_to_the_end() -> None:
-    """A dip in the curve is no boundary: at every layer after it the budget must hold, too."""
+    """The budget must hold at the least layer and at every later one."""
     values = [0.9, 0.01, 0.3, 0.04, 0.05, 0.0]
     drop = {layer: Divergence(value, value / 2, 1.0, 1.0) for layer, value in enumerate(values)}
     curves = Curves(drop, drop, {}, {})

@@ -18,7 +18,7 @@ CUTS = Clip("cuts", (3, 1), frames=60, fps=4, width=64, height=48)
 
 
 def changes(clip: Clip) -> list[float]:
-    """How much each frame but the first differs from the one before it, in grey levels."""
+    """The mean difference of each frame from the one before it, in grey levels."""
     with av.open(io.BytesIO(videos.encode(clip))) as container:
         frames = [f.to_ndarray(format="rgb24").astype(float) for f in container.decode(video=0)]
     return [float(np.abs(b - a).mean()) for a, b in pairwise(frames)]

@@ -1,4 +1,4 @@
-"""Pictures show what the story says, at every size, and survive video compression."""
+"""Pictures show their story at every size and after video compression."""
 
 from __future__ import annotations
 

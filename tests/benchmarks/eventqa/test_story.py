@@ -26,7 +26,7 @@ def test_splits_share_no_combination_and_leave_none_out() -> None:
     assert not train & test
     assert len(train | test) == len(COLOURS) * (len(COLOURS) - 1) * len(SHAPES)
     assert 0.15 < len(test) / len(train | test) < 0.25
-    # Every single attribute is in both: what is held out is how they go together.
+    # Both splits have every attribute; only combinations are held out.
     for position in range(3):
         assert {c[position] for c in train} == {c[position] for c in test}
 

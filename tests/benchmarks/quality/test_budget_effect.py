@@ -1,4 +1,4 @@
-"""The paper's own counts beside the fixed ones, on the demo model."""
+"""The paper's own counts compared with fixed ones, on the demo model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m metok_vllm.benchmarks.quality` and `metok bench --quality` against a server."""
+"""`python -m metok_vllm.benchmarks.quality` against a server: settings, frontier, refusals."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from metok_vllm import cli
 from metok_vllm.benchmarks.quality import __main__ as program
 from metok_vllm.demo import MODEL_DIR
 from tests.benchmarks.quality.canned import CannedServer, canned_server, write_folder
@@ -79,18 +78,3 @@ def test_the_servers_own_file_is_a_setting(
         assert f"metok: {name} is left out, the server would refuse it" in error
     assert record["configuration"]["output_len"] == 40
     assert {body["max_tokens"] for body in server.bodies} == {40}
-
-
-@pytest.mark.parametrize(("options", "length"), [((), 16), (("--output-len", "5"), 5)])
-def test_metok_bench_takes_the_length_of_an_answer(
-    options: tuple[str, ...], length: int, tmp_path: Path
-) -> None:
-    folder = write_folder(tmp_path / "videos", 2, [{"question": "Where?"}])
-    server = CannedServer(same)
-    with canned_server(server) as endpoint:
-        where = ["--base-url", endpoint.url, "--result-dir", str(tmp_path), "--frames", "8"]
-        what = ["bench", "--quality", str(folder), "--presets", "max"]
-        assert cli.main([*what, *where, *options]) == 0
-    assert {body["max_tokens"] for body in server.bodies} == {length}
-    record = json.loads((tmp_path / "result.json").read_text())
-    assert record["configuration"]["output_len"] == length

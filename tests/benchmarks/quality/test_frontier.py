@@ -51,7 +51,7 @@ def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str)
     solved = solve_token_rule(target, frames, geometry)
     request = {"rule": rule, "rule_keep": solved.share}
     assert held(Setting("x", rule, request), frames, geometry) == solved.token_layers
-    # One visual token and the newline are the least that such a rule can hold.
+    # A token rule holds at least one visual token and the newline.
     least, most = 2 * geometry.layers, geometry.layers * dense_tokens(frames, geometry.grid)
     assert abs(solved.token_layers - min(max(target, least), most)) <= geometry.layers / 2
 

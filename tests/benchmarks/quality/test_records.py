@@ -65,7 +65,7 @@ def test_json_and_csv_hold_the_rows(tmp_path: Path) -> None:
     read = json.loads((tmp_path / "result.json").read_text())
     assert read == record
     assert read_rows(read) == ROWS
-    assert read["cells"][0]["settings"][0] == DENSE.to_dict()
+    assert read["cells"][0]["settings"][0] == asdict(DENSE)
     assert read["model"]["grid"] == 8
     write_csv(tmp_path / "rows.csv", ROWS)
     with (tmp_path / "rows.csv").open(newline="") as file:

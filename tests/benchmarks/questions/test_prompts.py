@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         DENSE,
         Setting("deep", "deep", {"preset": "max"}, server={"pruning_layers": [4, 8, 10]}),
     ]
-    path.write_text(json.dumps([setting.to_dict() for setting in presets(["max"])]))
+    path.write_text(json.dumps([asdict(setting) for setting in presets(["max"])]))
     assert read_settings(path) == presets(["max"])
     for content, said in (
         ('[{"line": "x"}]', "a setting has a name"),

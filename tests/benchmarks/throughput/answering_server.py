@@ -53,7 +53,7 @@ def answering(name: str, **other: str) -> Iterator[tuple[AnsweringServer, Endpoi
 
 
 def write_folder(folder: Path, videos: int = 2) -> Path:
-    """Every question of ANSWERS about each of so many small clips."""
+    """Every question of ANSWERS about each of `videos` small clips."""
     folder.mkdir()
     listed = []
     for number in range(videos):

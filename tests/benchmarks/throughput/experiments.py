@@ -13,6 +13,8 @@ from rich.console import Console
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint, Kind
 from metok_vllm.benchmarks.client.stream import Outcome
+from metok_vllm.benchmarks.questions.bootstrap import Estimate
+from metok_vllm.benchmarks.throughput.accuracy import Quality
 from metok_vllm.benchmarks.throughput.measures import Measures
 from metok_vllm.benchmarks.throughput.run import Cell, Sweep, experiment
 from tests.benchmarks.throughput.openai_server import KnownServer, known_server, request
@@ -82,7 +84,7 @@ def outcome(
     completion_tokens: int | None = None,
     metok: dict[str, Any] | None = None,
 ) -> Outcome:
-    """An answer whose tokens came at `times_s`; a failed request where `error` says so."""
+    """An answer with tokens at `times_s`, or a failed request with an `error`."""
     ended_s = ended_s if ended_s is not None else (times_s[-1] if times_s else started_s)
     return Outcome(
         key=key,
@@ -101,4 +103,23 @@ def outcome(
         first_piece=first_piece,
         token_ids=token_ids,
         metok=metok,
+    )
+
+
+def quality_at(frames: int, failed: int = 0) -> Quality:
+    """The accuracy of two servers on 32 questions."""
+    return Quality(
+        source="event-QA",
+        frames=frames,
+        digest="questions",
+        videos=4,
+        questions=32,
+        chance=0.15,
+        failed={"plain": 0, "metok": failed},
+        accuracy={
+            "plain": Estimate(0.9375, 0.84375, 1.0),
+            "metok": Estimate(0.875, 0.75, 0.96875),
+        },
+        difference=Estimate(-0.0625, -0.125, 0.0),
+        agreement=None,
     )

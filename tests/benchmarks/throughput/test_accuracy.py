@@ -113,7 +113,7 @@ def test_from_the_command_line_after_the_rounds(
     status, received = bench(folder, tmp_path / "out", How="four")
     assert status == 0
     for questions in received:
-        # A warm-up, a round of two, then the questions: none of them in a figure.
+        # A warm-up, a round of two, then the questions.
         assert [len(text.split()) > 5 for text in questions] == [True] * 3 + [False] * 6
     captured = capsys.readouterr()
     result: dict[str, Any] = json.loads((tmp_path / "out" / "result.json").read_text())

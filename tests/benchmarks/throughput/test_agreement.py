@@ -1,4 +1,4 @@
-"""How answers of two servers are compared."""
+"""The agreement of two servers' answers."""
 
 from __future__ import annotations
 

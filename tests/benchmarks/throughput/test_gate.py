@@ -1,4 +1,4 @@
-"""The red gate: a broken operation is named, whatever way it is broken; good ones pass."""
+"""The kernel gate reports a broken operation, however it is broken, and no other."""
 
 from __future__ import annotations
 

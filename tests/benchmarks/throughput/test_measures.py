@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_nothing_answered() -> None:
     assert figures.requests_per_s == 0
     assert figures.ttft_s == EMPTY
     assert figures.split is None
-    json.dumps(figures.to_dict(), allow_nan=False)
+    json.dumps(asdict(figures), allow_nan=False)
 
 
 def test_reports_are_averaged() -> None:

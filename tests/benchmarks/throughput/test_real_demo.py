@@ -1,4 +1,4 @@
-"""`metok bench --checkpoint demo` as people run it: two real servers, few requests."""
+"""`metok bench --checkpoint demo` with two real servers and few requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_right_answers_beside_the_ratios(
     (quality,) = result["quality"]
     assert (quality["source"], quality["questions"], quality["videos"]) == ("event-QA", 16, 2)
     assert quality["failed"] == {"plain": 0, "metok": 0}
-    # Trained: far over the 15 % of guessing, whatever 16 questions can tell.
+    # A trained model is far above the 15 % of guessing, even with 16 questions.
     assert quality["accuracy"]["plain"]["mean"] >= 0.5
     assert quality["accuracy"]["metok"]["mean"] >= 0.3
     (cell,) = result["cells"]

@@ -1,4 +1,4 @@
-"""What an experiment leaves behind: JSON, CSV, tables, charts, and two of them compared."""
+"""The record of an experiment, and its tables."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.client.scrape import Scrapes
 from metok_vllm.benchmarks.throughput import charts, records, tables
 from metok_vllm.benchmarks.throughput.compare import (
-    comparison_table,
-    differences,
     read_result,
-    rows,
 )
+from metok_vllm.benchmarks.throughput.load import LoadRun
+from metok_vllm.benchmarks.throughput.measures import measure
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
-from tests.benchmarks.throughput.experiments import shown
+from tests.benchmarks.throughput.experiments import outcome, quality_at, shown
 
 
 def test_the_json_describes_itself(result: dict[str, Any], tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_medians_are_those_of_the_rounds(result: dict[str, Any]) -> None:
             rates = [runs[name]["requests_per_s"] for runs in cell["rounds"]]
             assert cell["medians"][name]["requests_per_s"] == pytest.approx(sum(rates) / 2)
             assert cell["medians"][name]["split_decode_s"] == pytest.approx(0.03)
-            # The server names all of its time; what it cannot see is the way to the client.
+            # Only the way to the client is unexplained.
             assert 0.3 < cell["medians"][name]["split_explained"] <= 1
 
 
@@ -86,32 +86,63 @@ def test_results_of_the_same_servers_are_combined(result: dict[str, Any]) -> Non
         charts.combine(parts)
 
 
-def test_two_results(result: dict[str, Any]) -> None:
-    faster = copy.deepcopy(result)
-    faster["environment"]["commit"] = "def"
-    medians = faster["cells"][0]["medians"]["metok"]
-    medians["requests_per_s"] *= 2
-    medians["ttft_s_p50"] /= 4
-    found = rows(result, faster)
-    assert len(found) == 4 * 2
-    row = found[1]
-    assert (row.place, row.server, row.agreement) == ("8 frames, 1 in flight", "metok", 1.0)
-    assert list(row.ratios) == pytest.approx([2, 4, 1, 1])
-    assert differences(result, faster) == ["environment commit: abc and def"]
-    assert "(2.00)" in shown(comparison_table(found))
+def row_of(text: str, label: str) -> list[str]:
+    """The first row of that name whose cells are not names."""
+    rows_of = [line.strip("│").split("│") for line in text.splitlines() if "│" in line]
+    (found, *_) = [[c.strip() for c in cells[1:]] for cells in rows_of if cells[0].strip() == label]
+    return found
 
 
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [({"error": "429"}, "no ratio: requests failed"), ({"key": "x"}, "no ratio: no request")],
-)
-def test_two_results_without_quality_have_no_ratio(
-    result: dict[str, Any], change: dict[str, str], why: str
+def test_right_answers_stand_beside_the_ratios(
+    measured: tuple[list[Cell], list[Endpoint]],
 ) -> None:
-    other = copy.deepcopy(result)
-    for record in other["cells"][0]["requests"]["plain"]:
-        record |= change
-    row = rows(result, other)[0]
-    assert row.ratios == (None,) * 4
-    assert str(row.refused).startswith(why)
-    assert rows(result, other)[2].refused is None
+    cells, endpoints = measured
+    found = [quality_at(8), quality_at(16, failed=1)]
+    whole = records.result(cells, endpoints, {}, {}, None, found, "pending")
+    text = shown(*tables.tables(whole))
+    assert tables.failures(whole) == ["metok: 1 failed: event-QA questions at 16 frames"]
+    ratio = whole["cells"][0]["comparison"]["ratios"]["ttft_s_p50"]["median"]
+    assert f"{ratio:.2f} (" in text
+    plain, metok = "93.8 (84.4 to 100.0)", "87.5 (75.0 to 96.9)"
+    # A column a cell in the comparison, a column a server in the table of speeds.
+    for label, values in (
+        ("right, plain, %", [plain, plain]),
+        ("right, metok, %", [metok, metok]),
+        ("difference, points", ["-6.2 (-12.5 to +0.0)"] * 2),
+        ("guessing, %", ["15.0"] * 2),
+        ("event-QA, questions", ["32"] * 2),
+        ("right, %", [plain, metok] * 2),
+    ):
+        assert row_of(text, label) == values
+    assert json.loads(records.one_line(whole))["quality"] == json.loads(
+        json.dumps(whole["quality"])
+    )
+    for cell in whole["cells"]:
+        refused = "questions failed: 1 of metok" if cell["frames"] == 16 else None
+        assert cell["comparison"]["refused"] == refused
+        assert bool(cell["comparison"]["ratios"]) == (refused is None)
+
+
+def test_no_ratio_before_the_questions(
+    measured: tuple[list[Cell], list[Endpoint]],
+) -> None:
+    cells, endpoints = measured
+    whole = records.result(cells, endpoints, {}, {}, None, [quality_at(8)], "not sent")
+    refused = {cell["frames"]: cell["comparison"]["refused"] for cell in whole["cells"]}
+    assert refused == {8: None, 16: "not sent"}
+    assert whole["cells"][-1]["comparison"]["ratios"] == {}
+    assert whole["cells"][-1]["medians"]["plain"]["requests_per_s"] > 0
+
+
+def test_how_much_sooner_a_next_question_is_answered() -> None:
+    outcomes = [
+        outcome(f"{video}-{question}", times_s=(ttft_s, 9.0), question=question)
+        for video, ttfts_s in enumerate([(2.0, 0.5), (4.0, 1.0), (6.0, 3.0)])
+        for question, ttft_s in enumerate(ttfts_s)
+    ]
+    both = measure(LoadRun(tuple(outcomes), ()), Scrapes())
+    assert records.columns(both)["ttft_first_question_s_p50"] == 4
+    assert records.columns(both)["ttft_next_question_s_p50"] == 1
+    assert records.columns(both)["ttft_next_question_times_sooner"] == 4
+    alone = measure(LoadRun(tuple(outcomes[:1]), ()), Scrapes())
+    assert records.columns(alone)["ttft_next_question_times_sooner"] is None

@@ -34,8 +34,8 @@ from tests.benchmarks.throughput.openai_server import KnownServer, known_server,
 FIRST_S, GAP_S, TOKENS = 1.6, 0.1, 8
 WHOLE_S = FIRST_S + GAP_S * (TOKENS - 1)
 NEAR = 0.05
-# guidellm's mock server sleeps so long, and counts tokens and draws a text before it sends a first
-# one. On a slow machine http.client, too, saw it after 1.70 s of 1.6, with 1 and with 4 in flight.
+# guidellm's mock server sleeps for its configured time and then prepares a text. On a slow machine
+# the first token came after 1.70 s in place of 1.6.
 MOCK_FIRST_S = 4.0
 # A busy machine spoils single attempts, a client with other rules all of them. If timers are late
 # in all attempts, a difference of 5 % cannot be measured.
@@ -87,7 +87,7 @@ def slept(in_flight: int) -> dict[str, float]:
 
 
 def closest(attempt: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Differences of the attempt on a calm machine in which they are smallest."""
+    """The smallest differences of all attempts on a calm machine."""
     found: list[dict[str, float]] = []
     lates_s = []
     for _ in range(ATTEMPTS):
@@ -106,7 +106,7 @@ def closest(attempt: Callable[[], dict[str, float]]) -> dict[str, float]:
 
 
 def late_timers_s() -> float:
-    """How late timers are just now: of fifty, one in ten later than this."""
+    """The 90th percentile of the lateness of fifty timers."""
     late_s = []
     for _ in range(50):
         begin = time.perf_counter()
@@ -120,7 +120,7 @@ def worst(difference: Mapping[str, float]) -> float:
 
 
 def from_ours(client: Client, endpoint: Endpoint) -> dict[str, float]:
-    """One round of a client beside one of ours."""
+    """One round of a client compared with one of ours."""
     batch = requests(16)
     for request in batch:
         request.body["max_tokens"] = TOKENS

@@ -17,7 +17,7 @@ from tests.benchmarks.calibration.checkpoints import LAYERS, write_deaf
 def test_calibration_finds_the_layer(
     deaf_from: int, videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Dropping from that layer on moves nothing, one layer earlier it does; p2 is put there."""
+    """Dropping from that layer on has no effect, one layer earlier it has; p2 is that layer."""
     write_deaf(tmp_path / "model", deaf_from)
     base = tmp_path / "base.yaml"
     base.write_text("key_event_ratio: 1.0\n")
@@ -27,7 +27,7 @@ def test_calibration_finds_the_layer(
         *("--frames", "8", "--tokens", "3", "--questions-per-video", "1"),
         *("--metok-config", str(base), "--chart", str(tmp_path / "curve.png")),
     )
-    # No divergence at all: tokens go only where they no longer matter.
+    # With a budget of nearly 0, tokens are dropped only where they have no effect.
     nothing = ["calibrate", str(tmp_path / "model"), *options, "--divergence", "1e-7"]
     assert cli.main(nothing) == 0, capsys.readouterr().err
     served = METokConfig.load(config_file=out, environ={})
@@ -41,7 +41,7 @@ def test_calibration_finds_the_layer(
         assert (worst < 1e-7) == (point["layer"] >= deaf_from), point
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
-    # Just too little for dropping one layer earlier, enough for selecting before that.
+    # A budget slightly below the divergence of dropping one layer earlier.
     earlier = drop[deaf_from - 1]
     budget = 0.999 * max(earlier["first"], earlier["following"])
     arguments = ["calibrate", str(tmp_path / "model"), *options, "--divergence", f"{budget}"]
@@ -54,7 +54,7 @@ def test_calibration_finds_the_layer(
     assert preset["parts"]["drop_from_p2"]["following"] < 1e-7
     assert max(preset["divergence"]["first"], preset["divergence"]["following"]) <= budget
     assert preset["config"]["pruning_layers"] == list(served.pruning_layers)
-    # The boundaries are the server's; what a request may set comes under the preset's name, too.
+    # The file defines the preset with the fields that a request may change.
     assert served.presets is not None
     assert set(served.presets) == {"balanced"}
     config = served.for_request({"preset": "balanced"})
