@@ -72,7 +72,7 @@ class Setting:
 
 
 def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) -> PromptPlan:
-    """The engine's plan for the prompt in one step. `grid` is the number of patches a side."""
+    """The engine's plan for the prompt. `grid` is the number of patches a side."""
     served = config.updated(
         {
             "enabled": True,
@@ -96,8 +96,9 @@ def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) ->
 def step_of(plan: PromptPlan) -> StagedStep:
     """An engine step with this prompt alone."""
     rows = tuple(plan.prompt_tokens - dropped for dropped in plan.prefill_dropped)
-    prompt = StagedPrompt(VIDEO, plan, 0, (0,) * NUM_STAGES, rows)
-    return StagedStep((prompt,), rows)
+    first = (0,) * NUM_STAGES
+    prompt = StagedPrompt(VIDEO, plan, 0, 0, plan.prompt_tokens, first, rows)
+    return StagedStep((prompt,), plan.prompt_tokens, rows)
 
 
 def _partial_counts(span: VideoSpan, setting: Setting) -> VideoCounts:

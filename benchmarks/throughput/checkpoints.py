@@ -26,7 +26,7 @@ from metok_vllm.errors import ConfigError
 
 SEED = 0
 ONE_MEDIUM = ("--limit-mm-per-prompt", '{"video": 1, "image": 1}')
-# METok prunes prompts that fit one step; the dense prompt of 128 frames fits as well.
+# A dense prompt of 128 frames takes one step.
 CPU_FLAGS = (
     *("--enforce-eager", "--block-size", "32"),
     *("--max-model-len", "16384", "--max-num-batched-tokens", "8192"),

@@ -80,8 +80,6 @@ def _conflicts(vllm_config: Any) -> Iterator[tuple[str, str]]:
             "hisparse_config in --attention-config",
             "it needs vLLM's V2 model runner, and METok extends the V1 one",
         )
-    if scheduler.long_prefill_token_threshold > 0:
-        yield "--long-prefill-token-threshold", "a prompt that fits a step must get one"
     if scheduler.scheduler_cls is not None:
         yield "--scheduler-cls", "METok brings a scheduler"
     if parallel.worker_cls != "auto":

@@ -202,7 +202,7 @@ class StageView:
             ours.num_actual_tokens = self.rows
             ours.max_query_len = self.longest_query
             ours.positions = None
-        # vLLM computes these from the lengths on first use.
+        # vLLM computes these on first use.
         ours._num_computed_tokens_cache = None
         ours._token_to_req_indices_cache = None
         return ours

@@ -31,9 +31,10 @@ from vllm.transformers_utils.processor import cached_get_video_processor
 from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.config import METokConfig
 from metok_vllm.models import request as wire
+from metok_vllm.models.cache_writer import StagedInput
 from metok_vllm.models.processing import MetokProcessorMixin
 from metok_vllm.models.stage1 import Stage1Encoder
-from metok_vllm.models.staged_decoder import StagedDecoder, StagedInput
+from metok_vllm.models.staged_decoder import StagedDecoder
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.video.limits import MediaLimits
 

@@ -58,9 +58,9 @@ class StagedDecoder:
         """Allocate the prefill buffer, before vLLM sizes its KV cache."""
         last = self.attention_of(self.layers[self.layout.starts[1] - 1])
         key_shape = last.num_kv_heads, last.head_size
-        hidden_size = self.norm.weight.shape[0]
-        assert isinstance(hidden_size, int)
-        self.buffer = PrefillBuffer(num_rows, hidden_size, key_shape, dtype, device)
+        weight = self.norm.weight
+        assert isinstance(weight, Tensor)
+        self.buffer = PrefillBuffer(num_rows, len(weight), key_shape, dtype, device)
 
     def forget(self, request_id: str) -> None:
         """Drop what is kept of a prompt's earlier chunks; it ended or starts again."""
@@ -134,16 +134,21 @@ class StagedDecoder:
         blocks = given.blocks[stage]
         if not blocks:
             hidden, residual, q, k = self._run_block(stage, rows, slice(None), evictor)
-        else:
-            parts = []
-            for block in blocks:
-                with _attention_context(block):
-                    where = slice(block.rows.start, block.rows.stop)
-                    parts.append(self._run_block(stage, rows, where, evictor))
-            hidden, residual, q, k = (torch.cat(part) for part in zip(*parts, strict=True))
+            return StageRows(rows.position_M, hidden, residual, rows.origin_M), q, k
+        assert rows.residual_MD is not None
+        queries, keys = [], []
+        for block in blocks:
+            where = slice(block.rows.start, block.rows.stop)
+            with _attention_context(block):
+                hidden, residual, q, k = self._run_block(stage, rows, where, evictor)
+            # In place: the next block reads other rows, and memory stays that of one copy.
+            rows.hidden_MD[where] = hidden
+            rows.residual_MD[where] = residual
+            queries.append(q)
+            keys.append(k)
         if evictor is not None:
             evictor.finish()
-        return StageRows(rows.position_M, hidden, residual, rows.origin_M), q, k
+        return rows, torch.cat(queries), torch.cat(keys)
 
     def _run_block(
         self, stage: int, rows: StageRows, where: slice, evictor: KeptRowsWriter | None

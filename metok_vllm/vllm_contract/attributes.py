@@ -15,10 +15,16 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     _WORKER + "gpu_input_batch:CachedRequestState": ("block_ids", "num_computed_tokens"),
     _WORKER + "block_table:MultiGroupBlockTable": ("block_tables",),
-    _WORKER + "block_table:BlockTable": ("num_blocks_per_row", "block_table", "block_size"),
-    _WORKER + "utils:AttentionGroup": ("kv_cache_spec", "metadata_builders", "layer_names"),
+    _WORKER + "block_table:BlockTable": (
+        *("num_blocks_per_row", "block_table", "block_size", "get_device_tensor"),
+    ),
+    _WORKER + "utils:AttentionGroup": (
+        *("kv_cache_spec", "metadata_builders", "layer_names", "get_metadata_builder"),
+    ),
+    "vllm.forward_context:ForwardContext": ("attn_metadata", "slot_mapping"),
     "vllm.v1.attention.backend:CommonAttentionMetadata": (
-        *("num_reqs", "num_actual_tokens", "positions"),
+        *("num_reqs", "num_actual_tokens", "positions", "is_prefilling"),
+        *("block_table_tensor", "slot_mapping"),
         *("query_start_loc", "query_start_loc_cpu", "max_query_len"),
         *("seq_lens", "seq_lens_cpu_upper_bound", "max_seq_len"),
         *("_num_computed_tokens_cache", "_token_to_req_indices_cache"),

@@ -90,6 +90,11 @@ STAGING: dict[str, tuple[str, ...]] = {
         "inputs_embeds",
         "model_kwargs",
     ),
+    "vllm.v1.attention.backend:AttentionMetadataBuilder.build": (
+        "common_prefix_len",
+        "common_attn_metadata",
+        "fast_build",
+    ),
     "vllm.v1.attention.backend:AttentionMetadataBuilder.update_block_table": (
         "metadata",
         "blk_table",

@@ -39,8 +39,8 @@ DEMO_DEFAULTS = {
     "dtype": "float32",
     "enforce_eager": True,
     "max_model_len": 16384,
-    # A dense prompt of 128 frames (2,049 tokens and the text) fits one step; only then is it
-    # pruned. Small blocks show the savings on short prompts too.
+    # A dense prompt of 128 frames (2,049 tokens and the text) takes one step. Small blocks show the
+    # savings on short prompts too.
     "max_num_batched_tokens": 8192,
     "block_size": 32,
 }

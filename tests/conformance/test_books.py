@@ -37,7 +37,7 @@ def test_held_blocks_are_those_of_the_response(server: ChildServer, client: Open
     stream = client.chat.completions.create(
         model=MODEL,
         messages=QUESTION,
-        max_tokens=600,
+        max_tokens=1500,
         temperature=0,
         stream=True,
         stream_options={"include_usage": True},

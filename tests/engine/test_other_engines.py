@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.engine.answers_program import prompts
-from tests.engine.engines import reset_caches
+from tests.engine.engines import UNTRAINED, EnginePool, reset_caches
 from tests.engine.prompts import answer, logprobs, token_ids
+from tests.untrained import ALIGNMENT_DIR
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
@@ -40,17 +41,13 @@ def answers_of(settings: dict[str, Any], kernels: dict[str, str]) -> dict[str, A
     return result
 
 
+# Two chunks for most prompts, and later stages in row blocks.
+SHORT_STEPS: dict[str, Any] = {"max_num_batched_tokens": 128, "max_num_seqs": 8}
 RANKS, AHEAD, COMPILED = (
     {"tensor_parallel_size": 2},
-    {"schedule_ahead": True},
-    {"enforce_eager": False},
+    {"schedule_ahead": True, **SHORT_STEPS},
+    {"enforce_eager": False, **SHORT_STEPS},
 )
-
-
-# Two chunks for most prompts, and later stages in row blocks.
-SHORT_STEPS = {"max_num_batched_tokens": 128, "max_num_seqs": 8}
-AHEAD |= SHORT_STEPS
-COMPILED |= SHORT_STEPS
 
 
 # The kernels that run on CUDA, in Triton's interpreter.
@@ -58,10 +55,15 @@ TRITON = {"METOK_KERNELS": "triton", "TRITON_INTERPRET": "1"}
 
 
 @pytest.fixture(scope="module")
-def expected(metok: Any) -> list[Any]:
-    """The answers of one synchronous, eager process."""
-    reset_caches(metok)
-    return answer(metok, prompts(), tokens=20)
+def expected(engines: EnginePool, metok: Any) -> dict[bool, list[Any]]:
+    """The answers of one synchronous, eager process, by whether its steps are short."""
+    config = {"metok": {"alignment_model": str(ALIGNMENT_DIR)}}
+    short = engines.get(**{**UNTRAINED, **SHORT_STEPS}, additional_config=config)
+    found = {}
+    for is_short, engine in ((False, metok), (True, short)):
+        reset_caches(engine)
+        found[is_short] = answer(engine, prompts(), tokens=20)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,14 @@ def expected(metok: Any) -> list[Any]:
     ids=["tensor parallel", "asynchronous", "compiled", "Triton kernels", "ranks and chunks"],
 )
 def test_other_engines_answer_alike(
-    expected: list[Any], settings: dict[str, Any], kernels: dict[str, str]
+    expected: dict[bool, list[Any]], settings: dict[str, Any], kernels: dict[str, str]
 ) -> None:
     result = answers_of(settings, kernels)
+    wanted = expected[SHORT_STEPS.items() <= settings.items()]
     assert result["schedules_ahead"] is bool(settings.get("schedule_ahead"))
-    assert result["tokens"] == [token_ids(output) for output in expected]
-    for got, wanted in zip(result["logprobs"], expected, strict=True):
-        assert got == pytest.approx(logprobs(wanted), abs=1e-3)
+    assert result["tokens"] == [token_ids(output) for output in wanted]
+    for got, output in zip(result["logprobs"], wanted, strict=True):
+        assert got == pytest.approx(logprobs(output), abs=1e-3)
     assert len(result["books"]) == settings.get("tensor_parallel_size", 1)
     for books in result["books"]:
         assert books == result["books"][0]

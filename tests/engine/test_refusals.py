@@ -18,7 +18,6 @@ def vllm_config(**changes: Any) -> SimpleNamespace:
     config = SimpleNamespace(
         scheduler_config=SimpleNamespace(
             disable_hybrid_kv_cache_manager=None,
-            long_prefill_token_threshold=0,
             scheduler_cls=None,
         ),
         parallel_config=SimpleNamespace(
@@ -72,7 +71,6 @@ CONFLICTS = [
     ({"watermark_config": object()}, "--watermark-config"),
     ({"attention_config__hisparse_config": object()}, "hisparse_config in --attention-config"),
     ({"compilation_config__pass_config__fuse_attn_quant": True}, "fuse_attn_quant"),
-    ({"scheduler_config__long_prefill_token_threshold": 100}, "--long-prefill-token-threshold"),
     ({"scheduler_config__scheduler_cls": "mine.Scheduler"}, "--scheduler-cls"),
     ({"parallel_config__worker_cls": "mine.Worker"}, "--worker-cls"),
 ]
