@@ -66,6 +66,14 @@ class StagedAttentionGroup(AttentionGroup):
             if type(builder) is CPUAttentionMetadataBuilder:
                 builder.__class__ = SharingCPUBuilder
 
+    def get_metadata_builder(self, ubatch_id: int = 0) -> Any:
+        builder = super().get_metadata_builder(ubatch_id)
+        view = self.metok_views.of(self.kv_cache_spec.stage)
+        # vLLM would put a block table of all requests into metadata of those with rows.
+        shares = view is None or view.request_R is None
+        builder.supports_update_block_table = shares and type(builder).supports_update_block_table
+        return builder
+
     def build_metadata(self, common_attn_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         view = self.metok_views.of(self.kv_cache_spec.stage)
         if view is not None:

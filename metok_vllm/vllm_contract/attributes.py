@@ -18,9 +18,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     _WORKER + "block_table:BlockTable": (
         *("num_blocks_per_row", "block_table", "block_size", "get_device_tensor"),
     ),
-    _WORKER + "utils:AttentionGroup": (
-        *("kv_cache_spec", "metadata_builders", "layer_names", "get_metadata_builder"),
-    ),
+    _WORKER + "utils:AttentionGroup": (*("kv_cache_spec", "metadata_builders", "layer_names"),),
     "vllm.forward_context:ForwardContext": ("attn_metadata", "slot_mapping"),
     "vllm.v1.attention.backend:CommonAttentionMetadata": (
         *("num_reqs", "num_actual_tokens", "positions", "is_prefilling"),

@@ -100,6 +100,7 @@ STAGING: dict[str, tuple[str, ...]] = {
         "blk_table",
         "slot_mapping",
     ),
+    "vllm.v1.worker.utils:AttentionGroup.get_metadata_builder": ("ubatch_id",),
     "vllm.v1.worker.utils:AttentionGroup.build_metadata": (
         "common_attn_metadata",
         "ubatch_idx",

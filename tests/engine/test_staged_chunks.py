@@ -23,7 +23,8 @@ pytestmark = pytest.mark.slow
 # Chunks and row blocks are sums in other shapes.
 TOLERANCE = 1e-3
 LONG, SHORT, PICTURE = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Picture(3, (1,))
-BUDGETS = (64, 256, 512, 2048)
+# Steps and pruning layers; with the latter, stages have one and two cache groups.
+ENGINES = ((64, (2, 4, 6)), (256, (1, 3, 5)), (512, (2, 4, 6)), (2048, (1, 3, 5)))
 SHAPES: dict[str, Parts] = {
     "video first": (LONG, 60),
     "a long question": (20, LONG, 250),
@@ -45,16 +46,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Case = tuple[Any, Generated]
 
 
-@pytest.fixture(scope="module", params=BUDGETS)
+@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: str(engine[0]))
 def engine(
     request: pytest.FixtureRequest,
     engines: EnginePool,
     staged_checkpoint: Path,
     staged_reference: LanguageModel,
 ) -> StagedEngine:
-    budget: int = request.param
+    budget, boundaries = request.param
     return StagedEngine(
-        engines, staged_checkpoint, staged_reference, (2, 4, 6), max_num_batched_tokens=budget
+        engines, staged_checkpoint, staged_reference, boundaries, max_num_batched_tokens=budget
     )
 
 
