@@ -24,7 +24,13 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-3
 LONG, SHORT, PICTURE = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Picture(3, (1,))
 # Steps and pruning layers; with the latter, stages have one and two cache groups.
-ENGINES = ((64, (2, 4, 6)), (256, (1, 3, 5)), (512, (2, 4, 6)), (2048, (1, 3, 5)))
+THOROUGH = pytest.mark.thorough
+ENGINES = (
+    pytest.param((64, (2, 4, 6)), marks=THOROUGH, id="64"),
+    pytest.param((256, (1, 3, 5)), id="256"),
+    pytest.param((512, (2, 4, 6)), marks=THOROUGH, id="512"),
+    pytest.param((2048, (1, 3, 5)), marks=THOROUGH, id="2048"),
+)
 SHAPES: dict[str, Parts] = {
     "video first": (LONG, 60),
     "a long question": (20, LONG, 250),
@@ -46,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Case = tuple[Any, Generated]
 
 
-@pytest.fixture(scope="module", params=ENGINES, ids=lambda engine: str(engine[0]))
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(
     request: pytest.FixtureRequest,
     engines: EnginePool,
@@ -59,7 +65,13 @@ def engine(
     )
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(options, marks=() if name == "all stages" else THOROUGH, id=name)
+        for name, options in OPTIONS.items()
+    ],
+)
 def test_chunks_change_no_answer(engine: StagedEngine, options: dict[str, Any]) -> None:
     cases = [without_ties(engine, parts, options) for parts in SHAPES.values()]
     for prompt, expected in cases:
