@@ -87,7 +87,7 @@ def test_blocks_held_are_the_blocks_reported(metok: Any, options: dict[str, Any]
     size = engine.vllm_config.cache_config.block_size
     config = model_of(metok).metok
     layout = StageLayout.of(config.pruning_layers, 8)
-    plan = render(metok, prompt)["metok"].prompt_plan(tokens, 8192)
+    plan = render(metok, prompt)["metok"].prompt_plan(tokens)
     assert (plan is None) is (options == {"enabled": False})
     assert held[0] == request_blocks(tokens, size, layout, plan)
     assert held[1] == request_blocks(tokens + 1, size, layout, plan)
