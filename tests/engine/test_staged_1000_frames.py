@@ -24,7 +24,7 @@ from tests.engine.staged_prompts import Clip, make_prompt
 from tests.reference.decoder import LanguageModel
 from tests.reference.staged_checkpoint import Sizes, write_checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(300)]
 
 FRAMES, DENSE_TOKENS, BUDGET = 1000, 144_001, 8192
 SIZES = Sizes(layers=28, hidden=32, heads=1, kv_heads=1, intermediate=32, image=192, patch=8)

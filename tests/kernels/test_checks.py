@@ -45,6 +45,7 @@ def interpreted() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [check.name for check in CHECKS])
 def test_triton_equals_naive(name: str, interpreted: dict[str, dict[str, Any]]) -> None:

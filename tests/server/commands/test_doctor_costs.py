@@ -12,6 +12,9 @@ import pytest
 from metok_vllm.demo import MODEL_DIR
 from metok_vllm.plan.tokens import dense_tokens
 
+# Each case is a process of ten seconds.
+THOROUGH = pytest.mark.thorough
+
 GRID = 8  # patches on a side of the demo model's frames
 
 
@@ -51,6 +54,7 @@ def test_default_flags(shown: dict[str, Any]) -> None:
     assert shown["prefill_buffer"]["rows"] == 2 * shown["max_model_len"] == 2 * 32768
 
 
+@THOROUGH
 def test_flags_decide_the_cost() -> None:
     shown = costs(
         "--max-num-batched-tokens", "256", "--max-num-seqs", "8", "--max-model-len", "1500",
@@ -67,6 +71,7 @@ def test_flags_decide_the_cost() -> None:
     assert last["metok"]["row_blocks"] == [2, 2, 1]
 
 
+@THOROUGH
 def test_the_table_has_the_same_numbers(shown: dict[str, Any]) -> None:
     result = doctor(str(MODEL_DIR))
     assert result.returncode == 0, result.stderr
@@ -80,6 +85,7 @@ def test_the_table_has_the_same_numbers(shown: dict[str, Any]) -> None:
     assert f"{shown['prefill_buffer']['rows']:,} rows" in result.stdout
 
 
+@THOROUGH
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
