@@ -4,7 +4,7 @@ Source: METok, arXiv 2506.02850, section 3.2: selection needs the question, whic
 the layers before the first boundary do not depend on it. So each chunk runs through stage 0 alone,
 and its rows wait here for the other stages.
 
-Shape suffixes: B rows of the buffer, N rows of the step, M joined rows, D hidden, H query heads,
+Shape suffixes: B rows of the buffer, N rows of the batch, M joined rows, D hidden, H query heads,
 G KV heads.
 """
 
@@ -23,7 +23,7 @@ from metok_vllm.plan.step import StagedPrompt, StagedStep
 class StageRows:
     """Rows between two stages. `origin_M` is each row's place in the batch; None: the same.
 
-    `residual_MD` None: no residual yet. `key_MGD` are the keys of the last layer that ran.
+    `residual_MD` None: no layer has run yet.
     """
 
     position_M: Tensor
@@ -73,9 +73,9 @@ class PrefillBuffer:
             self.hidden_BD[there] = hidden_ND[here]
             self.key_BGD[there] = k_NGD[here]
             self.position_B[..., there] = position_N[..., here]
-            asking = self._asking(prompt)
-            if len(asking):
-                self.queries[prompt.request_id].append(q_NHD[asking.start : asking.stop].clone())
+            scoring = self._scoring_rows(prompt)
+            if len(scoring):
+                self.queries[prompt.request_id].append(q_NHD[scoring.start : scoring.stop].clone())
 
     def join(self, step: StagedStep, rows: StageRows, outside: int) -> StageRows:
         """Rows of other requests and of whole prompts, in the batch's order.
@@ -83,33 +83,29 @@ class PrefillBuffer:
         Rows from the buffer have `outside` as their place in the batch.
         """
         assert rows.residual_MD is not None
-        parts: dict[str, list[Tensor]] = defaultdict(list)
+        device = rows.hidden_MD.device
+        none = slice(0, 0)
+        positions, hidden = [rows.position_M[..., none]], [rows.hidden_MD[none]]
+        residual, origin = [rows.residual_MD[none]], [torch.arange(0, device=device)]
         for prompt, span in step.joined():
             where = slice(span.start, span.stop)
             if prompt is None:
-                position, hidden = rows.position_M[..., where], rows.hidden_MD[where]
-                residual = rows.residual_MD[where]
-                origin = torch.arange(span.start, span.stop, device=hidden.device)
+                positions.append(rows.position_M[..., where])
+                hidden.append(rows.hidden_MD[where])
+                residual.append(rows.residual_MD[where])
+                origin.append(torch.arange(span.start, span.stop, device=device))
             else:
                 assert self.position_B is not None
-                position, hidden = self.position_B[..., where], self.hidden_BD[where]
-                residual = torch.zeros_like(hidden)
-                origin = torch.full((len(span),), outside, device=hidden.device)
-            for name, part in zip(NAMES, (position, hidden, residual, origin), strict=True):
-                parts[name].append(part)
-        if not parts:
-            none = slice(0, 0)
-            return StageRows(
-                rows.position_M[..., none],
-                rows.hidden_MD[none],
-                rows.residual_MD[none],
-                torch.empty(0, dtype=torch.int64, device=rows.hidden_MD.device),
-            )
+                positions.append(self.position_B[..., where])
+                hidden.append(self.hidden_BD[where])
+                # What is kept is hidden state plus residual.
+                residual.append(torch.zeros_like(self.hidden_BD[where]))
+                origin.append(torch.full((len(span),), outside, device=device))
         return StageRows(
-            torch.cat(parts["position"], dim=-1),
-            torch.cat(parts["hidden"]),
-            torch.cat(parts["residual"]),
-            torch.cat(parts["origin"]),
+            torch.cat(positions, dim=-1),
+            torch.cat(hidden),
+            torch.cat(residual),
+            torch.cat(origin),
         )
 
     def keys(self, prompt: StagedPrompt, k_NGD: Tensor) -> Tensor:
@@ -123,15 +119,12 @@ class PrefillBuffer:
 
     def scoring_queries(self, prompt: StagedPrompt, q_NHD: Tensor) -> Tensor:
         """Queries [query rows, H, D] of the rows that score a prompt's visual tokens."""
-        asking = self._asking(prompt)
-        present = q_NHD[asking.start : asking.stop]
+        scoring = self._scoring_rows(prompt)
+        present = q_NHD[scoring.start : scoring.stop]
         return torch.cat([*self.queries.pop(prompt.request_id, ()), present])
 
     @staticmethod
-    def _asking(prompt: StagedPrompt) -> range:
+    def _scoring_rows(prompt: StagedPrompt) -> range:
         scoring = prompt.scoring
         first = prompt.batch_row
         return range(first + scoring.start, first + scoring.stop)
-
-
-NAMES = ("position", "hidden", "residual", "origin")
