@@ -135,7 +135,7 @@ class StagedScheduling(SchedulerSurface):
         )
         if plan is None or rest <= 0:
             return decided
-        if 0 < decided[1] < rest and not self._has_buffer(request.request_id, plan):
+        if 0 < decided[1] < rest and not self._reserve_buffer(request.request_id, plan):
             # Release its encoder cache entries, so that earlier requests can use the space.
             self.encoder_cache_manager.free(request)
             return [], 0, encoder_compute_budget, [], []
@@ -161,7 +161,7 @@ class StagedScheduling(SchedulerSurface):
     def _further_rows(self, plan: PromptPlan, rest: int) -> int:
         return max(plan.prompt_tokens - plan.prefill_dropped[1] - rest, 0)
 
-    def _has_buffer(self, request_id: str, plan: PromptPlan) -> bool:
+    def _reserve_buffer(self, request_id: str, plan: PromptPlan) -> bool:
         return self.evictor_state.buffer.reserve(request_id, plan.prompt_tokens)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
