@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 MAX_INFLIGHT = 2
-DEADLINE_S = 10.0
+DEADLINE_S = 30.0  # a busy machine needs seconds for the steps of these tests
 ENDLESS = 15_000  # tokens: far more than the deadline allows
 FREED_S = 5.0
 
