@@ -33,6 +33,21 @@ def _make_importable(package: str) -> None:
 
 _make_importable("training")
 
+# Folders whose tests share engines or a server; elsewhere a module's tests share fixtures.
+SHARING = {"engine", "conformance"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What shares an engine or a server runs in one process, where pytest-xdist has several."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    root = Path(__file__).resolve().parent
+    for item in items:
+        path = item.path.relative_to(root)
+        group = path.parts[0] if path.parts[0] in SHARING else str(path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="session")
 def staged_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
