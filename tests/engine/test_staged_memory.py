@@ -106,7 +106,9 @@ def test_blocks_and_flops_of_128_frames(engine: StagedEngine) -> None:
     assert 1 - sum(map(layer_flops, rows)) / sum(map(layer_flops, dense_rows)) >= FEWER_FLOPS
 
 
-@pytest.mark.parametrize("budget", [512, 2048, 8192])
+@pytest.mark.parametrize(
+    "budget", [512, *(pytest.param(more, marks=pytest.mark.thorough) for more in (2048, 8192))]
+)
 def test_chunks_cost_no_more(engine: StagedEngine, make_engine: Any, budget: int) -> None:
     in_one_step = cost_of_128_frames(engine)
     chunks = make_engine(

@@ -30,6 +30,11 @@ KINDS: dict[str, tuple[Parts, dict[str, Any]]] = {
 }
 
 
+def wide(value: Any) -> Any:
+    """A further case of `make test-thorough`."""
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
 @pytest.fixture(scope="module", params=[STEP, STEP // 3], ids=["long steps", "short steps"])
 def engine(
     request: pytest.FixtureRequest,
@@ -58,7 +63,12 @@ def mixed(engine: StagedEngine) -> dict[str, tuple[Any, Generated]]:
 
 
 @pytest.mark.parametrize(
-    "arrivals", [[0] * 8, [0, 2, 4, 9, 1, 30, 14, 6], [20, 6, 9, 3, 2, 0, 1, 40]]
+    "arrivals",
+    [
+        wide([0] * 8),
+        [0, 2, 4, 9, 1, 30, 14, 6],
+        wide([20, 6, 9, 3, 2, 0, 1, 40]),
+    ],
 )
 def test_preempted_and_resumed(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], arrivals: list[int]
@@ -74,7 +84,7 @@ def test_preempted_and_resumed(
 
 
 @pytest.mark.parametrize(
-    "kind", ["all stages", "stages 2 and 3", "stage 3", "stage 2", "in chunks"]
+    "kind", ["all stages", wide("stages 2 and 3"), wide("stage 3"), wide("stage 2"), "in chunks"]
 )
 def test_many_of_one_kind(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], kind: str
@@ -89,7 +99,7 @@ def test_many_of_one_kind(
     assert sum(answer.preemptions for answer in answers if answer is not None) > 0
 
 
-@pytest.mark.parametrize("tokens", [1, 17, 70])
+@pytest.mark.parametrize("tokens", [wide(1), 17, wide(70)])
 def test_neighbours_are_aborted_while_others_are_preempted(
     engine: StagedEngine, mixed: dict[str, tuple[Any, Generated]], tokens: int
 ) -> None:

@@ -32,14 +32,19 @@ def test_without_a_gpu_it_says_so_and_fails() -> None:
     assert done.stdout == ""
 
 
-def test_every_timed_call_can_be_made() -> None:
+@pytest.fixture(scope="module")
+def dry_run() -> str:
     done = _gpu_check("--dry-run")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count(": ran") == 2 * 6
-    assert "nothing was timed" in done.stdout
+    return done.stdout
 
 
-def test_the_engine_s_loads_are_commands_that_metok_bench_takes() -> None:
+def test_every_timed_call_can_be_made(dry_run: str) -> None:
+    assert dry_run.count(": ran") == 2 * 6
+    assert "nothing was timed" in dry_run
+
+
+def test_the_engine_s_loads_are_commands_that_metok_bench_takes(dry_run: str) -> None:
     parser = argparse.ArgumentParser()
     bench_options.add_arguments(parser)
     for command in GPU_CHECK["engine_commands"]():
@@ -47,7 +52,7 @@ def test_the_engine_s_loads_are_commands_that_metok_bench_takes() -> None:
         arguments = parser.parse_args(command[4:])
         bench_options.check(arguments)
         assert bench_settings.sweep(arguments).rounds == 3
-    assert _gpu_check("--dry-run").stdout.count("would run: -m metok_vllm.cli bench") == 2
+    assert dry_run.count("would run: -m metok_vllm.cli bench") == 2
 
 
 def test_the_engine_is_left_out_where_it_is_not_and_its_failure_is_ours(
