@@ -72,19 +72,24 @@ def stop(engine: Any) -> None:
     engine.llm_engine.engine_core.shutdown()
 
 
-def question(seed: int, frames: int, options: dict[str, Any] | None) -> dict[str, Any]:
-    """A prompt with a video of random scenes that depends on the seed."""
+def question(
+    seed: int, frames: int, options: dict[str, Any] | None, videos: int = 1
+) -> dict[str, Any]:
+    """A prompt with videos of random scenes that depend on the seed."""
     rng = np.random.default_rng(seed)
-    stills = rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
-    video = stills[np.arange(frames) * 5 // frames]
     metadata_of: dict[str, Any] = {
         "fps": 1.0,
         "duration": float(frames),
         "total_num_frames": frames,
     }
     metadata_of |= {"frames_indices": list(range(frames)), "do_sample_frames": False}
-    text = "<|im_start|>user <video>\nWhat happens?<|im_end|><|im_start|>assistant\n"
-    prompt: dict[str, Any] = {"prompt": text, "multi_modal_data": {"video": [(video, metadata_of)]}}
+    items = []
+    for _ in range(videos):
+        stills = rng.integers(0, 256, (5, 56, 56, 3), dtype=np.uint8)
+        items.append((stills[np.arange(frames) * 5 // frames], metadata_of))
+    asked = "<video>" * videos
+    text = f"<|im_start|>user {asked}\nWhat happens?<|im_end|><|im_start|>assistant\n"
+    prompt: dict[str, Any] = {"prompt": text, "multi_modal_data": {"video": items}}
     if options is not None:
         prompt["mm_processor_kwargs"] = {"metok": options}
     return prompt

@@ -2,7 +2,7 @@
 
 Three engines in one process run the same number of requests and take turns in rounds of steps.
 Disturbances of the machine then affect all of them. Host time is the step without the model's
-forward pass: scheduling, inputs, metadata, sampling, outputs.
+forward pass and the encoding of videos: scheduling, inputs, metadata, sampling, outputs.
 
     python -m tools.step_overhead --running 1 8 24 64 -o result.json
 """
@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,20 @@ FRAMES, STEPS, ROUNDS, WARM_UP = 8, 20, 15, 10
 class Engine:
     """An engine with timed forward passes."""
 
-    def __init__(self, name: str, model: Path, metok: dict[str, Any] | None) -> None:
+    def __init__(
+        self, name: str, model: Path, metok: dict[str, Any] | None, **settings: Any
+    ) -> None:
         self.name = name
-        self.llm = engines.start(model, metok, dtype="float32", max_num_seqs=64)
+        settings = {"max_num_seqs": 64, **settings}
+        self.llm = engines.start(model, metok, dtype="float32", **settings)
         self.options = {"enabled": name != "off"} if metok is not None else None
         self.forward_s = 0.0
         core = self.llm.llm_engine.engine_core.engine_core
         runner = core.model_executor.driver_worker.worker.model_runner
-        inner = runner._model_forward
+        runner._model_forward = self._timed(runner._model_forward)
+        runner._execute_mm_encoder = self._timed(runner._execute_mm_encoder)
 
+    def _timed(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
             try:
@@ -44,13 +50,13 @@ class Engine:
             finally:
                 self.forward_s += time.perf_counter() - begin
 
-        runner._model_forward = timed
+        return timed
 
-    def fill(self, running: int) -> None:
-        """Start `running` requests and step until all of them decode."""
+    def fill(self, running: int, tokens: int | None = None) -> None:
+        """Start `running` requests, of `tokens` tokens each, and step until all of them decode."""
         from vllm import SamplingParams
 
-        tokens = WARM_UP + ROUNDS * STEPS + running + 50
+        tokens = tokens or WARM_UP + ROUNDS * STEPS + running + 50
         params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
         for number in range(running):
             prompt = engines.question(number, FRAMES, self.options)
@@ -63,16 +69,17 @@ class Engine:
         for _ in range(WARM_UP):
             self.llm.llm_engine.step()
 
+    def step(self) -> tuple[float, float]:
+        """Host time and step time of a step, in milliseconds."""
+        self.forward_s = 0.0
+        begin = time.perf_counter()
+        self.llm.llm_engine.step()
+        step_s = time.perf_counter() - begin
+        return (step_s - self.forward_s) * 1e3, step_s * 1e3
+
     def round(self) -> tuple[float, float]:
         """Median host time and step time of a round, in milliseconds."""
-        host, whole = [], []
-        for _ in range(STEPS):
-            self.forward_s = 0.0
-            begin = time.perf_counter()
-            self.llm.llm_engine.step()
-            step_s = time.perf_counter() - begin
-            whole.append(step_s * 1e3)
-            host.append((step_s - self.forward_s) * 1e3)
+        host, whole = zip(*(self.step() for _ in range(STEPS)), strict=True)
         return statistics.median(host), statistics.median(whole)
 
     def empty(self) -> None:
