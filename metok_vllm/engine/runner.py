@@ -31,6 +31,11 @@ else:
     RunnerSurface = object
 
 
+# Memory that a prompt's last chunk needs per row of the earlier ones, in hidden states: hidden
+# state and residual twice while rows are selected, then queries, keys and values of row blocks.
+COPIES_OF_ROWS = 9
+
+
 class StagedRunner(RunnerSurface):
     """Mixed in before vLLM's V1 runner of a platform. Names of its own begin with `metok_`."""
 
@@ -51,6 +56,15 @@ class StagedRunner(RunnerSurface):
             put_in_stage(staged.attention_of(layer), staged.layout.stage_of_layer(number))
         config = METokConfig.from_dict(self.model_config.hf_config.metok)
         staged.allocate_buffer(buffer_size(config, self.vllm_config), self.dtype, self.device)
+
+    def profile_run(self, *args: Any, **kwargs: Any) -> None:
+        """Measured with the memory that the longest prompt's last chunk needs on top."""
+        buffer = self.get_model().staged.buffer
+        rows = COPIES_OF_ROWS * min(self.max_model_len, buffer.num_rows)
+        # vLLM takes the peak of what is allocated, used or not.
+        joined = buffer.hidden_BD.new_empty((rows, buffer.hidden_BD.shape[1]))
+        super().profile_run(*args, **kwargs)
+        del joined
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)

@@ -7,7 +7,7 @@ _CORE, _WORKER = "vllm.v1.core.", "vllm.v1.worker."
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     _WORKER + "gpu_model_runner:GPUModelRunner": (
         *("requests", "input_batch", "kv_cache_config", "device", "compilation_config"),
-        *("attn_groups", "num_scheduled_tokens", "get_model", "max_num_tokens"),
+        *("attn_groups", "num_scheduled_tokens", "get_model", "max_num_tokens", "max_model_len"),
         *("vllm_config", "model_config", "dtype"),
     ),
     _WORKER + "gpu_input_batch:InputBatch": (

@@ -71,6 +71,7 @@ STAGING: dict[str, tuple[str, ...]] = {
         "load_dummy_weights",
         "model",
     ),
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner.profile_run": ("randomize_inputs",),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner.initialize_kv_cache": (
         "kv_cache_config",
         "is_profiling",

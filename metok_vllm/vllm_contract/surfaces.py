@@ -22,6 +22,7 @@ class RunnerSurface:
     attn_groups: Any
     num_scheduled_tokens: Any
     max_num_tokens: int
+    max_model_len: int
     vllm_config: Any
     model_config: Any
     dtype: torch.dtype
@@ -30,6 +31,9 @@ class RunnerSurface:
         raise NotImplementedError
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    def profile_run(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
+from metok_vllm.engine.runner import COPIES_OF_ROWS
 from tests.engine.engines import SMALL_DUMMIES, EnginePool
 from tests.engine.staged import BLOCK, StagedEngine
 from tests.engine.staged_prompts import OFF, Clip, make_prompt
@@ -117,6 +119,40 @@ def test_chunks_cost_no_more(engine: StagedEngine, make_engine: Any, budget: int
         max_num_batched_tokens=budget,
     )
     assert cost_of_128_frames(chunks) == in_one_step
+
+
+def test_the_last_chunk_needs_no_more_than_was_profiled(
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors at once in a step's forward pass; the chunks before tell what the budget needs."""
+    engine = make_engine(
+        BOUNDARIES, num_gpu_blocks_override=POOL // BOUNDARIES[0], max_num_batched_tokens=512
+    )
+    peaks: list[int] = []
+    inner = engine.runner._model_forward
+
+    def profiled(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.profile(profile_memory=True) as profiler:
+            result = inner(*args, **kwargs)
+        peaks.append(peak_bytes(profiler))
+        return result
+
+    monkeypatch.setattr(engine.runner, "_model_forward", profiled)
+    cost_of_128_frames(engine)
+    *chunks, last, _decode = peaks
+    row_bytes = SIZES.hidden * engine.model.staged.buffer.hidden_BD.element_size()
+    prompt_tokens = len(chunks) * 512  # and a part of the last chunk
+    assert last - max(chunks) <= COPIES_OF_ROWS * prompt_tokens * row_bytes
+
+
+def peak_bytes(profiler: Any) -> int:
+    """The highest sum of what was allocated and not freed."""
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
 
 
 def cost_of_128_frames(engine: StagedEngine) -> tuple[list[int], list[int]]:
