@@ -52,7 +52,7 @@ test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: export VLLM_NO_USAGE_STATS = 1
 test: install ## run the whole test suite
-	@$(BIN)/pytest $(or $(ARGS),--numprocesses 2 --dist loadgroup)
+	@$(BIN)/pytest $(or $(ARGS),--numprocesses 2 --dist loadscope)
 
 .PHONY: lint
 lint: install ## check style, types and the Dockerfile

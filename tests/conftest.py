@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 import tests.environment  # noqa: F401 - before an engine changes it
 
@@ -37,16 +38,18 @@ _make_importable("training")
 SHARING = {"engine", "conformance"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What shares an engine or a server runs in one process, where pytest-xdist has several."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    root = Path(__file__).resolve().parent
-    for item in items:
-        path = item.path.relative_to(root)
-        group = path.parts[0] if path.parts[0] in SHARING else str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
+class SharedFixtures(LoadScopeScheduling):
+    """Tests that share an engine or a server run in one process of pytest-xdist."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        folder = path.split("/")[1]
+        return folder if folder in SHARING else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SharedFixtures:
+    return SharedFixtures(config, log)
 
 
 @pytest.fixture(scope="session")
