@@ -115,9 +115,12 @@ class BatchGeometry:
     def blocks(self, stage: int, most_rows: int) -> list[tuple[Ints, Ints]]:
         """Rows and first cache positions of each request, in blocks of at most `most_rows` rows."""
         query_R, start_R = self.query_SR[stage], self.start_SR[stage]
+        rows = int(query_R.sum())
+        if rows <= most_rows:
+            return [(query_R, start_R)]
         first_R = query_R.cumsum() - query_R
         found = []
-        for begin in range(0, max(int(query_R.sum()), 1), most_rows):
+        for begin in range(0, rows, most_rows):
             low_R = np.clip(begin - first_R, 0, query_R)
             high_R = np.clip(begin + most_rows - first_R, 0, query_R)
             found.append(((high_R - low_R).astype(np.int32), (start_R + low_R).astype(np.int32)))
