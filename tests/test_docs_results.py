@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
+STEP_TIMES = (ROOT / "docs" / "step-times.md").read_text()
 EVENTQA = (ROOT / "docs" / "eventqa.md").read_text()
 RESULTS = ROOT / "benchmarks" / "results"
 PRESETS = ("quality", "balanced", "max")
@@ -97,7 +98,7 @@ def test_host_time_of_a_decode_step() -> None:
         step = [row[name] for name in ("plain_step_ms", "off_step_ms", "on_step_ms")]
         cells = [f"{value:.2f}" for value in host] + [f"{value:.1f}" for value in step]
         line = f"| {row['groups']} | {row['running']} | {' | '.join(cells)} |"
-        assert line in BENCHMARKS
+        assert line in STEP_TIMES
 
 
 def test_the_readme_shows_the_measured_row() -> None:
