@@ -13,6 +13,10 @@ from metok_vllm.video.channel import anonymous_file
 from metok_vllm.video.limits import flag_of
 
 
+# One client may hold all of it but this fraction (an eighth), so that others get in.
+RESERVED_FRACTION = 8
+
+
 @dataclass(eq=False)
 class RunningFetch:
     """One fetch, the client it runs for, and what it holds. `deadline` bounds the download.
@@ -36,8 +40,9 @@ class RunningFetch:
 class FetchBudget:
     """Bytes that all fetches hold at once, from their first byte until they are decoded.
 
-    Over the limit, the largest running fetch of the client with the most bytes is ended. `add` runs
-    in the fetch loop, `release` in any thread.
+    Over the limit, the largest running fetch of the client with the most bytes is ended. Complete
+    ones are not, so a client gets at most 7 in 8 of the limit with them. `add` runs in the fetch
+    loop, `release` in any thread.
     """
 
     def __init__(self) -> None:
@@ -61,6 +66,10 @@ class FetchBudget:
         fetch.num_bytes += num_bytes
         with self._lock:
             holding = [other for other in self._fetches if not other.cancelled]
+        own = [other for other in holding if other.complete and other.client == fetch.client]
+        share = limit - limit // RESERVED_FRACTION
+        if own and sum(other.num_bytes for other in (*own, fetch)) > share:
+            raise too_many_fetched_bytes()
         if sum(other.num_bytes for other in holding) <= limit:
             return
         client_bytes: Counter[str] = Counter()

@@ -174,6 +174,23 @@ def test_fetched_bytes_count_until_they_are_decoded(monkeypatch: pytest.MonkeyPa
         asyncio.run(two(f"http://127.0.0.1:{port}/clip.mp4"))
 
 
+def test_one_client_cannot_hold_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METOK_MEDIA_MAX_FETCHED_BYTES", str(len(CLIP) * 2))
+
+    async def two(url: str) -> None:
+        fetcher = MetokMediaConnector().fetcher
+        REQUESTER.set(Requester("greedy"))
+        with await fetcher.fetch(url):
+            with pytest.raises(MediaBusyError):
+                await fetcher.fetch(url)
+            REQUESTER.set(Requester("modest"))
+            with await fetcher.fetch(url) as file:
+                assert file.num_bytes == len(CLIP)
+
+    with served(origin) as port:
+        asyncio.run(two(f"http://127.0.0.1:{port}/clip.mp4"))
+
+
 @pytest.mark.parametrize(
     ("chosen", "count"),
     [({"num_frames": 7}, 7), ({"fps": 5}, 6), ({"num_frames": 4, "fps": 5}, 4), ({"fps": 500}, 30)],
