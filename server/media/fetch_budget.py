@@ -12,7 +12,6 @@ from metok_vllm.errors import MediaBusyError
 from metok_vllm.video.channel import anonymous_file
 from metok_vllm.video.limits import flag_of
 
-
 # One client may hold all of it but this fraction (an eighth), so that others get in.
 RESERVED_FRACTION = 8
 
