@@ -79,9 +79,7 @@ class MetokEndpoint:
             if stock is not None:
                 processor_cache.follow(engine_client)
                 limit_clients(engine_client)
-                if settings.aliases:
-                    names = [path.name for path in stock.models.base_model_paths]
-                    state.metok_aliases = ModelAliases.of(names, state.metok_config)
+                state.metok_aliases = served_aliases(stock, settings, state.metok_config)
                 state.openai_serving_chat = MetokServingChat(
                     stock, limits, settings.image_runs_as_video, state.metok_aliases
                 )
@@ -118,6 +116,13 @@ def served_config(engine_client: Any) -> METokConfig | None:
             f"supported: {', '.join(ARCHITECTURES)}"
         )
     return None
+
+
+def served_aliases(chat: Any, settings: ServerSettings, config: METokConfig | None) -> ModelAliases:
+    """Aliases of the names that vLLM's chat handler serves; none where they are switched off."""
+    if not settings.aliases:
+        return NO_ALIASES
+    return ModelAliases.of((path.name for path in chat.models.base_model_paths), config)
 
 
 def api_keys(args: Any) -> list[str]:
