@@ -1,6 +1,6 @@
-"""Limits of the HTTP server: one frozen object, filled from `METOK_SERVER_*` variables.
+"""Settings of the HTTP server: one frozen object, filled from `METOK_SERVER_*` variables.
 
-Every API server process inherits the environment, so all have the same limits.
+Every API server process inherits the environment, so all have the same settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ JSON_ALLOWANCE = 1 << 20  # bytes of a body besides its videos
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Limits of the HTTP server; 0 means no limit. Raises ConfigError for a value out of range."""
+    """Limits of the HTTP server (0 means no limit), and what its clients may ask for.
+
+    Raises ConfigError for a value out of range.
+    """
 
     max_inflight: int = setting(
         256, "requests in flight, at most 7 in 8 of them by one client; more get 429 (0: no limit)"
@@ -43,6 +46,13 @@ class ServerSettings:
         30.0, "seconds without reading after which a client is disconnected (0: no limit)"
     )
     metrics_without_key: bool = setting(True, "whether /metrics answers without the API key")
+    aliases: bool = setting(
+        True,
+        "whether chat completions take the model name NAME:max as NAME with the preset max, ...",
+    )
+    image_runs_as_video: int = setting(
+        0, "chat completions read this many or more images in a row as one video; 0: never"
+    )
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -52,6 +62,10 @@ class ServerSettings:
                 raise ConfigError(
                     f"{field.name} must be {minimum} or more, got {value}", field.name
                 )
+        if self.image_runs_as_video == 1:
+            raise ConfigError(
+                "image_runs_as_video must be 0 or at least 2, got 1", "image_runs_as_video"
+            )
 
     def body_limit(self, limits: MediaLimits) -> int:
         """Bytes of the largest request body; by default the most videos of a request in base64."""

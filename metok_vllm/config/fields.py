@@ -36,6 +36,8 @@ REQUEST_FIELDS = frozenset(
         "rule_keep",
     }
 )
+# Names a YAML file of fields in `additional_config["metok"]`; it is no field itself.
+CONFIG_FILE = "config_file"
 # Fields that a request may set only where the stage that reads them runs.
 STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
 
@@ -205,11 +207,22 @@ class METokConfig:
         config_file: str | Path | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> METokConfig:
-        """Merge file, environment and flags, in rising priority, over the preset they choose."""
+        """Merge file, environment and flags, in rising priority, over the preset they choose.
+
+        Flags may name the file themselves, under CONFIG_FILE.
+        """
+        given = {k: v for k, v in (flags or {}).items() if v is not None}
+        named = given.pop(CONFIG_FILE, None)
+        if not isinstance(named, str | Path | None):
+            raise ConfigError(
+                f"metok.{CONFIG_FILE} must be the path of a YAML file, got {shown(named)}",
+                CONFIG_FILE,
+            )
+        config_file = config_file or named
         layers = [
             _read_yaml(config_file) if config_file else {},
             read_environ(cls, PREFIX, environ),
-            {k: v for k, v in (flags or {}).items() if v is not None},
+            given,
         ]
         merged: dict[str, Any] = {}
         for layer in layers:
@@ -235,9 +248,13 @@ def _read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the METok configuration file: {error}") from error
+        raise ConfigError(
+            f"cannot read the METok configuration file: {error}", CONFIG_FILE
+        ) from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError("the METok configuration file must hold a mapping of field: value")
+        raise ConfigError(
+            "the METok configuration file must hold a mapping of field: value", CONFIG_FILE
+        )
     return content

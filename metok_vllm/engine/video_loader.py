@@ -6,9 +6,12 @@ Selected with `VLLM_VIDEO_LOADER_BACKEND=metok` or `--media-io-kwargs '{"video":
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.multimodal.video import VIDEO_LOADER_REGISTRY, VideoLoader
+
+if TYPE_CHECKING:
+    from metok_vllm.video.video_file import VideoFile
 
 NAME = "metok"
 
@@ -17,9 +20,10 @@ class MetokVideoLoader(VideoLoader):
     """Probes and decodes a video within limits, in a process that can be killed."""
 
     @classmethod
-    def load_bytes(cls, data: bytes, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+    def load_bytes(cls, data: bytes | VideoFile, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Frames uint8 [T, H, W, 3] and vLLM's metadata, frame times in seconds added.
 
+        vLLM passes bytes; our media connector also passes open files.
         Raises MediaError and its kinds for what cannot or may not be read.
         """
         from metok_vllm.metrics import observe_video_read

@@ -15,7 +15,7 @@ from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.frame_index import Origin, WrongIndexError
 from metok_vllm.video.frames import Decoded, Frame, sample_indices
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, Transport, flag_of
 from metok_vllm.video.probing import VideoSource, inspect
 from metok_vllm.video.pyav_reader import PyAvReader
 from metok_vllm.video.walking import check_walk, with_decoded_index, without_broken_end
@@ -55,7 +55,12 @@ def reader_of(backend: str) -> tuple[str, type[VideoReader]]:
 
 
 def decode(
-    video: BinaryIO, num_frames: int, fps: float, limits: MediaLimits, output: BinaryIO
+    video: BinaryIO,
+    num_frames: int,
+    fps: float,
+    limits: MediaLimits,
+    output: BinaryIO,
+    transport: Transport = Transport.DATA,
 ) -> Decoded:
     """Probe `video`, sample and decode it, and write uint8 [T, H, W, 3] to `output`.
 
@@ -63,7 +68,7 @@ def decode(
     """
     started = time.monotonic()
     threads = max(1, min(MAX_THREADS, (os.cpu_count() or 1) // limits.decode_workers))
-    source = inspect(video, limits, threads)
+    source = inspect(video, limits, threads, transport)
     if source.packets.broken_off:
         source = without_broken_end(source)
     if source.packets.unsure:
@@ -126,7 +131,7 @@ def fitting_factor(num_frames: int, height: int, width: int, max_bytes: int) -> 
     if num_frames * (height // factor) * (width // factor) * 3 > max_bytes:
         raise MediaTooLargeError(
             f"{num_frames} frames of {width} x {height} pixels cannot be scaled down to "
-            f"{max_bytes} bytes",
+            f"{max_bytes} bytes ({flag_of('max_decoded_bytes')})",
             "too_many_pixels",
         )
     return factor

@@ -1,13 +1,12 @@
 """Cached decoded frames for the next question about a video, in the server's process.
 
-The key is a digest of the file with all that determines its sampled frames, so a hit equals a new
-decode. Tenants do not share entries. Entries count as samples that the server holds
+The key is an identity of the file with all that determines its sampled frames, so a hit equals a
+new decode. Tenants do not share entries. Entries count as samples that the server holds
 (`max_pending_bytes`); the least recently used are evicted before any video waits for memory.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import OrderedDict
@@ -26,12 +25,6 @@ class FrameKey:
     fps: float
     limits: MediaLimits
     tenant: str = ""
-
-    @classmethod
-    def of(
-        cls, data: bytes, num_frames: int, fps: float, limits: MediaLimits, tenant: str = ""
-    ) -> FrameKey:
-        return cls(hashlib.sha256(data).digest(), num_frames, fps, limits, tenant)
 
 
 class FrameCache:

@@ -9,7 +9,7 @@ from functools import partial
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import anonymous_file, write_all
 from metok_vllm.video.frames import VideoFrames
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.pool import POOL, Job
 from metok_vllm.video.probing import check_size
 from metok_vllm.video.reading import bounded, received
@@ -45,7 +45,8 @@ def read_image(data: bytes, limits: MediaLimits, background: Sequence[int] = WHI
 def too_many_frames(count: int, limits: MediaLimits) -> MediaTooLargeError:
     """The error for a frame list that is too long."""
     return MediaTooLargeError(
-        f"the video has {count} frames; this server takes {limits.max_frames} at most",
+        f"the video has {count} frames; this server takes {limits.max_frames} at most "
+        f"({flag_of('max_frames')})",
         "too_many_frames",
     )
 

@@ -6,15 +6,25 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from enum import StrEnum
 
 from metok_vllm.config.environment import from_environ, setting, truth
 from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import ConfigError
 
 ENV_PREFIX = "METOK_MEDIA_"
+FLAG_PREFIX = "--metok-media-"
 # With more, frames of a decoded sample of 256 MiB would be smaller than 295 x 295 pixels.
 MOST_FRAMES = 1024
 MAY_BE_ZERO = ("max_redirects", "frame_cache_bytes", "named_media_bytes")
+
+
+class Transport(StrEnum):
+    """How a video reaches the server; its limits of size and length depend on that."""
+
+    DATA = "data"  # inside the request
+    REMOTE = "remote"  # fetched from an http(s) URL
+    LOCAL = "local"  # a file below the folder that the server reads
 
 
 @dataclass(frozen=True)
@@ -25,8 +35,13 @@ class MediaLimits:
     Raises ConfigError for a value out of range.
     """
 
-    max_bytes: int = setting(64 << 20, "bytes of one video")
-    max_duration_s: float = setting(600.0, "seconds a video may last")
+    max_bytes: int = setting(
+        64 << 20, "bytes of one video in a request, of an image, and of a list of frames"
+    )
+    max_remote_bytes: int = setting(512 << 20, "bytes of a video that is fetched from a URL")
+    max_local_bytes: int = setting(8 << 30, "bytes of a video that is a local file")
+    max_duration_s: float = setting(7200.0, "seconds a video may last that is no local file")
+    max_local_duration_s: float = setting(14400.0, "seconds a local file may last")
     max_videos: int = setting(8, "videos in one request")
     max_frames: int = setting(128, "frames sampled from a video at most")
     default_frames: int = setting(32, "frames sampled where the request does not say")
@@ -60,7 +75,8 @@ class MediaLimits:
     worker_memory_bytes: int = setting(4 << 30, "bytes of memory a decoding process may use")
     max_redirects: int = setting(3, "redirects followed, each checked like the first address")
     max_fetched_bytes: int = setting(
-        1 << 30, "bytes of all media being fetched; above it the largest fetch ends"
+        1 << 30,
+        "bytes of fetched media until they are decoded; above it the largest fetch ends",
     )
     allow_private_hosts: bool | str = setting(
         False,
@@ -97,7 +113,27 @@ class MediaLimits:
                 f"media backend must be auto, decord or pyav, got {self.backend!r}", "backend"
             )
 
+    def bytes_of(self, transport: Transport) -> tuple[int, str]:
+        """Bytes that a video may have, and the flag that sets them."""
+        field = {
+            Transport.DATA: "max_bytes",
+            Transport.REMOTE: "max_remote_bytes",
+            Transport.LOCAL: "max_local_bytes",
+        }[transport]
+        return getattr(self, field), flag_of(field)
+
+    def duration_of(self, transport: Transport) -> tuple[float, str]:
+        """Seconds that a video may last, and the flag that sets them."""
+        is_local = transport is Transport.LOCAL
+        field = "max_local_duration_s" if is_local else "max_duration_s"
+        return getattr(self, field), flag_of(field)
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> MediaLimits:
         """Limits from the environment; unset names keep their defaults."""
         return from_environ(cls, ENV_PREFIX, environ)
+
+
+def flag_of(field: str) -> str:
+    """The flag of a limit, for messages: whoever may raise the limit finds it under that name."""
+    return FLAG_PREFIX + field.replace("_", "-")

@@ -10,7 +10,7 @@ from metok_vllm.errors import MediaTooLargeError
 from metok_vllm.video.packets import check_packets
 
 NESTED = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"))
-# One fragment for each frame and sound packet of 600 s needs about half as many.
+# 4 hours in fragments of 2 s of picture and sound need about 120,000.
 MAX_BOXES = 200_000
 MAX_DEPTH = len(NESTED)
 # Depth of hdlr in moov, trak, mdia; QuickTime has another hdlr deeper.

@@ -12,9 +12,8 @@ from typing import Any
 import av
 
 from metok_vllm.errors import MediaTooLargeError
-from metok_vllm.video.limits import MediaLimits
 
-# 600 s at 240 frames a second, the fastest common cameras, have 144,000 frames.
+# 4 hours at 30 frames a second have 432,000 frames.
 MAX_PACKETS = 500_000
 # Bit in the first byte of a VP8 packet; unset for frames that are only references (altref).
 SHOWN_BY_VP8 = 0x10
@@ -99,12 +98,12 @@ class Packets:
         return times if times[-1] > times[0] or len(times) == 1 else None
 
 
-def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
+def scan(container: Any, stream: Any, max_bytes: int) -> Packets:
     """Packets of one video stream of an open PyAV container; reads it to the end.
 
     A file that breaks off yields the packets before that point, possibly none. Raises
-    MediaTooLargeError for more packets or bytes than a video needs: a container can list millions
-    of packets, and list the same bytes many times.
+    MediaTooLargeError for more packets or bytes than a video of `max_bytes` needs: a container can
+    list millions of packets, and list the same bytes many times.
     """
     pts, dts, runs = array("q"), array("q"), array("l")
     keys: list[int] = []
@@ -116,10 +115,10 @@ def scan(container: Any, stream: Any, limits: MediaLimits) -> Packets:
     for number, packet in packets_of(container, stream):
         check_packets(number + 1)
         total_bytes += packet.size
-        if total_bytes > 2 * limits.max_bytes:
+        if total_bytes > 2 * max_bytes:
             raise MediaTooLargeError(
                 f"the packets of the video are larger than the file: over {total_bytes} bytes; "
-                f"this server reads at most {2 * limits.max_bytes}",
+                f"this server reads at most {2 * max_bytes}",
                 "too_large",
             )
         pts.append(UNKNOWN if packet.pts is None else packet.pts)

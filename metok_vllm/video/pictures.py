@@ -20,7 +20,7 @@ from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.channel import write_all
 from metok_vllm.video.decoding import fitting_factor, shrink
 from metok_vllm.video.frames import Decoded, Frame
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 
 # Decoding a pixel of a JPEG or PNG takes about as long as this many pixels of a video.
 COST = 16
@@ -74,7 +74,8 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
             sizes.add(image.size)
         if image.size[0] * image.size[1] > limits.max_frame_pixels:
             raise MediaTooLargeError(
-                f"a picture is over the limit of {limits.max_frame_pixels} pixels",
+                f"a picture is over the limit of {limits.max_frame_pixels} pixels "
+                f"({flag_of('max_frame_pixels')})",
                 "too_many_pixels",
             )
     if len(sizes) > 1:
@@ -83,7 +84,7 @@ def _check_headers(pictures: list[bytes], request: dict[str, Any], limits: Media
     if pixels * COST > limits.max_walked_pixels:
         raise MediaTooLargeError(
             f"the pictures have {pixels} pixels together; this server decodes at most "
-            f"{limits.max_walked_pixels // COST}",
+            f"{limits.max_walked_pixels // COST} ({COST} of {flag_of('max_walked_pixels')} each)",
             "too_many_frames_walked",
         )
 

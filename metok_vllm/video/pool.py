@@ -16,7 +16,7 @@ from metok_vllm.errors import MediaDeadlineError, MediaError
 from metok_vllm.video.channel import ChannelClosedError
 from metok_vllm.video.decode_queue import DecodeQueue
 from metok_vllm.video.frame_cache import FRAMES
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.memory import MemoryBudget, Reservation
 from metok_vllm.video.queue_entry import QueueEntry
 from metok_vllm.video.replies import max_reply_bytes
@@ -155,7 +155,7 @@ class DecodePool:
             if isinstance(error, TimeoutError) or (late and isinstance(error, ChannelClosedError)):
                 raise MediaDeadlineError(
                     f"reading the {job.what} took longer than {limits.decode_deadline_s:g} s, "
-                    f"the limit of this server"
+                    f"the limit of this server ({flag_of('decode_deadline_s')})"
                 ) from None
             if isinstance(error, ChannelClosedError):
                 raise MediaError(

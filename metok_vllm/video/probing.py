@@ -12,13 +12,15 @@ import av
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.frame_index import FrameIndex
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, Transport, flag_of
 from metok_vllm.video.mp4_boxes import check_tables, is_fragmented
 from metok_vllm.video.packets import Packets, check_packets, scan
 
 # Demuxers that read nothing but the given bytes. Playlists (hls, dash, concat) would open other
 # files and addresses for a client. Audio formats are listed for better error messages.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,ivf,gif,mp3,wav,flac,aac"
+# Bytes that FFmpeg asks for at once. The packets of 4 GB are read in 1 s; in 7 s by its 32 KiB.
+READ_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class VideoSource:
     bits_per_component: int
     limits: MediaLimits
     threads: int
+    transport: Transport = Transport.DATA
 
 
 def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
@@ -57,18 +60,24 @@ def probe(data: bytes, limits: MediaLimits) -> VideoProbe:
     return inspect(BytesIO(data), limits).probe
 
 
-def check_size(num_bytes: int, limits: MediaLimits) -> None:
-    """Raises MediaError for an empty file, MediaTooLargeError for one over `limits.max_bytes`."""
+def check_size(num_bytes: int, limits: MediaLimits, transport: Transport = Transport.DATA) -> None:
+    """Raises MediaError for an empty file, MediaTooLargeError for one over its limit."""
     if num_bytes == 0:
         raise MediaError("the video is empty (0 bytes)", "empty")
-    if num_bytes > limits.max_bytes:
+    limit, flag = limits.bytes_of(transport)
+    if num_bytes > limit:
         raise MediaTooLargeError(
-            f"the video has {num_bytes} bytes; this server accepts at most {limits.max_bytes}",
+            f"the video has {num_bytes} bytes; this server accepts at most {limit} ({flag})",
             "too_large",
         )
 
 
-def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSource:
+def inspect(
+    file: BinaryIO,
+    limits: MediaLimits,
+    threads: int = 1,
+    transport: Transport = Transport.DATA,
+) -> VideoSource:
     """Probe and index the video in `file`; raises as `probe` does."""
     check_tables(file, file.seek(0, SEEK_END))
     with open_container(file, limits.max_frame_pixels) as container:
@@ -82,18 +91,19 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
         if width * height > limits.max_frame_pixels:
             raise MediaTooLargeError(
                 f"the frames have {width} x {height} pixels; "
-                f"this server accepts at most {limits.max_frame_pixels} pixels a frame",
+                f"this server accepts at most {limits.max_frame_pixels} pixels a frame "
+                f"({flag_of('max_frame_pixels')})",
                 "too_many_pixels",
             )
         if context.width < 1 or context.height < 1:
             raise MediaError("the frame size of the video cannot be read", "decode_failed")
         check_packets(len(stream.index_entries))
-        packets = scan(container, stream, limits)
+        packets = scan(container, stream, limits.bytes_of(transport)[0])
         index = FrameIndex.of(packets)
         if index.total == 0:
             raise MediaError("the video has no frames", "zero_frames")
         _check_complete(stream, file)
-        check_duration(index, limits)
+        check_duration(index, limits, transport)
         components = context.format.components if context.format is not None else ()
         return VideoSource(
             file=file,
@@ -111,6 +121,7 @@ def inspect(file: BinaryIO, limits: MediaLimits, threads: int = 1) -> VideoSourc
             bits_per_component=max((part.bits for part in components), default=0),
             limits=limits,
             threads=threads,
+            transport=transport,
         )
 
 
@@ -127,12 +138,13 @@ def _check_complete(stream: Any, file: BinaryIO) -> None:
         )
 
 
-def check_duration(index: FrameIndex, limits: MediaLimits) -> None:
-    """Raises MediaTooLargeError for a video over `limits.max_duration_s`."""
-    if index.duration_s > limits.max_duration_s:
+def check_duration(index: FrameIndex, limits: MediaLimits, transport: Transport) -> None:
+    """Raises MediaTooLargeError for a video that lasts too long."""
+    limit, flag = limits.duration_of(transport)
+    if index.duration_s > limit:
         raise MediaTooLargeError(
             f"the video lasts {index.duration_s:.0f} s; "
-            f"this server accepts at most {limits.max_duration_s:g} s",
+            f"this server accepts at most {limit:g} s ({flag})",
             "too_long",
         )
 
@@ -144,7 +156,12 @@ def open_container(file: BinaryIO, max_pixels: int, **options: str) -> Iterator[
     options |= {"format_whitelist": CONTAINERS, "max_pixels": decoder_pixels(max_pixels)}
     try:
         container = av.open(
-            file, mode="r", options=options, metadata_errors="ignore", io_open=_refuse_to_open
+            file,
+            mode="r",
+            options=options,
+            metadata_errors="ignore",
+            buffer_size=READ_BYTES,
+            io_open=_refuse_to_open,
         )
     except MemoryError:
         raise

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from metok_vllm.errors import MediaBusyError, MediaError
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.memory import Reservation
 from metok_vllm.video.requester import Requester
 
@@ -50,7 +50,10 @@ class QueueEntry:
         """Why it did not get a decoder in time."""
         if self.blocked:
             most_bytes = self.limits.max_pending_bytes
-            reason = f"the server is decoding as much video as it may hold ({most_bytes} bytes)"
+            reason = (
+                f"the server is decoding as much video as it may hold ({most_bytes} bytes, "
+                f"{flag_of('max_pending_bytes')})"
+            )
         else:
             seconds = self.limits.decode_deadline_s
             reason = f"no decoder was free for the video within {seconds:g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import replace
 from functools import partial
@@ -10,21 +11,22 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from metok_vllm.errors import MediaTooLargeError
-from metok_vllm.video.channel import ChannelClosedError, anonymous_file, contents, write_all
+from metok_vllm.video.channel import ChannelClosedError, contents
 from metok_vllm.video.frame_cache import FRAMES, FrameKey
 from metok_vllm.video.frames import VideoFrames
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, Transport, flag_of
 from metok_vllm.video.memory import Reservation
 from metok_vllm.video.pool import POOL, Job
 from metok_vllm.video.probing import check_size
 from metok_vllm.video.replies import decoded_of
 from metok_vllm.video.requester import current
+from metok_vllm.video.video_file import VideoFile, in_memory
 
 
 def read_video(
-    data: bytes, num_frames: int, fps: float = -1, limits: MediaLimits | None = None
+    data: bytes | VideoFile, num_frames: int, fps: float = -1, limits: MediaLimits | None = None
 ) -> VideoFrames:
-    """Sample `num_frames` frames of a video in memory, by the rule of `sample_indices`.
+    """Sample `num_frames` frames of a video, by the rule of `sample_indices`.
 
     `num_frames` <= 0 means `limits.max_frames`; `limits` default to those of the environment. Only
     a worker process opens the video. Thread-safe. The frames count against
@@ -38,15 +40,19 @@ def read_video(
     if num_frames > limits.max_frames:
         raise MediaTooLargeError(
             f"{num_frames} frames of a video were requested; "
-            f"this server samples at most {limits.max_frames}",
+            f"this server samples at most {limits.max_frames} ({flag_of('max_frames')})",
             "too_many_frames",
         )
-    check_size(len(data), limits)
+    if isinstance(data, VideoFile):
+        check_size(data.num_bytes, limits, data.transport)
+    else:
+        check_size(len(data), limits)
     num_frames = num_frames if num_frames > 0 else limits.max_frames
     limits = bounded(limits, num_frames)
-    if not limits.frame_cache_bytes:
+    digest = _digest(data) if limits.frame_cache_bytes else None
+    if digest is None:
         return _read(data, num_frames, fps, limits)
-    key = FrameKey.of(data, num_frames, fps, limits, current().tenant)
+    key = FrameKey(digest, num_frames, fps, limits, current().tenant)
     video = FRAMES.find(key)
     if video is None:
         video = _read(data, num_frames, fps, limits)
@@ -85,9 +91,14 @@ def received(
     return VideoFrames(frames_THWC=frames_THWC, **vars(decoded))
 
 
-def _read(data: bytes, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
-    with anonymous_file() as video:
-        write_all(video, data)
-        request = {"num_frames": num_frames, "fps": fps}
-        take = partial(received, num_frames=num_frames)
-        return POOL.run(Job(request, video, num_frames, limits.max_decoded_bytes, limits, take))
+def _digest(data: bytes | VideoFile) -> bytes | None:
+    return data.digest() if isinstance(data, VideoFile) else hashlib.sha256(data).digest()
+
+
+def _read(data: bytes | VideoFile, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
+    if not isinstance(data, VideoFile):
+        with in_memory(data, Transport.DATA) as video:
+            return _read(video, num_frames, fps, limits)
+    request = {"num_frames": num_frames, "fps": fps, "transport": data.transport.value}
+    take = partial(received, num_frames=num_frames)
+    return POOL.run(Job(request, data.file, num_frames, limits.max_decoded_bytes, limits, take))

@@ -11,7 +11,7 @@ import av
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.frame_index import FrameIndex
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.packets import packets_of
 from metok_vllm.video.probing import (
     VideoSource,
@@ -134,7 +134,7 @@ def without_broken_end(source: VideoSource) -> VideoSource:
 def _with_index(source: VideoSource, index: FrameIndex) -> VideoSource:
     if index.total == 0:
         raise MediaError("no frame of the video can be decoded", "decode_failed")
-    check_duration(index, source.limits)
+    check_duration(index, source.limits, source.transport)
     return replace(source, index=index)
 
 
@@ -143,14 +143,16 @@ def check_walk(frames: int, pixels: int, limits: MediaLimits) -> None:
     if frames > limits.max_walked_frames:
         reason = f"{frames} frames must be decoded; this server decodes at most "
         reason += f"{limits.max_walked_frames}"
+        flag = flag_of("max_walked_frames")
     elif pixels > limits.max_walked_pixels:
         reason = f"{frames} frames of {pixels} pixels together must be decoded; "
         reason += f"this server decodes at most {limits.max_walked_pixels} pixels"
+        flag = flag_of("max_walked_pixels")
     else:
         return
     raise MediaTooLargeError(
         f"to reach the frames sampled from the video, {reason} "
-        "(encode it with more keyframes or smaller frames)",
+        f"({flag}; or encode it with more keyframes or smaller frames)",
         "too_many_frames_walked",
     )
 

@@ -21,7 +21,7 @@ from metok_vllm.processes.lifetime import watch_socket
 from metok_vllm.video.channel import ChannelClosedError, anonymous_file, receive, send
 from metok_vllm.video.decoding import decode
 from metok_vllm.video.frames import Decoded
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, Transport, flag_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,9 @@ def _answer(sock: socket.socket, request: dict[str, Any], file: BinaryIO) -> Non
             reply = {"error": _describe(error)}
         except MemoryError:
             failure = MediaError(
-                f"decoding the {what} takes more memory than this server allows", "decode_failed"
+                f"decoding the {what} takes more memory than this server allows "
+                f"({flag_of('worker_memory_bytes')})",
+                "decode_failed",
             )
             reply = {"error": _describe(failure)}
         except Exception:
@@ -92,7 +94,8 @@ def _decode(
             from metok_vllm.video.pictures import decode_pictures
 
             return decode_pictures(file, request, limits, output)
-        return decode(file, request["num_frames"], request["fps"], limits, output)
+        transport = Transport(request["transport"])
+        return decode(file, request["num_frames"], request["fps"], limits, output, transport)
     except MediaTooLargeError as error:
         if light and error.reason == "too_many_frames_walked":
             raise _HeavyError from None

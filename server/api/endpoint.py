@@ -22,6 +22,7 @@ from metok_vllm.server.api import connection, pages
 from metok_vllm.server.api.error_handlers import add_handlers
 from metok_vllm.server.api.routes import router
 from metok_vllm.server.api.sockets import close_socket
+from metok_vllm.server.chat.aliases import NO_ALIASES, ModelAliases
 from metok_vllm.server.chat.request_fields import refuse_chat_fields
 from metok_vllm.server.chat.serving import MetokServingChat
 from metok_vllm.server.engine_client import limit_clients
@@ -69,6 +70,7 @@ class MetokEndpoint:
         settings, limits = ServerSettings.from_env(), MediaLimits.from_env()
         state.metok_lifecycle = self.lifecycle
         state.metok_config = state.metok_evictors = None
+        state.metok_aliases = NO_ALIASES
         if engine_client is not None:
             state.metok_config = served_config(engine_client)
             if state.metok_config is not None and is_staged(state.metok_config):
@@ -77,7 +79,10 @@ class MetokEndpoint:
             if stock is not None:
                 processor_cache.follow(engine_client)
                 limit_clients(engine_client)
-                state.openai_serving_chat = MetokServingChat(stock, limits)
+                state.metok_aliases = served_aliases(stock, settings, state.metok_config)
+                state.openai_serving_chat = MetokServingChat(
+                    stock, limits, settings.image_runs_as_video, state.metok_aliases
+                )
             drain_s = float(engine_client.vllm_config.shutdown_timeout)
             engine_client.shutdown = drain_before(
                 engine_client.shutdown, self.lifecycle, drain_s, stop_decoding
@@ -92,6 +97,7 @@ class MetokEndpoint:
             limits,
             keys=api_keys(args),
             evictors=state.metok_evictors,
+            aliases=state.metok_aliases,
         )
         await asyncio.to_thread(self.lifecycle.serve)
 
@@ -112,6 +118,13 @@ def served_config(engine_client: Any) -> METokConfig | None:
     return None
 
 
+def served_aliases(chat: Any, settings: ServerSettings, config: METokConfig | None) -> ModelAliases:
+    """Aliases of the names that vLLM's chat handler serves; none where they are switched off."""
+    if not settings.aliases:
+        return NO_ALIASES
+    return ModelAliases.of((path.name for path in chat.models.base_model_paths), config)
+
+
 def api_keys(args: Any) -> list[str]:
     """The API keys that vLLM was given; without any, no request needs one."""
     return [key for key in getattr(args, "api_key", None) or [envs.VLLM_API_KEY] if key]
@@ -125,8 +138,9 @@ def install(
     *,
     keys: Sequence[str] = (),
     evictors: EvictorStates | None = None,
+    aliases: ModelAliases = NO_ALIASES,
 ) -> None:
     """Add METok's field checks, error handlers and middleware to `app`."""
-    refuse_chat_fields(app)
+    refuse_chat_fields(app, aliases)
     add_handlers(app)
     add_middleware(app, lifecycle, settings, limits, keys=keys, evictors=evictors)

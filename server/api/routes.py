@@ -18,6 +18,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.version import __version__ as vllm_version
 
 from metok_vllm.config import METokConfig
+from metok_vllm.server.chat import response_headers
 from metok_vllm.server.chat.request_fields import MetokChatRequest
 from metok_vllm.server.middleware import evictor_state
 from metok_vllm.server.middleware.envelope import ENGINE_DEAD, error_response
@@ -44,8 +45,13 @@ GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
 )
 async def create_metok_chat_completion(request: MetokChatRequest, raw_request: Request) -> Response:
-    """vLLM's own route, with METok's request schema."""
-    response: Response = await create_chat_completion(request, raw_request)
+    """vLLM's own route, with METok's request schema and response headers."""
+    headers = response_headers.collect()
+    response: Response | None = await create_chat_completion(request, raw_request)
+    if response is None:  # the client disconnected
+        return Response()
+    if response.status_code < HTTPStatus.BAD_REQUEST:
+        response.headers.update(headers)
     return response
 
 
@@ -80,6 +86,15 @@ async def create_quick_responses(request: QuickResponsesRequest, raw_request: Re
     """vLLM's own route, with validation that stops at the first invalid item."""
     response: Response = await create_responses(request, raw_request)
     return response
+
+
+@router.get("/v1/models")
+async def models(raw_request: Request) -> Response:
+    """vLLM's list of models, then their names with METok's presets."""
+    state = raw_request.app.state
+    served = await state.openai_serving_models.show_available_models()
+    served.data += state.metok_aliases.cards(served.data)
+    return JSONResponse(served.model_dump())
 
 
 @router.get("/health/ready")

@@ -1,4 +1,4 @@
-"""Fields added to the last chunk of a stream of server-sent events, without delaying its tokens."""
+"""A report added to the last chunks of a stream of server-sent events, without delaying tokens."""
 
 from __future__ import annotations
 
@@ -13,25 +13,36 @@ DONE = "data: [DONE]"
 T = TypeVar("T")
 
 
-async def extend_last_chunk(
+async def extend_last_chunks(
     stream: AsyncGenerator[str, None],
+    field: str,
     fetch: Callable[[], Coroutine[Any, Any, T]],
-    fields_of: Callable[[T], dict[str, Any]],
+    report_of: Callable[[T], dict[str, Any]],
 ) -> AsyncGenerator[str, None]:
-    """`stream` with `fields_of(await fetch())` added to the chunk before `[DONE]`.
+    """`stream` with `report_of(await fetch())` as `field` where clients may look for it.
 
-    `fetch` starts at the first item and runs while the stream is read, so it does not delay the
-    end. An error chunk is not extended. Closing the generator closes `stream` and cancels `fetch`.
+    That is the chunk before `[DONE]`, and the first choice in the chunk that finishes it, which
+    some client libraries keep where they drop the former. `fetch` starts at the first item and
+    runs while the stream is read, so it does not delay the end. An error chunk is not extended.
+    Closing the generator closes `stream` and cancels `fetch`.
     """
     held: str | None = None
     fetching: asyncio.Task[T] | None = None
+    report: dict[str, Any] | None = None
     try:
         async for item in stream:
             if fetching is None:
                 fetching = asyncio.create_task(fetch())
             if held is not None:
-                is_last = item.startswith(DONE)
-                yield _extended(held, fields_of(await fetching)) if is_last else held
+                chunk = json.loads(held.removeprefix(DATA))
+                finished = next((c for c in chunk["choices"] if _is_first_finished(c)), None)
+                places = [finished] if finished is not None else []
+                places += [chunk] if item.startswith(DONE) else []
+                if places and report is None:
+                    report = report_of(await fetching)
+                for place in places:
+                    place[field] = report
+                yield _event(chunk) if places else held
                 held = None
             if _may_be_last(item):
                 held = item
@@ -45,9 +56,12 @@ async def extend_last_chunk(
         await stream.aclose()
 
 
-def _extended(item: str, fields: dict[str, Any]) -> str:
-    chunk = {**json.loads(item.removeprefix(DATA)), **fields}
+def _event(chunk: dict[str, Any]) -> str:
     return f"{DATA}{json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _is_first_finished(choice: dict[str, Any]) -> bool:
+    return choice.get("index") == 0 and choice.get("finish_reason") is not None
 
 
 def _may_be_last(item: str) -> bool:

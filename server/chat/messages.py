@@ -13,9 +13,12 @@ from typing import Any
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.query import PROMPT_TEXT, USER_TURN
 from metok_vllm.server.media.named import keep_url, named_url
+from metok_vllm.server.media.part_urls import is_frames_url, sample_url
 
 UUID = "uuid"
 MAX_UUID = 256
+# Names that clients give to the number of frames of one video (VLMEvalKit: `nframe`).
+FRAME_COUNTS = ("num_frames", "nframes", "nframe")
 URL_PARTS = {"image_url": "image", "video_url": "video", "audio_url": "audio"}
 OTHER_MEDIA = frozenset(
     {"input_audio", "image_embeds", "audio_embeds", "video_embeds", "prompt_embeds", "image_pil"}
@@ -26,13 +29,28 @@ INSTRUCTION_ROLES = frozenset({"system", "developer"})
 
 def count_videos(messages: Any) -> int:
     """Video parts in the messages of a request."""
-    count = 0
+    return len(list(_video_parts(messages)))
+
+
+def videos_of_images(messages: Any) -> tuple[bool, ...]:
+    """For each video of checked and folded messages, whether it was sent as a run of images."""
+    return tuple(is_frames_url(_url(part, "video_url")) for part in _video_parts(messages))
+
+
+def _url(part: Mapping[str, Any], key: str) -> str:
+    """The URL of a checked part, empty in a part that vLLM will refuse."""
+    value = part.get(key)
+    url = value.get("url") if isinstance(value, Mapping) else None
+    return url if isinstance(url, str) else ""
+
+
+def _video_parts(messages: Any) -> Iterator[Mapping[str, Any]]:
     for message in messages:
-        for part in _parts(message):
+        for part in content_parts(message):
             if isinstance(part, Mapping):
                 kind = part.get("type")
-                count += kind == "video_url" or (kind is None and "video_url" in part)
-    return count
+                if kind == "video_url" or (kind is None and "video_url" in part):
+                    yield part
 
 
 def question_of(messages: Any) -> tuple[str, str]:
@@ -69,7 +87,7 @@ def _texts(message: Any) -> Iterator[str]:
     content = _content(message)
     if isinstance(content, str):
         yield content
-    for part in _parts(message):
+    for part in content_parts(message):
         text = part.get("text") if isinstance(part, Mapping) else None
         if isinstance(text, str) and part.get("type") == "text":
             yield text
@@ -83,7 +101,8 @@ def _content(message: Any) -> Any:
     return message.get("content") if isinstance(message, Mapping) else None
 
 
-def _parts(message: Any) -> list[Any]:
+def content_parts(message: Any) -> list[Any]:
+    """The parts of a message; none where its content is text."""
     content = _content(message)
     return content if isinstance(content, list) else []
 
@@ -99,7 +118,7 @@ def checked_messages(messages: list[Any], tenant: str) -> list[Any]:
 def _checked(message: Any, where: str, tenant: str) -> Any:
     if not isinstance(_content(message), list):
         return message
-    parts = enumerate(_parts(message))
+    parts = enumerate(content_parts(message))
     return {
         **message,
         "content": [_checked_part(part, f"{where}.content.{i}", tenant) for i, part in parts],
@@ -118,7 +137,11 @@ def _checked_part(part: Any, where: str, tenant: str) -> Any:
     if name is None:
         if not has_one_url:
             return part
-        return {**part, "type": keys[0], keys[0]: _url_object(part, keys[0], where)}
+        value = _url_object(part, keys[0], where)
+        options = _sampling(part, keys[0])
+        if options:
+            value = {"url": sample_url(options, value["url"])}
+        return {**part, "type": keys[0], keys[0]: value}
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_UUID:
         raise ConfigError(f"uuid must be a string of 1 to {MAX_UUID} characters", f"{where}.{UUID}")
     if not has_one_url:
@@ -128,8 +151,24 @@ def _checked_part(part: Any, where: str, tenant: str) -> Any:
     key, modality = keys[0], URL_PARTS[keys[0]]
     url = _url_object(part, key, where)["url"]
     url = keep_url(tenant, modality, name, url) if url else named_url(tenant, modality, name)
+    if options := _sampling(part, key):
+        url = sample_url(options, url)
     rest = {field: value for field, value in part.items() if field != UUID}
     return {**rest, "type": key, key: {"url": url}}
+
+
+def _sampling(part: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The `num_frames` and `fps` that a client sends with one video, in its part or its object.
+
+    Pixel budgets (`min_pixels`, `max_pixels`) are of models with other processors, and ignored.
+    """
+    if key != "video_url":
+        return {}
+    inner = part[key] if isinstance(part[key], Mapping) else {}
+    given = {**{k: v for k, v in part.items() if k != key}, **inner}
+    options = {name: given[name] for name in ("fps",) if given.get(name) is not None}
+    counts = [given[name] for name in FRAME_COUNTS if given.get(name) is not None]
+    return {"num_frames": counts[0], **options} if counts else options
 
 
 def _url_object(part: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:

@@ -48,11 +48,13 @@ def metok_report(
     prompt_tokens: int,
     fallback: str | None,
     unpruned: str | None,
+    of_images: Sequence[bool] = (),
 ) -> dict[str, Any]:
     """JSON-ready report, with null for a number that is not finite.
 
     `prompt_plan` is what stages 2 and 3 did (None: nothing), `prompt_tokens` the decoder's input,
     `workers` has the events of each worker. `fallback` and `unpruned` are the reasons below.
+    `of_images` marks the videos that were sent as runs of images, whose times are unknown.
 
     `stages` counts the visual tokens each stage's layers ran on, `decode` those they keep for
     decoding; without stages each is one number. `kv_blocks` sums all cache groups: for the dense
@@ -66,9 +68,14 @@ def metok_report(
     events = [
         event
         for index, video in enumerate(plan.videos)
-        for event in video_events(index, video, worker_entry(workers, video.key))
+        for event in video_events(
+            index, video, worker_entry(workers, video.key), any(of_images[index : index + 1])
+        )
     ]
     return {
+        "applied": on,
+        "reason": None if on else "METok is off for this request",
+        "source": source_of(of_images),
         "preset": plan.name,
         "rule": plan.rule,
         "stages": list(plan.stages),
@@ -95,33 +102,52 @@ def metok_report(
     }
 
 
+def not_applied(reason: str) -> dict[str, Any]:
+    """The report of a request whose METok settings have nothing to work on."""
+    return {"applied": False, "reason": reason}
+
+
+def source_of(of_images: Sequence[bool]) -> str:
+    """How the videos of a request were sent: as `video`, as `images` in a row, or as `both`."""
+    if not any(of_images):
+        return "video"
+    return "images" if all(of_images) else "both"
+
+
 def video_events(
-    index: int, video: VideoPlan, entry: Mapping[str, Any] | None
+    index: int, video: VideoPlan, entry: Mapping[str, Any] | None, in_frames: bool = False
 ) -> list[dict[str, Any]]:
     """Events of one video in order of time, in seconds from its start; empty without an entry.
 
-    An event starts at its first frame and ends where the next one starts, or with the video.
+    An event starts at its first frame and ends where the next one starts, or with the video. With
+    `in_frames` its start and end are numbers of frames, because the frames have no times.
     """
     if entry is None or len(entry["event_of_frame"]) != len(video.timestamps_s):
         return []
     event_of_frame = entry["event_of_frame"]
     relevance = entry["event_relevance"]
+    times: Sequence[float] = range(video.num_frames) if in_frames else video.timestamps_s
+    last = video.num_frames if in_frames else max(video.duration_s, times[-1])
     starts: dict[int, float] = {}
-    for event, time_s in zip(event_of_frame, video.timestamps_s, strict=True):
-        starts.setdefault(int(event), float(time_s))
+    for event, time in zip(event_of_frame, times, strict=True):
+        starts.setdefault(int(event), time)
     order = sorted(starts, key=lambda event: starts[event])
-    last = max(video.duration_s, video.timestamps_s[-1])
-    ends = [starts[event] for event in order[1:]] + [float(last)]
+    ends = [starts[event] for event in order[1:]] + [last]
     return [
         {
-            "start_s": _finite(starts[event], 3),
-            "end_s": _finite(end_s, 3),
+            **_span(starts[event], end, in_frames),
             "relevance": _finite(relevance[event]),
             "key": bool(entry["event_key"][event]),
             "video": index,
         }
-        for event, end_s in zip(order, ends, strict=True)
+        for event, end in zip(order, ends, strict=True)
     ]
+
+
+def _span(start: float, end: float, in_frames: bool) -> dict[str, float | None]:
+    if in_frames:
+        return {"start_frame": start, "end_frame": end}
+    return {"start_s": _finite(start, 3), "end_s": _finite(end, 3)}
 
 
 def _finite(value: Any, digits: int | None = None) -> float | None:

@@ -23,6 +23,7 @@ from metok_vllm.config.methods import FASTV, RULES
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.errors import ConfigError
 from metok_vllm.plan.prompt import EVICT, PRUNE
+from metok_vllm.server.chat.aliases import NO_ALIASES, ModelAliases
 from metok_vllm.server.chat.messages import UUID, has_named_media, objects
 from metok_vllm.video.requester import current
 
@@ -64,7 +65,9 @@ class MetokChatRequest(ChatCompletionRequest):
 
 
 def request_config(
-    request: ChatCompletionRequest, config: METokConfig | None
+    request: ChatCompletionRequest,
+    config: METokConfig | None,
+    aliases: ModelAliases = NO_ALIASES,
 ) -> METokConfig | None:
     """Settings of the request on top of the server's `config`, None without METok.
 
@@ -82,7 +85,7 @@ def request_config(
             FIELD,
         )
     try:
-        return config.for_request(overrides or {})
+        return config.for_request(aliases.settings(request.model, overrides) or {})
     except ConfigError as error:
         raise ConfigError(str(error), f"{FIELD}.{error.field}") from error
 
@@ -139,19 +142,19 @@ def _keys(value: Any) -> Iterator[str]:
             yield from _keys(inner)
 
 
-def refuse_chat_fields(app: FastAPI) -> None:
+def refuse_chat_fields(app: FastAPI, aliases: ModelAliases = NO_ALIASES) -> None:
     """Make every POST route but chat completions answer 400 to a body with chat-only fields."""
     for route in app.routes:
         if isinstance(route, APIRoute) and "POST" in route.methods and route.path != CHAT:
-            route.app = request_response(_checked(route.get_route_handler(), route.path))
+            route.app = request_response(_checked(route.get_route_handler(), route.path, aliases))
 
 
-def _checked(handler: Handler, path: str) -> Handler:
+def _checked(handler: Handler, path: str, aliases: ModelAliases) -> Handler:
     async def checked(request: Request) -> Response:
         if "json" in request.headers.get("content-type", "").lower():
             body = await _body(request)
             if isinstance(body, dict) and not (path == INVOCATIONS and "messages" in body):
-                _check(body, path)
+                _check(body, path, aliases)
                 _describe(body)
         return await handler(request)
 
@@ -167,7 +170,14 @@ async def _body(request: Request) -> Any:
         return None
 
 
-def _check(body: dict[str, Any], path: str) -> None:
+def _check(body: dict[str, Any], path: str, aliases: ModelAliases) -> None:
+    model = body.get("model")
+    if isinstance(model, str) and model in aliases:
+        raise ConfigError(
+            f"the model name {model} chooses METok settings, which works on {CHAT} only; ask "
+            f"{path} for {aliases.targets[model][0]}",
+            "model",
+        )
     if body.get(FIELD) is not None:
         raise ConfigError(
             f"the {FIELD} field works on {CHAT} only; requests to {path} are answered with the "

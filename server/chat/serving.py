@@ -1,7 +1,7 @@
 """vLLM's chat completions with METok's request and response fields.
 
 The protocol is vLLM's. This passes the request's METok settings to the processor, and adds a report
-to the response, or to the last chunk of a stream.
+to the response, or to the last chunks of a stream.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import copy
 import logging
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import (
@@ -24,17 +23,16 @@ from metok_vllm import metrics
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MediaForbiddenError
 from metok_vllm.models.request import RequestOptions
-from metok_vllm.plan.request import RequestPlan
-from metok_vllm.server.chat.last_chunk import extend_last_chunk
-from metok_vllm.server.chat.messages import checked_messages, count_videos, question_of
-from metok_vllm.server.chat.report import (
-    EngineFacts,
-    fallback_reason,
-    metok_report,
-    unpruned_reason,
-    uses_events,
-    worker_entry,
+from metok_vllm.server.chat import image_runs, response_headers
+from metok_vllm.server.chat.aliases import NO_ALIASES, ModelAliases
+from metok_vllm.server.chat.last_chunk import extend_last_chunks
+from metok_vllm.server.chat.messages import (
+    checked_messages,
+    count_videos,
+    question_of,
+    videos_of_images,
 )
+from metok_vllm.server.chat.rendered import NotApplied, RenderedRequest
 from metok_vllm.server.chat.request_fields import (
     FIELD,
     check_client_options,
@@ -42,25 +40,18 @@ from metok_vllm.server.chat.request_fields import (
     request_config,
     without_pruning,
 )
-from metok_vllm.server.engine_client import RENDER_AGAIN, RetryingClient, call_workers
+from metok_vllm.server.engine_client import RENDER_AGAIN, RetryingClient
 from metok_vllm.server.middleware.envelope import ENGINE_DEAD, error_body, shortened
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.requester import current
 
 logger = logging.getLogger("vllm.metok")
 
 
-@dataclass(frozen=True)
-class _RenderedRequest:
-    """`excluded` is why stages 2 and 3 leave the prompt whole; None if they do not."""
-
-    plan: RequestPlan
-    prompt_tokens: int
-    excluded: str | None = None
-
-
 # Set when a request is rendered and read when it is answered, in the same task.
-_RENDERED: ContextVar[_RenderedRequest | None] = ContextVar("metok_rendered", default=None)
+_RENDERED: ContextVar[RenderedRequest | NotApplied | None] = ContextVar(
+    "metok_rendered", default=None
+)
 
 
 class MetokServingChat(OpenAIServingChat):
@@ -69,7 +60,16 @@ class MetokServingChat(OpenAIServingChat):
     Raises ConfigError and MediaError, which the error handlers answer.
     """
 
-    def __init__(self, stock: OpenAIServingChat, limits: MediaLimits) -> None:
+    # Whether the log says already that a client seems to send videos as images.
+    warned_of_images = False
+
+    def __init__(
+        self,
+        stock: OpenAIServingChat,
+        limits: MediaLimits,
+        image_runs_as_video: int = 0,
+        aliases: ModelAliases = NO_ALIASES,
+    ) -> None:
         self.__dict__.update(stock.__dict__)
         self.trust_mm_kwargs = stock.online_renderer.trust_request_mm_kwargs
         # This class checks the client's options itself, before it adds METok's.
@@ -77,6 +77,8 @@ class MetokServingChat(OpenAIServingChat):
         self.online_renderer.trust_request_mm_kwargs = True
         self.engine_client = RetryingClient(stock.engine_client)
         self.limits = limits
+        self.image_runs_as_video = image_runs_as_video
+        self.aliases = aliases
         settings = getattr(self.model_config.hf_config, "metok", None)
         self.metok = METokConfig.from_dict(settings) if settings else None
 
@@ -84,21 +86,26 @@ class MetokServingChat(OpenAIServingChat):
         """As vLLM's; passes METok's settings to the processor and stores the request's plan."""
         _RENDERED.set(None)
         RENDER_AGAIN.set(None)
-        config = request_config(request, self.metok)
-        videos = count_videos(request.messages)
+        config = request_config(request, self.metok, self.aliases)
+        requester = current()
+        requester.add_salt(request.cache_salt)
+        messages = checked_messages(request.messages, requester.tenant)
+        longest_run = image_runs.longest_run(messages)
+        if self.image_runs_as_video:
+            messages = image_runs.fold_runs(messages, self.image_runs_as_video)
+        elif self.metok is not None:
+            self._warn_of_images(longest_run)
+        videos = requester.videos = count_videos(messages)
         if videos > self.limits.max_videos:
             metrics.count_rejected("too_many")
             raise MediaForbiddenError(
                 f"{videos} videos in one request; this server takes {self.limits.max_videos} "
-                "at most (max_videos)",
+                f"at most ({flag_of('max_videos')})",
                 "too_many",
             )
         check_client_options(request, self.trust_mm_kwargs)
         self._check_sampling(request)
-        requester = current()
-        requester.add_salt(request.cache_salt)
-        requester.videos = videos
-        request.messages = checked_messages(request.messages, requester.tenant)
+        request.messages = messages
         excluded = "prompt_logprobs" if needs_prompt_logprobs(request) else None
         if videos and config is not None:
             if request.use_beam_search:
@@ -120,8 +127,28 @@ class MetokServingChat(OpenAIServingChat):
                         place.offset for place in engine_input["mm_placeholders"]["video"]
                     )
                     tokens = self._extract_prompt_len(engine_input)
-                    _RENDERED.set(_RenderedRequest(plan, tokens, excluded))
+                    of_images = videos_of_images(messages)
+                    _RENDERED.set(RenderedRequest(plan, tokens, excluded, of_images))
+                    response_headers.announce(plan)
+            if not videos and self._asks_for_metok(request):
+                _RENDERED.set(NotApplied(image_runs.no_video_reason(longest_run)))
         return result
+
+    def _asks_for_metok(self, request: ChatCompletionRequest) -> bool:
+        return getattr(request, FIELD, None) is not None or request.model in self.aliases
+
+    def _warn_of_images(self, longest_run: int) -> None:
+        if longest_run >= image_runs.SUSPECT_RUN and not self.warned_of_images:
+            self.warned_of_images = True
+            logger.warning(
+                "A request has %d images in a row, which METok does not compress. If clients send "
+                "the frames of a video so, --metok-image-runs-as-video %d reads them as a video.",
+                longest_run,
+                image_runs.SUSPECT_RUN,
+            )
+
+    def _is_model_supported(self, model_name: str | None) -> bool:
+        return model_name in self.aliases or bool(super()._is_model_supported(model_name))
 
     async def _render_again(self, request: ChatCompletionRequest) -> Any:
         result = await super().render_chat_request(request)
@@ -142,19 +169,30 @@ class MetokServingChat(OpenAIServingChat):
     async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, with `metok` on the response of a request with videos."""
         rendered = _RENDERED.get()
+        args = self._under_the_name_asked(*args)
         response = await super().chat_completion_full_generator(*args, **kwargs)
         if rendered is not None and isinstance(response, ChatCompletionResponse):
             # Only a complete answer shows that the videos are encoded and their events stored.
-            response.metok = self._report(rendered, await self._events(rendered.plan))
+            events = await rendered.events(self.engine_client)
+            report = rendered.report(self.engine_client, self.metok, events)
+            response.metok = response.choices[0].metok = report
         return response
 
     def chat_completion_stream_generator(
         self, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
-        """As vLLM's, with `metok` in the last chunk of a request with videos."""
+        """As vLLM's, with `metok` in the last chunks of a request with videos."""
+        args = self._under_the_name_asked(*args)
         stream = super().chat_completion_stream_generator(*args, **kwargs)
         rendered = _RENDERED.get()
         return stream if rendered is None else self._with_report(stream, rendered)
+
+    def _under_the_name_asked(
+        self, request: Any, results: Any, request_id: str, model_name: str, *more: Any
+    ) -> tuple[Any, ...]:
+        """The arguments of vLLM's generators, with an alias in place of the first served name."""
+        name = request.model if request.model in self.aliases else model_name
+        return (request, results, request_id, name, *more)
 
     def create_streaming_error_response(
         self, message: str | Exception, *args: Any, **kwargs: Any
@@ -166,49 +204,13 @@ class MetokServingChat(OpenAIServingChat):
         return shortened(text.encode()).decode()
 
     def _with_report(
-        self, stream: AsyncGenerator[str, None], rendered: _RenderedRequest
+        self, stream: AsyncGenerator[str, None], rendered: RenderedRequest | NotApplied
     ) -> AsyncGenerator[str, None]:
         # A busy engine answers only between two steps. Fetched during the stream, the events do
         # not delay its end.
-        return extend_last_chunk(
+        return extend_last_chunks(
             stream,
-            lambda: self._events(rendered.plan),
-            lambda events: {FIELD: self._report(rendered, events)},
+            FIELD,
+            lambda: rendered.events(self.engine_client),
+            lambda events: rendered.report(self.engine_client, self.metok, events),
         )
-
-    def _report(self, rendered: _RenderedRequest, events: list[Any]) -> dict[str, Any]:
-        plan, tokens = rendered.plan, rendered.prompt_tokens
-        engine = EngineFacts.of(self.engine_client.vllm_config, self.metok)
-        prompt_plan = None if rendered.excluded else plan.prompt_plan(tokens)
-        fallback = fallback_reason(plan, self.metok)
-        unpruned = unpruned_reason(plan, rendered.excluded)
-        metrics.count_request(plan, prompt_plan)
-        for reason in (fallback, unpruned):
-            if reason is not None:
-                metrics.count_fallback(reason)
-        return metok_report(
-            plan,
-            prompt_plan,
-            events,
-            engine=engine,
-            prompt_tokens=tokens,
-            fallback=fallback,
-            unpruned=unpruned,
-        )
-
-    async def _events(self, plan: RequestPlan) -> list[Any]:
-        if not uses_events(plan):
-            return []
-        keys = [video.key for video in plan.videos]
-        try:
-            engines = await call_workers(self.engine_client, "metok_events", keys)
-        except Exception:
-            # The answer is complete, so it is sent with a report without events.
-            logger.warning("The events of a request could not be fetched.", exc_info=True)
-            return []
-        workers = [worker for engine in engines for worker in engine]
-        for key in keys:
-            entry = worker_entry(workers, key)
-            if entry is not None:
-                metrics.observe_video(entry, plan.stages)
-        return workers

@@ -29,6 +29,8 @@ OK, MISSING, BROKEN = "ok", "missing", "broken"
 COLOURS = {OK: "green", MISSING: "yellow", BROKEN: "red"}
 MIN_SHARED_MEMORY = 256 << 20
 MIN_DISK = 1 << 30
+# PyAV 16 has no index of a stream's packets, so every video would be refused.
+MIN_PYAV = 17
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def examine() -> list[Check]:
         check("demo model", _demo_model),
         # decord has no wheels beyond x86; one decoder is enough.
         check("decord", lambda: decoder("decord"), needed=False),
-        check("av", lambda: decoder("pyav")),
+        check("av", _pyav),
         check("shared memory", _shared_memory, needed=Path("/dev/shm").exists()),
         check("disk", _disk),
     ]
@@ -242,6 +244,15 @@ def _demo_model() -> str:
         raise CheckError(MISSING, f"absent: {', '.join(absent)}", fix)
     size = sum(path.stat().st_size for path in needed)
     return f"{size / 2**20:.1f} MiB with its sample video"
+
+
+def _pyav() -> str:
+    wanted = f"av>={MIN_PYAV}"
+    fix = f'pip install "{wanted}"'
+    version = _version("av", fix)
+    if int(version.split(".")[0]) < MIN_PYAV:
+        raise CheckError(BROKEN, f"{version}, but METok needs {wanted}", fix)
+    return f"{decoder('pyav')} (needed: {wanted})"
 
 
 def decoder(backend: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from metok_vllm.config import METokConfig
+from metok_vllm.config import CONFIG_FILE, METokConfig
 from metok_vllm.config.environment import PREFIX as METOK_ENV
 from metok_vllm.config.environment import flag, help_of, read_flags, unknown_variables
 from metok_vllm.errors import ConfigError
@@ -123,11 +123,14 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
 
     extra = dict(args.additional_config or {})
     config_file = _pop(args, "metok_config")
-    if demo and config_file is None:
-        from metok_vllm.demo import CONFIG_FILE
+    values = dict(extra.get("metok") or {})
+    if config_file is not None:
+        values.pop(CONFIG_FILE, None)  # the flag replaces it
+    elif demo and CONFIG_FILE not in values:
+        from metok_vllm import demo as embedded
 
-        config_file = CONFIG_FILE  # its layers and ratios are calibrated
-    config = METokConfig.load({**extra.get("metok", {}), **given}, config_file)
+        config_file = embedded.CONFIG_FILE  # its layers and ratios are calibrated
+    config = METokConfig.load({**values, **given}, config_file)
     if demo:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", DEMO_KV_GIB)
         if config.alignment_model is None:

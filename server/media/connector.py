@@ -6,11 +6,10 @@ how large they may be, and what error a client gets. vLLM's own readers turn the
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pybase64
 from vllm.exceptions import VLLMError
@@ -20,8 +19,7 @@ from vllm.multimodal.media.base import MediaIO
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
 
-from metok_vllm.engine.video_loader import MetokVideoLoader
-from metok_vllm.errors import ConfigError, MediaError, MediaForbiddenError, MetokError
+from metok_vllm.errors import MediaError, MediaForbiddenError, MetokError
 from metok_vllm.metrics import count_rejected
 from metok_vllm.server.media.fetch import Fetcher, too_large
 from metok_vllm.server.media.images import (
@@ -32,17 +30,27 @@ from metok_vllm.server.media.images import (
     load_image,
 )
 from metok_vllm.server.media.named import FIND, NAMED, EncodedMedia, split_keep
+from metok_vllm.server.media.part_urls import is_frames_url, split_frames, split_sample
 from metok_vllm.server.media.threads import in_own_thread, in_shared_thread, run_in_new_loop
+from metok_vllm.server.media.video_files import (
+    Encoded,
+    all_of,
+    is_pooled,
+    load_video_file,
+    open_below,
+    stored,
+)
+from metok_vllm.server.media.video_options import resampled, video_options
 from metok_vllm.server.settings import base64_size
 from metok_vllm.video.frame_list import too_many_frames
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.frames import sample_indices
+from metok_vllm.video.limits import MediaLimits, Transport
+from metok_vllm.video.video_file import VideoFile, in_memory
 
 logger = logging.getLogger("vllm.metok")
 NAME = "metok"
 # Characters of a data URL before its data.
 MAX_DATA_HEADER = 1024
-MIN_FPS, MAX_FPS = 0.001, 1000
-Encoded = bytes | str  # a file's bytes, or the payload of a frame list's data URL
 
 
 class MetokMediaConnector(MediaConnector):
@@ -74,29 +82,73 @@ class MetokMediaConnector(MediaConnector):
             raise
 
     async def _load(self, url: str, media_io: Any) -> Any:
+        options, url = split_sample(url)
+        if options:
+            media_io = resampled(media_io, options, self.limits)
+        if is_frames_url(url):
+            return await self._load_frames(split_frames(url), media_io)
         key, url = split_keep(url)
-        if url.startswith(FIND):
-            encoded = _stored(url.removeprefix(FIND))
-        else:
-            encoded = await self._encoded(url, media_io)
-        media = await self._decode(encoded, media_io)
+        encoded = await self._found_or_read(url, media_io)
+        if isinstance(encoded, VideoFile):
+            return await in_own_thread(lambda: load_video_file(encoded, media_io, self.limits, key))
+        media = await self._decode(encoded, media_io, chosen="num_frames" in options)
         if key is not None:
             is_list = isinstance(encoded, str)
             data = encoded.encode() if isinstance(encoded, str) else encoded
             NAMED.put(key, EncodedMedia(data, is_list), self.limits.named_media_bytes)
         return media
 
+    async def _found_or_read(self, url: str, media_io: Any) -> Encoded:
+        if url.startswith(FIND):
+            return await in_shared_thread(lambda: stored(url.removeprefix(FIND)))
+        return await self._encoded(url, media_io)
+
     async def _encoded(self, url: str, media_io: Any) -> Encoded:
         scheme = url[: url.find(":") + 1].lower()
+        is_video = is_pooled(media_io)
         if scheme == "data:":
             return await in_shared_thread(lambda: self._from_data_url(url, media_io))
         if scheme == "file:":
-            return await in_shared_thread(lambda: self._from_file(url))
+            return await in_shared_thread(lambda: self._from_file(url, is_video))
         data = await in_shared_thread(lambda: self._get_cached_bytes(url))
         if data is None:
-            data = await self.fetcher.fetch(url)
-            await in_shared_thread(lambda: self._put_cached_bytes(url, data))
-        return bytes(data)
+            fetched = await self.fetcher.fetch(
+                url, Transport.REMOTE if is_video else Transport.DATA
+            )
+            if self._media_cache_dir:
+                await in_shared_thread(lambda: self._put_cached_bytes(url, fetched.read()))
+        else:
+            fetched = await in_shared_thread(lambda: in_memory(bytes(data), Transport.REMOTE))
+        return fetched if is_video else await in_shared_thread(lambda: all_of(fetched))
+
+    async def _load_frames(self, urls: Sequence[str], media_io: Any) -> Any:
+        """A run of images as one video: fetched like images, decoded like a list of frames."""
+        limits = self.limits
+        if len(urls) > limits.max_frames:
+            raise too_many_frames(len(urls), limits)
+        keys_urls = [split_keep(url) for url in urls]
+        total = 0
+
+        async def frame(url: str) -> bytes:
+            nonlocal total
+            data = await self._found_or_read(url, None)
+            assert isinstance(data, bytes), "an image is read into memory"
+            total += len(data)
+            if total > limits.max_bytes:
+                raise too_large(*limits.bytes_of(Transport.DATA))
+            return data
+
+        tasks = [asyncio.ensure_future(frame(url)) for _, url in keys_urls]
+        try:
+            frames = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        media = await in_own_thread(lambda: load_frame_list(frames, media_io, limits))
+        for (key, _), data in zip(keys_urls, frames, strict=True):
+            if key is not None:
+                NAMED.put(key, EncodedMedia(data), limits.named_media_bytes)
+        return media
 
     def _from_data_url(self, url: str, media_io: Any) -> Encoded:
         comma = url.find(",", 0, MAX_DATA_HEADER)
@@ -108,29 +160,33 @@ class MetokMediaConnector(MediaConnector):
         is_list = media_type.strip().lower() == FRAME_LIST and isinstance(media_io, VideoMediaIO)
         commas = 4 * self.limits.max_frames if is_list else 0
         if len(url) - comma - 1 > base64_size(self.limits.max_bytes) + commas:
-            raise too_large(self.limits.max_bytes)
+            raise too_large(*self.limits.bytes_of(Transport.DATA))
         payload = url[comma + 1 :]
         return payload if is_list else decode_base64(payload)
 
-    async def _decode(self, encoded: Encoded, media_io: Any) -> Any:
-        """The media, decoded in a thread: its own where it may wait for a decode worker."""
+    async def _decode(self, encoded: bytes | str, media_io: Any, chosen: bool) -> Any:
+        """The media, decoded in a thread: its own where it may wait for a decode worker.
+
+        `chosen`: a list of frames was sent with a number of frames of its own.
+        """
         limits = self.limits
         if isinstance(encoded, str):
-            return await in_own_thread(lambda: self._decode_frames(encoded, media_io))
+            return await in_own_thread(lambda: self._decode_frames(encoded, media_io, chosen))
         if isinstance(media_io, ImageMediaIO):
             if media_io.image_mode == IMAGE_MODE:
                 return await in_own_thread(lambda: load_image(encoded, media_io, limits))
             return await in_shared_thread(lambda: self._decode_image(encoded, media_io))
-        is_pooled = isinstance(getattr(media_io, "video_loader", None), MetokVideoLoader)
-        in_thread = in_own_thread if is_pooled else in_shared_thread
+        in_thread = in_own_thread if is_pooled(media_io) else in_shared_thread
         return await in_thread(lambda: _load_bytes(encoded, media_io))
 
-    def _decode_frames(self, payload: str, media_io: Any) -> Any:
+    def _decode_frames(self, payload: str, media_io: Any, chosen: bool) -> Any:
         count = payload.count(",") + 1
         if count > self.limits.max_frames:
             raise too_many_frames(count, self.limits)
         frames = [decode_base64(frame) for frame in payload.split(",")]
-        if self._frames_chosen:
+        if chosen:
+            frames = [frames[index] for index in sample_indices(count, media_io.num_frames)]
+        elif self._frames_chosen:
             # As vLLM does; by default all frames of a list are used.
             frames = frames[: media_io.num_frames]
         return load_frame_list(frames, media_io, self.limits)
@@ -139,61 +195,25 @@ class MetokMediaConnector(MediaConnector):
         check_image(data, self.limits)
         return _load_bytes(data, media_io)
 
-    def _from_file(self, url: str) -> bytes:
+    def _from_file(self, url: str, is_video: bool) -> Encoded:
+        """A video as an open file, anything else as bytes."""
         root = self.allowed_local_media_path
         if root is None:
-            raise MediaForbiddenError("this server reads no local files", "local_file")
+            raise MediaForbiddenError(
+                "this server reads no local files (--allowed-local-media-path)", "local_file"
+            )
+        limit, flag = self.limits.bytes_of(Transport.LOCAL if is_video else Transport.DATA)
         try:
-            return read_below(root, url, self.limits.max_bytes)
+            file = VideoFile(open_below(root, url), Transport.LOCAL)
+            if file.num_bytes > limit:
+                file.close()
+                raise too_large(limit, flag)
+            return file if is_video else all_of(file)
         except MediaError:
             raise
         except (OSError, RuntimeError, ValueError):
             # A bad name, missing rights or a loop of links; its text would name the path.
             raise MediaError("the file cannot be read") from None
-
-
-def read_below(root: Path, url: str, max_bytes: int) -> bytes:
-    """The file at a `file://` URL, which must be below `root` after all links are followed.
-
-    Raises MediaForbiddenError outside `root`, MediaTooLargeError over `max_bytes`, MediaError if
-    it is no file, and OSError, RuntimeError or ValueError of the system.
-    """
-    parts = urlsplit(url)
-    path = Path(unquote(parts.netloc + parts.path)).resolve()
-    if root not in path.parents:
-        raise MediaForbiddenError("the file is outside the folder this server reads", "local_file")
-    if not path.is_file():
-        raise MediaError("the file cannot be read")
-    if path.stat().st_size > max_bytes:
-        raise too_large(max_bytes)
-    return path.read_bytes()
-
-
-def video_options(chosen: dict[str, Any], limits: MediaLimits) -> dict[str, Any]:
-    """Options of vLLM's video reader, within the limits. Raises ConfigError naming the field."""
-    options = dict(chosen)
-    fps = options.get("fps", -1)
-    if not _is_frame_rate(fps):
-        raise ConfigError(
-            f"video.fps must be a number from {MIN_FPS} to {MAX_FPS}, or -1 for no rate",
-            "media_io_kwargs.video.fps",
-        )
-    # With a frame rate, num_frames is only a cap.
-    frames = options.get("num_frames", limits.max_frames if fps > 0 else limits.default_frames)
-    if not isinstance(frames, int) or isinstance(frames, bool) or frames == 0 or frames < -1:
-        raise ConfigError(
-            f"video.num_frames must be 1 to {limits.max_frames}", "media_io_kwargs.video.num_frames"
-        )
-    if frames > limits.max_frames:
-        raise ConfigError(
-            f"video.num_frames is over {limits.max_frames}, the most frames this server samples",
-            "media_io_kwargs.video.num_frames",
-        )
-    options["num_frames"] = limits.max_frames if frames == -1 else frames
-    if os.environ.get("VLLM_VIDEO_LOADER_BACKEND") == NAME:
-        # Otherwise vLLM picks a loader by processor, which ignores the media limits.
-        options.setdefault("video_backend", NAME)
-    return options
 
 
 def decode_base64(text: str) -> bytes:
@@ -207,15 +227,6 @@ def decode_base64(text: str) -> bytes:
 def register() -> None:
     """Register the connector with vLLM; `VLLM_MEDIA_CONNECTOR=metok` selects it."""
     MEDIA_CONNECTOR_REGISTRY.register(NAME)(MetokMediaConnector)
-
-
-def _stored(key: str) -> Encoded:
-    media = NAMED.get(key)
-    if media is None:
-        raise MediaForbiddenError(
-            "no media with this uuid is stored here; send it with its data again", "unknown_uuid"
-        )
-    return media.data.decode() if media.is_frame_list else media.data
 
 
 def _load_bytes(data: bytes, media_io: Any) -> Any:
@@ -235,9 +246,3 @@ def _load_bytes(data: bytes, media_io: Any) -> Any:
 def _kind(media_io: MediaIO) -> str:
     kinds = {ImageMediaIO: "image", VideoMediaIO: "video", AudioMediaIO: "audio"}
     return next((name for io, name in kinds.items() if isinstance(media_io, io)), "media")
-
-
-def _is_frame_rate(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    return value == -1 or MIN_FPS <= value <= MAX_FPS

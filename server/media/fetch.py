@@ -8,26 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import httpx
 
 from metok_vllm.config.private_hosts import PrivateHosts
 from metok_vllm.errors import (
-    MediaBusyError,
     MediaDeadlineError,
     MediaError,
     MediaForbiddenError,
     MediaTooLargeError,
 )
 from metok_vllm.server.media.address import Resolver, checked_addresses, system_resolver
+from metok_vllm.server.media.fetch_budget import BUDGET, RunningFetch, too_many_fetched_bytes
 from metok_vllm.server.media.threads import FETCH_LOOP
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.channel import write_all
+from metok_vllm.video.limits import MediaLimits, Transport, flag_of
 from metok_vllm.video.requester import current
+from metok_vllm.video.video_file import VideoFile
 
 PORTS = {"http": 80, "https": 443}
 # Each chunk of a body costs the same work, so chunks after the first FREE_CHUNKS must hold
@@ -38,58 +38,6 @@ FETCH_ERRORS = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, V
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # A compressed body could expand without limit; video and images are compressed already.
 HEADERS = {"accept-encoding": "identity", "user-agent": "metok-vllm"}
-
-
-@dataclass(eq=False)
-class RunningFetch:
-    """One fetch, the client it runs for, and the bytes it holds. `deadline` bounds all of it."""
-
-    client: str
-    deadline: asyncio.Timeout
-    num_bytes: int = 0
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """End the fetch by moving its deadline to now."""
-        self.cancelled = True
-        self.deadline.reschedule(asyncio.get_running_loop().time())
-
-
-class FetchBudget:
-    """Bytes that all fetches hold at once. Used from the fetch loop only.
-
-    Over the limit, the largest fetch of the client with the most bytes is ended.
-    """
-
-    def __init__(self) -> None:
-        self._fetches: set[RunningFetch] = set()
-
-    @contextmanager
-    def fetch(self, client: str, deadline: asyncio.Timeout) -> Iterator[RunningFetch]:
-        """Count a fetch for `client` inside the block."""
-        fetch = RunningFetch(client, deadline)
-        self._fetches.add(fetch)
-        try:
-            yield fetch
-        finally:
-            self._fetches.discard(fetch)
-
-    def add(self, fetch: RunningFetch, num_bytes: int, limit: int) -> None:
-        """Count received bytes. Raises MediaBusyError if `fetch` itself must end."""
-        fetch.num_bytes += num_bytes
-        running = [other for other in self._fetches if not other.cancelled]
-        if sum(other.num_bytes for other in running) <= limit:
-            return
-        client_bytes: Counter[str] = Counter()
-        for other in running:
-            client_bytes[other.client] += other.num_bytes
-        largest = max(running, key=lambda other: (client_bytes[other.client], other.num_bytes))
-        if largest is fetch:
-            raise too_many_fetched_bytes()
-        largest.cancel()
-
-
-BUDGET = FetchBudget()
 
 
 @dataclass(frozen=True)
@@ -104,35 +52,53 @@ class Fetcher:
     def _private(self) -> PrivateHosts:
         return PrivateHosts.of(self.limits.allow_private_hosts)
 
-    async def fetch(self, url: str) -> bytes:
-        """The body at `url`. Raises MediaError or a subclass, which names the HTTP status."""
-        return await FETCH_LOOP.run(self._fetch(url))
+    async def fetch(self, url: str, transport: Transport = Transport.DATA) -> VideoFile:
+        """The body at `url`, in memory that counts against `max_fetched_bytes` until it is closed.
 
-    async def _fetch(self, url: str) -> bytes:
+        `transport` says which limit it has: a video's, or (DATA) that of other media. Raises
+        MediaError or a subclass, which names the HTTP status.
+        """
+        return await FETCH_LOOP.run(self._fetch(url, transport))
+
+    async def _fetch(self, url: str, transport: Transport) -> VideoFile:
         seconds = self.limits.fetch_timeout_s
+        fetch: RunningFetch | None = None
         try:
             async with asyncio.timeout(seconds) as deadline:
-                with BUDGET.fetch(current().client, deadline) as fetch:
-                    return await self._follow(parse_url(url), fetch)
-        except TimeoutError:
-            if fetch.cancelled:
+                fetch = BUDGET.start(current().client, deadline)
+                await self._follow(parse_url(url), fetch, transport)
+            fetch.complete = True
+            return VideoFile(fetch.file, Transport.REMOTE, partial(BUDGET.release, fetch))
+        except BaseException as error:
+            if fetch is not None:
+                fetch.file.close()
+                BUDGET.release(fetch)
+            if not isinstance(error, TimeoutError):
+                raise
+            if fetch is not None and fetch.cancelled:
                 raise too_many_fetched_bytes() from None
             raise MediaDeadlineError(
-                f"the media URL was not downloaded within {seconds:g} seconds", "fetch_timeout"
+                f"the media URL was not downloaded within {seconds:g} seconds "
+                f"({flag_of('fetch_timeout_s')})",
+                "fetch_timeout",
             ) from None
 
-    async def _follow(self, url: httpx.URL, fetch: RunningFetch) -> bytes:
+    async def _follow(self, url: httpx.URL, fetch: RunningFetch, transport: Transport) -> None:
         for _ in range(self.limits.max_redirects + 1):
-            answer = await self._get(url, fetch)
-            if isinstance(answer, bytes):
-                return answer
-            url = answer
+            redirect = await self._get(url, fetch, transport)
+            if redirect is None:
+                return
+            url = redirect
         raise MediaForbiddenError(
-            f"the media URL redirects more than {self.limits.max_redirects} times", "redirects"
+            f"the media URL redirects more than {self.limits.max_redirects} times "
+            f"({flag_of('max_redirects')})",
+            "redirects",
         )
 
-    async def _get(self, url: httpx.URL, fetch: RunningFetch) -> bytes | httpx.URL:
-        """The body, or the URL of a redirect."""
+    async def _get(
+        self, url: httpx.URL, fetch: RunningFetch, transport: Transport
+    ) -> httpx.URL | None:
+        """The URL of a redirect, or None once the body is read."""
         self._check_host(url)
         port = url.port or PORTS[url.scheme]
         addresses = await checked_addresses(
@@ -142,7 +108,7 @@ class Fetcher:
         async with httpx.AsyncClient(trust_env=False, verify=_tls(), timeout=None) as client:
             for address in addresses:
                 try:
-                    return await self._get_from(client, url, address, fetch)
+                    return await self._get_from(client, url, address, fetch, transport)
                 except MediaError:
                     raise
                 except httpx.ConnectError:
@@ -152,8 +118,13 @@ class Fetcher:
         raise MediaError("the host of the media URL cannot be reached", "unreachable")
 
     async def _get_from(
-        self, client: httpx.AsyncClient, url: httpx.URL, address: str, fetch: RunningFetch
-    ) -> bytes | httpx.URL:
+        self,
+        client: httpx.AsyncClient,
+        url: httpx.URL,
+        address: str,
+        fetch: RunningFetch,
+        transport: Transport,
+    ) -> httpx.URL | None:
         headers = {**HEADERS, "host": url.netloc.decode("ascii")}
         pinned = url.copy_with(host=address)
         tls_name = {"sni_hostname": _ascii_host(url)}
@@ -163,23 +134,25 @@ class Fetcher:
             if response.status_code != 200:
                 status = response.status_code
                 raise MediaError(f"the media URL answered with status {status}", "unreachable")
-            return await self._read(response, fetch)
+            await self._read(response, fetch, transport)
+        return None
 
-    async def _read(self, response: httpx.Response, fetch: RunningFetch) -> bytes:
-        limit = self.limits.max_bytes
+    async def _read(
+        self, response: httpx.Response, fetch: RunningFetch, transport: Transport
+    ) -> None:
+        limit, flag = self.limits.bytes_of(transport)
         declared = response.headers.get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > limit:
-            raise too_large(limit)
-        body, chunks = bytearray(), 0
+            raise too_large(limit, flag)
+        chunks = 0
         async for chunk in response.aiter_raw():
-            body += chunk
             chunks += 1
-            if len(body) > limit:
-                raise too_large(limit)
-            if chunks > FREE_CHUNKS + len(body) // MIN_CHUNK_BYTES:
-                raise MediaError("the media URL sends its body in too small chunks", "unreachable")
             BUDGET.add(fetch, len(chunk), self.limits.max_fetched_bytes)
-        return bytes(body)
+            if fetch.num_bytes > limit:
+                raise too_large(limit, flag)
+            if chunks > FREE_CHUNKS + fetch.num_bytes // MIN_CHUNK_BYTES:
+                raise MediaError("the media URL sends its body in too small chunks", "unreachable")
+            write_all(fetch.file, chunk)
 
     def _check_host(self, url: httpx.URL) -> None:
         allowed = self.allowed_hosts
@@ -210,14 +183,9 @@ def parse_url(url: str, base: httpx.URL | None = None) -> httpx.URL:
     return parsed
 
 
-def too_large(limit: int) -> MediaTooLargeError:
-    """The error for media over `limit` bytes."""
-    return MediaTooLargeError(f"the media is over the limit of {limit} bytes")
-
-
-def too_many_fetched_bytes() -> MediaBusyError:
-    """The error of a fetch that was ended to keep all fetches within the limit."""
-    return MediaBusyError("the server fetches too much media at once; try again later")
+def too_large(limit: int, flag: str) -> MediaTooLargeError:
+    """The error for media over the `limit` bytes that `flag` sets."""
+    return MediaTooLargeError(f"the media is over the limit of {limit} bytes ({flag})")
 
 
 def _ascii_host(url: httpx.URL) -> str:

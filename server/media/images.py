@@ -17,7 +17,7 @@ from vllm.multimodal.media.video import VideoMediaIO
 
 from metok_vllm.errors import MediaError, MediaTooLargeError
 from metok_vllm.video.frame_list import IMAGE_FORMATS, read_frame_list, read_image
-from metok_vllm.video.limits import MediaLimits
+from metok_vllm.video.limits import MediaLimits, flag_of
 from metok_vllm.video.requester import current
 
 FRAME_LIST = "video/jpeg"
@@ -84,7 +84,9 @@ def check_image(data: bytes, limits: MediaLimits) -> None:
 
 def _too_many_pixels(limits: MediaLimits) -> MediaTooLargeError:
     return MediaTooLargeError(
-        f"a picture is over the limit of {limits.max_frame_pixels} pixels", "too_many_pixels"
+        f"a picture is over the limit of {limits.max_frame_pixels} pixels "
+        f"({flag_of('max_frame_pixels')})",
+        "too_many_pixels",
     )
 
 

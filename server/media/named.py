@@ -13,6 +13,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from metok_vllm.video.limits import Transport
+
 # Clients do not have this, so only this process can make such a URL.
 _SECRET = secrets.token_hex(16)
 KEEP, FIND = f"metok-keep:{_SECRET}:", f"metok-find:{_SECRET}:"
@@ -24,6 +26,7 @@ class EncodedMedia:
 
     data: bytes
     is_frame_list: bool = False
+    transport: Transport = Transport.DATA
 
 
 def keep_url(tenant: str, modality: str, name: str, url: str) -> str:
@@ -57,14 +60,14 @@ class NamedMedia:
         self._entries: OrderedDict[str, EncodedMedia] = OrderedDict()
         self.held_bytes = 0
 
-    def put(self, key: str, media: EncodedMedia, max_bytes: int) -> None:
+    def put(self, key: str, media: EncodedMedia | None, max_bytes: int) -> None:
         """Store media, evicting the least recently used down to `max_bytes`.
 
-        Media over `max_bytes` are not stored, and an older entry of the key is removed.
+        None and media over `max_bytes` are not stored, and an older entry of the key is removed.
         """
         with self._lock:
             self._pop(key)
-            if len(media.data) > max_bytes:
+            if media is None or len(media.data) > max_bytes:
                 return
             self._entries[key] = media
             self.held_bytes += len(media.data)

@@ -70,7 +70,7 @@ class BodyReader:
         return False
 
     def _too_large(self) -> str:
-        return f"The request body is over the limit of {self.limit} bytes."
+        return f"The request body is over the limit of {self.limit} bytes (--metok-max-body-bytes)."
 
 
 class _TooLargeError(Exception):

@@ -78,7 +78,7 @@ class JsonScan:
         if self._max_text and self.text_bytes > self._max_text:
             raise ScanError(
                 f"The request has more than {self._max_text} bytes of text besides its media "
-                "(max_text_bytes)."
+                "(--metok-max-text-bytes)."
             )
 
     def _check_encoding(self, data: bytes) -> None:

@@ -209,3 +209,50 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, content: str) -> None:
     file.write_text(content)
     with pytest.raises(ConfigError, match="configuration file"):
         METokConfig.load(config_file=file, environ={})
+
+
+class TestConfigFile:
+    """A file that `additional_config["metok"]` names, for engines without a command line."""
+
+    FILE = "preset: max\nnum_events: 7\nkeep_ratio: 0.5\n"
+
+    def file(self, folder: Path, text: str = FILE) -> str:
+        path = folder / "metok.yaml"
+        path.write_text(text)
+        return str(path)
+
+    def test_explicit_values_win_over_the_file_and_the_environment(self, tmp_path: Path) -> None:
+        given = {"config_file": self.file(tmp_path), "num_events": 9, "alignment_model": "a"}
+        environ = {"METOK_KEEP_RATIO": "0.25", "METOK_NUM_EVENTS": "3"}
+        config = METokConfig.load(given, environ=environ)
+        assert (config.num_events, config.keep_ratio, config.preset) == (9, 0.25, "max")
+        assert config.key_event_ratio == METokConfig.from_dict({"preset": "max"}).key_event_ratio
+        assert config.alignment_model == "a"
+        assert "config_file" not in config.to_dict()
+
+    @pytest.mark.parametrize("value", [7, ["a.yaml"], True, {}])
+    def test_a_value_that_is_no_path(self, value: Any) -> None:
+        with pytest.raises(ConfigError, match=r"metok\.config_file must be the path") as caught:
+            METokConfig.load({"config_file": value})
+        assert caught.value.field == "config_file"
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            (None, "cannot read"),
+            ("a: [", "cannot read"),
+            ("- 1", "must hold a mapping"),
+            ("num_event: 3", "metok.num_event is not a known field"),
+            ("num_events: 0", "metok.num_events must be"),
+            ("config_file: b.yaml", "metok.config_file is not a known field"),
+        ],
+    )
+    def test_errors_are_named(self, tmp_path: Path, text: str | None, words: str) -> None:
+        path = str(tmp_path / "no.yaml") if text is None else self.file(tmp_path, text)
+        with pytest.raises(ConfigError, match=words) as caught:
+            METokConfig.load({"config_file": path})
+        assert caught.value.field is not None
+
+    def test_a_request_cannot_name_a_file(self) -> None:
+        with pytest.raises(ConfigError, match=r"metok\.config_file is not a known field"):
+            METokConfig().for_request({"config_file": "a.yaml"})

@@ -13,6 +13,7 @@ from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.environment import STARTED_WITH
 
 MAX_VIDEO_BYTES = 1 << 20  # small, so that tests of the limit stay small
+IMAGE_RUN = 4
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +42,8 @@ def server(media_root: Path) -> Iterator[ChildServer]:
         str(16 << 20),
         "--metok-media-fetch-timeout-s",
         "3",
+        "--metok-image-runs-as-video",
+        str(IMAGE_RUN),
     ]
     with ChildServer(command, environ=STARTED_WITH) as server:
         try:

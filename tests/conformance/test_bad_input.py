@@ -304,7 +304,7 @@ def test_long_lists_do_not_block_the_event_loop(
 
 def test_text_beside_the_media_is_bounded(server: ChildServer, client: OpenAI) -> None:
     said = "word " * 1_000_000
-    assert "max_text_bytes" in is_envelope(post(server, chat_body(said)), 413)
+    assert "--metok-max-text-bytes" in is_envelope(post(server, chat_body(said)), 413)
     works(client)
 
 

@@ -64,5 +64,5 @@ def test_without_our_server(tmp_path: Path) -> None:
     """The plugin in a plain `vllm.LLM`, whose engine is a process of its own."""
     printed = run(EXAMPLES["install.md"][0], tmp_path, VLLM_CPU_KVCACHE_SPACE="1")
     (count,) = re.findall(r"^(\d+) prompt tokens: ", printed, re.MULTILINE)
-    # 346 visual tokens and the text around them; dense would be 513.
-    assert 346 < int(count) < 400
+    # 400 visual tokens with the demo's own file, and the text around them; dense would be 513.
+    assert 400 < int(count) < 450

@@ -227,8 +227,8 @@ def test_an_unknown_relevance_is_shown_as_such(page: Page) -> None:
         answer = route.fetch()
         lines = []
         for line in answer.text().split("\n"):
-            if '"metok"' in line:
-                chunk = json.loads(line.removeprefix("data: "))
+            chunk = json.loads(line.removeprefix("data: ")) if line.startswith("data: {") else {}
+            if "metok" in chunk:
                 for event in chunk["metok"]["events"][1:]:
                     event["relevance"] = None
                 line = "data: " + json.dumps(chunk)

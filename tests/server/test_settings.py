@@ -53,3 +53,11 @@ def test_metrics_may_want_the_key() -> None:
     assert ServerSettings().metrics_without_key
     environ = {"METOK_SERVER_METRICS_WITHOUT_KEY": "off"}
     assert not ServerSettings.from_env(environ).metrics_without_key
+
+
+def test_runs_of_images_have_at_least_two() -> None:
+    assert ServerSettings.from_env({"METOK_SERVER_IMAGE_RUNS_AS_VIDEO": "2"}) == ServerSettings(
+        image_runs_as_video=2
+    )
+    with pytest.raises(ConfigError, match="at least 2, got 1"):
+        ServerSettings(image_runs_as_video=1)

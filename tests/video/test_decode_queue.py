@@ -153,7 +153,7 @@ def test_memory_that_others_hold_for_too_long_is_429() -> None:
     videos.ask("b", num_bytes=1)
     wait_until(lambda: "b" in videos.refused, 5)
     assert videos.refused["b"].status == 429
-    assert "(10 bytes)" in str(videos.refused["b"])
+    assert "(10 bytes, --metok-media-max-pending-bytes)" in str(videos.refused["b"])
 
 
 def test_a_full_queue_refuses_the_client_with_most_waiting() -> None:

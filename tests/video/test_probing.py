@@ -90,8 +90,12 @@ def test_bad_video_then_a_good_one(name: str, mp4: bytes) -> None:
 @pytest.mark.parametrize(
     ("limits", "reason", "message"),
     [
-        (MediaLimits(max_bytes=1000), "too_large", "at most 1000$"),
-        (MediaLimits(max_duration_s=2.3), "too_long", "lasts 2 s; .* at most 2.3 s"),
+        (MediaLimits(max_bytes=1000), "too_large", r"at most 1000 \(--metok-media-max-bytes\)$"),
+        (
+            MediaLimits(max_duration_s=2.3),
+            "too_long",
+            r"lasts 2 s; .* at most 2.3 s \(--metok-media-max-duration-s\)$",
+        ),
         (MediaLimits(max_frame_pixels=160 * 96 - 1), "too_many_pixels", "160 x 96 pixels"),
     ],
 )

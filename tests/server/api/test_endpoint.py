@@ -74,3 +74,13 @@ def test_a_root_path_hides_no_route(root: str, monkeypatch: pytest.MonkeyPatch) 
     for prefix in ("", root.rstrip("/")):
         for path in ("/", "/version"):
             assert call(app, "GET", prefix + path).status_code == 200
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_setting_switches_model_names_with_presets_off(on: bool) -> None:
+    models = SimpleNamespace(base_model_paths=[SimpleNamespace(name="m", model_path="p")])
+    chat = SimpleNamespace(models=models)
+    settings = ServerSettings.from_env({"METOK_SERVER_ALIASES": str(on)})
+    aliases = endpoint.served_aliases(chat, settings, METokConfig())
+    assert ("m:max" in aliases) is on
+    assert endpoint.served_aliases(chat, settings, None).targets == {}

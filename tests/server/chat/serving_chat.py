@@ -7,6 +7,7 @@ from typing import Any
 
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.request import RequestPlan, VideoPlan
+from metok_vllm.server.chat.aliases import NO_ALIASES, ModelAliases
 from metok_vllm.server.chat.request_fields import MetokChatRequest
 from metok_vllm.server.chat.serving import MetokServingChat
 from metok_vllm.video.limits import MediaLimits
@@ -17,10 +18,17 @@ PLAN = RequestPlan("balanced", (1,), "user_turn", (VideoPlan("a", 2, (0.0, 1.0),
 ENTRY = {"event_of_frame": [0], "seconds": None}
 
 
-def serving(trust: bool = False, metok: METokConfig | None = None) -> Any:
+def serving(
+    trust: bool = False,
+    metok: METokConfig | None = None,
+    image_runs_as_video: int = 0,
+    aliases: ModelAliases = NO_ALIASES,
+) -> Any:
     chat = MetokServingChat.__new__(MetokServingChat)
     chat.trust_mm_kwargs = trust
     chat.limits = MediaLimits()
+    chat.image_runs_as_video = image_runs_as_video
+    chat.aliases = aliases
     chat.metok = metok
     chat.model_config = SimpleNamespace(max_model_len=1024)
     chat.default_sampling_params = {}

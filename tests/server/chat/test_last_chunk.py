@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from metok_vllm.server.chat.serving import _RenderedRequest
+from metok_vllm.server.chat.rendered import RenderedRequest
 from tests.server.chat.serving_chat import PLAN, Core, serving
 
 CHUNK = '"id":"c","object":"chat.completion.chunk","created":1,"model":"m"'
@@ -35,11 +35,17 @@ REPORT = {"preset": "balanced", "workers": [{}]}
 
 
 def chat_on(core: Any) -> Any:
-    """METok's chat handler with an engine and a short report."""
+    """METok's chat handler with an engine."""
     chat = serving()
     chat.engine_client = SimpleNamespace(engine_core=core)
-    chat._report = lambda _pending, events: {"preset": "balanced", "workers": events}
     return chat
+
+
+class Rendered(RenderedRequest):
+    """A request with a short report."""
+
+    def report(self, _engine: Any, _metok: Any, events: list[Any]) -> dict[str, Any]:
+        return {"preset": "balanced", "workers": events}
 
 
 def streamed(*items: str) -> list[str]:
@@ -50,7 +56,7 @@ def streamed(*items: str) -> list[str]:
             yield item
 
     async def collect() -> list[str]:
-        return [item async for item in chat._with_report(source(), _RenderedRequest(PLAN, 7))]
+        return [item async for item in chat._with_report(source(), Rendered(PLAN, 7))]
 
     return asyncio.run(collect())
 
@@ -80,20 +86,26 @@ class TestStream:
         assert out[3] == DONE
         last = json.loads(out[2].removeprefix("data: "))
         assert last.pop("metok") == REPORT
+        assert last["choices"][0].pop("metok") == REPORT
         assert last == json.loads(items[2].removeprefix("data: "))
 
     def test_with_usage_that_is_the_usage_chunk(self) -> None:
         items = [ROLE, chunk("a"), chunk(".", '"length"'), USAGE, DONE]
         out = streamed(*items)
-        assert out[:3] == items[:3]
+        assert out[:2] == items[:2]
+        finishing = json.loads(out[2].removeprefix("data: "))
+        assert "metok" not in finishing
+        assert finishing["choices"][0].pop("metok") == REPORT
+        assert finishing == json.loads(items[2].removeprefix("data: "))
         assert metok_of(out[3]) == REPORT
         assert json.loads(out[3][6:])["usage"] == {"prompt_tokens": 7, "total_tokens": 9}
 
     def test_several_choices_end_at_different_times(self) -> None:
         items = [chunk("a", '"stop"'), chunk("b"), chunk("c", '"stop"'), DONE]
         out = streamed(*items)
-        assert out[:2] == items[:2]
-        assert metok_of(out[2]) is not None
+        assert json.loads(out[0][6:])["choices"][0]["metok"] == REPORT
+        assert out[1] == items[1]
+        assert metok_of(out[2]) == REPORT
 
     def test_an_error_is_passed_on_without_a_report(self) -> None:
         assert streamed(ROLE, chunk("a"), ERROR, DONE) == [ROLE, chunk("a"), ERROR, DONE]
@@ -114,9 +126,7 @@ class TestStream:
             yield chunk("b", '"stop"')
 
         async def collect() -> None:
-            async for item in chat_on(Core([[{}]]))._with_report(
-                source(), _RenderedRequest(PLAN, 7)
-            ):
+            async for item in chat_on(Core([[{}]]))._with_report(source(), Rendered(PLAN, 7)):
                 passed.append(item)
 
         asyncio.run(collect())
@@ -135,7 +145,7 @@ class TestStream:
             yield DONE
 
         async def collect() -> list[str]:
-            stream = chat_on(core)._with_report(source(), _RenderedRequest(PLAN, 7))
+            stream = chat_on(core)._with_report(source(), Rendered(PLAN, 7))
             return [item async for item in stream]
 
         assert metok_of(asyncio.run(collect())[1]) == REPORT
@@ -153,7 +163,7 @@ class TestStream:
                 closed.append(True)
 
         async def leave() -> None:
-            stream = chat_on(core)._with_report(source(), _RenderedRequest(PLAN, 7))
+            stream = chat_on(core)._with_report(source(), Rendered(PLAN, 7))
             await anext(stream)
             await asyncio.sleep(0)
             await stream.aclose()

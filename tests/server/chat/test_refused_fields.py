@@ -12,7 +12,9 @@ import starlette.requests
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ConfigDict
 
+from metok_vllm.config import METokConfig
 from metok_vllm.server.api import endpoint
+from metok_vllm.server.chat.aliases import ModelAliases
 from metok_vllm.server.chat.request_fields import refuse_chat_fields
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
@@ -47,8 +49,26 @@ def app() -> FastAPI:
     async def raw(request: Request) -> int:
         return len(await request.body())
 
-    endpoint.install(app, lifecycle(), ServerSettings(), MediaLimits())
+    aliases = ModelAliases.of(["m"], METokConfig())
+    endpoint.install(app, lifecycle(), ServerSettings(), MediaLimits(), aliases=aliases)
     return app
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/invocations", "/bytes"])
+def test_other_routes_refuse_a_model_name_with_a_preset(app: FastAPI, path: str) -> None:
+    response = call(app, "POST", path, json={"text": "a", "model": "m:max"})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == "model"
+    assert error["message"].endswith(f"ask {path} for m")
+    for model in ("m", "m:best", 5, None):
+        assert call(app, "POST", "/invocations", json={"model": model}).status_code == 200
+
+
+def test_chat_completions_take_a_model_name_with_a_preset(app: FastAPI) -> None:
+    body = {"messages": [], "model": "m:max"}
+    for path in ("/v1/chat/completions", "/invocations"):
+        assert call(app, "POST", path, json=body).json() == body
 
 
 @pytest.mark.parametrize("value", [{"junk": 1}, {"enabled": False}, {}, "on", 0])

@@ -47,7 +47,9 @@ ENTRY = {
 }
 
 
-def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[str, Any]:
+def report(
+    plan: RequestPlan, *workers: Any, prompt_tokens: int = 64, of_images: tuple[bool, ...] = ()
+) -> dict[str, Any]:
     return metok_report(
         plan,
         None,
@@ -56,6 +58,7 @@ def report(plan: RequestPlan, *workers: Any, prompt_tokens: int = 64) -> dict[st
         prompt_tokens=prompt_tokens,
         fallback="no_towers",
         unpruned=None,
+        of_images=of_images,
     )
 
 
@@ -68,6 +71,27 @@ def test_events_last_until_the_next_one_or_the_end() -> None:
 
 def test_a_video_without_a_duration_ends_at_its_last_frame() -> None:
     assert video_events(0, clip(duration_s=0.0), ENTRY)[-1]["end_s"] == 4.5
+
+
+def test_events_of_images_are_counted_in_frames() -> None:
+    plan = plan_of(clip("a"), clip("b"))
+    content = report(plan, {"a": ENTRY, "b": ENTRY}, of_images=(False, True))
+    assert content["source"] == "both"
+    assert [event["video"] for event in content["events"]] == [0, 0, 1, 1]
+    assert "start_frame" not in content["events"][0]
+    first, last = content["events"][2:]
+    assert (first["start_frame"], first["end_frame"]) == (0, 2)
+    assert (last["start_frame"], last["end_frame"]) == (2, 4)
+    assert "start_s" not in first
+    assert report(plan_of(clip()), {"a": ENTRY}, of_images=(True,))["source"] == "images"
+    assert report(plan_of(clip()), {"a": ENTRY})["source"] == "video"
+
+
+def test_the_report_says_whether_metok_ran() -> None:
+    content = report(plan_of(clip()), {"a": ENTRY})
+    assert (content["applied"], content["reason"]) == (True, None)
+    content = report(plan_of(clip(encoded=100), stages=()), prompt_tokens=124)
+    assert (content["applied"], content["reason"]) == (False, "METok is off for this request")
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])

@@ -16,8 +16,8 @@ from metok_vllm.config import METokConfig
 from metok_vllm.models.request import RequestOptions
 from metok_vllm.plan.prompt import Pruning
 from metok_vllm.plan.request import RequestPlan
+from metok_vllm.server.chat.rendered import RenderedRequest
 from metok_vllm.server.chat.request_fields import MetokChatRequest
-from metok_vllm.server.chat.serving import _RenderedRequest
 from tests.server.chat.serving_chat import ENTRY, PLAN, TEXT, VIDEO, Core, request, serving
 
 
@@ -62,7 +62,10 @@ class TestEvents:
         core = Core([[{"a": None}], [{"a": ENTRY}]])
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=core)
-        assert asyncio.run(chat._events(PLAN)) == [{"a": None}, {"a": ENTRY}]
+        assert asyncio.run(RenderedRequest(PLAN, 7).events(chat.engine_client)) == [
+            {"a": None},
+            {"a": ENTRY},
+        ]
         assert core.calls == [("collective_rpc", "metok_events", None, (["a"],), None)]
 
     @pytest.mark.parametrize(("stages", "num_calls"), [((2, 3), 1), ((3,), 0), ((), 0)])
@@ -72,13 +75,13 @@ class TestEvents:
         core = Core([[{"a": ENTRY}]])
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=core)
-        asyncio.run(chat._events(replace(PLAN, stages=stages)))
+        asyncio.run(RenderedRequest(replace(PLAN, stages=stages), 7).events(chat.engine_client))
         assert len(core.calls) == num_calls
 
     def test_a_failed_event_call_leaves_the_report_without_events(self) -> None:
         chat = serving()
         chat.engine_client = SimpleNamespace(engine_core=Core(RuntimeError("shutting down")))
-        assert asyncio.run(chat._events(PLAN)) == []
+        assert asyncio.run(RenderedRequest(PLAN, 7).events(chat.engine_client)) == []
 
 
 def engine_of() -> Any:
@@ -112,8 +115,9 @@ class TestReport:
     )
 
     def report(self, chat: Any, plan: RequestPlan, **pending: Any) -> Any:
-        events = asyncio.run(chat._events(plan))
-        return chat._report(_RenderedRequest(plan, 64, **pending), events)
+        rendered = RenderedRequest(plan, 64, **pending)
+        events = asyncio.run(rendered.events(chat.engine_client))
+        return rendered.report(chat.engine_client, chat.metok, events)
 
     def test_the_report_names_the_fallback(self) -> None:
         chat = serving(metok=METokConfig(stages=(1,)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,8 @@ def test_this_environment_is_complete() -> None:
     by_name = {check["name"]: check for check in report["checks"]}
     assert metadata.version("torch") in by_name["torch"]["detail"]
     assert "4 frames of 240x240" in by_name["av"]["detail"]
+    assert by_name["av"]["detail"].startswith(metadata.version("av"))
+    assert by_name["av"]["detail"].endswith(f"(needed: av>={doctor.MIN_PYAV})")
 
 
 def test_absent_vllm_is_missing_with_the_command_that_gets_it(
@@ -66,6 +69,19 @@ def test_a_decoder_that_cannot_decode_is_broken(
     check = doctor.check("decoder", lambda: doctor.decoder(backend))
     assert check.status == "broken"
     assert check.detail
+
+
+def test_an_old_pyav_is_named_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _name: "16.1.0")
+    check = doctor.check("av", doctor._pyav)
+    assert (check.status, check.detail) == ("broken", "16.1.0, but METok needs av>=17")
+    assert check.fix == 'pip install "av>=17"'
+
+
+def test_the_limit_of_pyav_is_the_one_that_is_declared() -> None:
+    root = Path(__file__).parents[3]
+    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"av>={doctor.MIN_PYAV}.0" in declared
 
 
 def test_an_error_in_a_check_is_its_result() -> None:

@@ -70,6 +70,22 @@ def test_settings_rise_from_file_over_environment_to_flags(
     assert (metok["num_events"], metok["key_event_ratio"], metok["keep_ratio"]) == (4, 0.7, 0.9)
 
 
+@pytest.mark.parametrize(
+    ("words", "events"), [([], 6), (["--metok-config", "flag.yaml"], 2), (["--demo"], 6)]
+)
+def test_a_file_may_be_named_among_the_settings(
+    words: list[str], events: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("flag.yaml").write_text("num_events: 2\n")
+    Path("named.yaml").write_text("num_events: 6\nkeep_ratio: 0.5\n")
+    extra = '{"metok": {"config_file": "named.yaml", "key_event_ratio": 0.9}}'
+    model = [] if "--demo" in words else ["m"]
+    metok = parse([*model, "--additional-config", extra, *words]).additional_config["metok"]
+    assert (metok["num_events"], metok["key_event_ratio"]) == (events, 0.9)
+    assert "config_file" not in metok
+
+
 def test_limits_go_to_the_environment() -> None:
     args = parse(["m", "--metok-media-max-videos", "3", "--metok-max-inflight", "9"])
     assert os.environ["METOK_MEDIA_MAX_VIDEOS"] == "3"

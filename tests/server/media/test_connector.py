@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
 from metok_vllm.demo import SAMPLE_VIDEO
 from metok_vllm.errors import ConfigError, MediaError, MediaForbiddenError, MediaTooLargeError
 from metok_vllm.server.media import connector as media_connector
-from metok_vllm.server.media.connector import MetokMediaConnector, video_options
+from metok_vllm.server.media.connector import MetokMediaConnector
+from metok_vllm.server.media.video_options import video_options
 from metok_vllm.video.limits import MediaLimits
 
 LIMITS = MediaLimits()
@@ -166,11 +168,11 @@ def test_a_malformed_file_url_is_422(tmp_path: Path) -> None:
 def test_a_file_that_may_not_be_read_is_422(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path) -> bytes:
+    def refuse(path: Path, _flags: int) -> int:
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / "a.png").write_bytes(picture())
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(MediaError) as caught:
         image((tmp_path / "a.png").as_uri(), allowed_local_media_path=str(tmp_path))
     assert (caught.value.status, str(caught.value)) == (422, "the file cannot be read")

@@ -17,6 +17,7 @@ from metok_vllm.errors import (
 )
 from metok_vllm.server.media import address
 from metok_vllm.server.media.fetch import Fetcher, parse_url
+from metok_vllm.server.media.video_files import all_of
 from metok_vllm.video.limits import MediaLimits
 from tests.server.http_servers import served
 
@@ -82,7 +83,7 @@ def port() -> Iterator[int]:
 
 
 def fetch(url: str, limits: MediaLimits = LIMITS, **kwargs: object) -> bytes:
-    return asyncio.run(Fetcher(limits, **kwargs).fetch(url))  # type: ignore[arg-type]
+    return all_of(asyncio.run(Fetcher(limits, **kwargs).fetch(url)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("path", ["/video", "/once", "/relative"])

@@ -18,7 +18,9 @@ from metok_vllm.errors import (
     MediaForbiddenError,
     MediaTooLargeError,
 )
-from metok_vllm.server.media.fetch import BUDGET, Fetcher, parse_url
+from metok_vllm.server.media.fetch import Fetcher, parse_url
+from metok_vllm.server.media.fetch_budget import BUDGET
+from metok_vllm.server.media.video_files import all_of
 from metok_vllm.video.limits import MediaLimits
 from metok_vllm.video.requester import REQUESTER, Requester
 from tests.server.media.raw_hosts import Script, raw_host, sending, sending_for_ever
@@ -29,7 +31,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 def fetch(url: str, limits: MediaLimits = LIMITS) -> bytes:
-    return asyncio.run(Fetcher(limits).fetch(url))
+    return all_of(asyncio.run(Fetcher(limits).fetch(url)))
 
 
 def refusal(script: Script, limits: MediaLimits = LIMITS) -> MediaError:
@@ -153,7 +155,9 @@ def test_fetches_run_in_their_own_loop() -> None:
         return ["127.0.0.1"]
 
     async def two(url: str) -> None:
-        await asyncio.gather(*(Fetcher(LIMITS, resolver=resolver).fetch(url) for _ in range(2)))
+        both = (Fetcher(LIMITS, resolver=resolver).fetch(url) for _ in range(2))
+        for file in await asyncio.gather(*both):
+            file.close()
 
     with raw_host(sending(OK + b"content-length: 2\r\n\r\nok")) as host:
         for _ in range(2):  # loops of callers come and go
@@ -235,7 +239,7 @@ def test_the_largest_fetch_ends_over_the_byte_limit() -> None:
         while sum(held.num_bytes for held in BUDGET._fetches) < 480_000:
             await asyncio.sleep(0.01)
         REQUESTER.set(Requester("modest"))
-        body = await Fetcher(limits).fetch(small)
+        body = all_of(await Fetcher(limits).fetch(small))
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()

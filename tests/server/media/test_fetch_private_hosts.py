@@ -9,6 +9,7 @@ import pytest
 
 from metok_vllm.errors import MediaError, MediaForbiddenError
 from metok_vllm.server.media.fetch import Fetcher
+from metok_vllm.server.media.video_files import all_of
 from metok_vllm.video.limits import MediaLimits
 from tests.server.media.raw_hosts import RawHost, raw_host, sending
 
@@ -40,7 +41,7 @@ def fetch(url: str, allowed: str) -> bytes:
         return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     limits = MediaLimits(allow_private_hosts=allowed, fetch_timeout_s=5)
-    return asyncio.run(Fetcher(limits, resolver=resolver).fetch(url))
+    return all_of(asyncio.run(Fetcher(limits, resolver=resolver).fetch(url)))
 
 
 V4 = ["127.0.0.1", "2130706433", "0x7f.1", "127.1", "user:word@127.0.0.1"]

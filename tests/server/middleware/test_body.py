@@ -123,7 +123,7 @@ def test_text_has_a_limit_of_its_own() -> None:
     roomy = BodyReader(answering(200, b"ok"), 10_000_000, max_text=70_000)
     assert through(roomy, Client(video), body_scope()).status == 200
     assert through(roomy, Client(text), body_scope()).status == 413
-    assert "max_text_bytes" in through(limited, Client(text), body_scope()).message
+    assert "--metok-max-text-bytes" in through(limited, Client(text), body_scope()).message
 
 
 def test_a_form_is_not_read_as_json() -> None:
