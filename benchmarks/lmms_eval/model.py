@@ -19,6 +19,7 @@ from metok_vllm.benchmarks.lmms_eval.plugin import (
     question_of,
     request_body,
     request_settings,
+    unusable,
 )
 
 
@@ -27,7 +28,7 @@ class Metok(OpenAICompatible):
 
     `metok`: a preset's name, `off` or JSON. `inline`: files are sent as data URLs. `reports`: a
     file for METok's report of every answer, as JSON lines. `strict` false: refused requests are
-    counted as wrong, as lmms-eval does.
+    counted as wrong, as lmms-eval does, and answers without METok are counted too.
     """
 
     client: Any
@@ -61,8 +62,8 @@ class Metok(OpenAICompatible):
         except OSError as error:
             raise SystemExit(f"a video cannot be read: {error}") from error
         report = getattr(answer, "metok", None)
-        if report is None and self._strict:
-            raise SystemExit("an answer has no metok object: no METok server, or no video")
+        if self._strict and (reason := unusable(report, self._settings)) is not None:
+            raise SystemExit(reason)
         if self._reports is not None:
             self._write(question_of(payload), answer.choices[0].message.content, report)
         return answer

@@ -77,6 +77,18 @@ def is_refusal(status: int) -> bool:
     return 400 <= status < 500 and status not in TRANSIENT
 
 
+def unusable(report: Mapping[str, Any] | None, settings: Mapping[str, Any] | None) -> str | None:
+    """Why an answer with this `metok` object does not measure `settings`; None if it does."""
+    if report is None:
+        return "an answer has no metok object: no METok server, or no video"
+    off = settings is not None and (
+        settings.get("enabled") is False or settings.get("preset") == OFF
+    )
+    if report.get("applied") is False and not off:
+        return f"METok was not applied: {report.get('reason', 'no reason given')}"
+    return None
+
+
 def _inlined(part: Mapping[str, Any]) -> dict[str, Any]:
     if part["type"] != "video_url":
         return dict(part)

@@ -22,7 +22,9 @@ def decoder(backend: str) -> str:
         video: Any = read_video(data, 4, limits=limits)
     except MediaError as error:
         detail = f"{version} cannot decode the sample video: {decoding_error(data, limits, error)}"
-        raise CheckError(BROKEN, detail, f"pip install --force-reinstall {package}") from error
+        raise CheckError(
+            BROKEN, detail, f"pip install --upgrade --force-reinstall {package}"
+        ) from error
     frames_THWC = video.frames_THWC
     if frames_THWC.shape[0] != 4 or not frames_THWC.any():
         raise CheckError(BROKEN, f"{version} decoded nothing from the sample video", fix)

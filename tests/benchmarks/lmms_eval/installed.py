@@ -5,6 +5,7 @@ It is kept in the user's cache folder under a name that depends on these lines.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -64,20 +65,24 @@ def install(folder: Path) -> Lmms:
     home = cache / "metok-vllm-tests" / f"lmms-eval-{key}"
     made = Lmms(home / ENVIRONMENT, _plugin(folder))
     complete = home / "complete"
-    if not complete.exists():
-        _require_pypi()
-        shutil.rmtree(home, ignore_errors=True)
-        home.mkdir(parents=True)
-        # Python's own environment, since one made inside ours would share its name only.
-        first = lines[0].replace("python3", sys.executable)
-        made.run("\n".join([first, *lines[1:]]), home)
-        complete.touch()
+    home.parent.mkdir(parents=True, exist_ok=True)
+    # Another test run may be making it.
+    with home.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not complete.exists():
+            _require_pypi()
+            shutil.rmtree(home, ignore_errors=True)
+            home.mkdir()
+            # The Python of these tests, which may not be the first in PATH.
+            first = lines[0].replace("python3", sys.executable)
+            made.run("\n".join([first, *lines[1:]]), home)
+            complete.touch()
     return made
 
 
 def _require_pypi() -> None:
-    pip = (sys.executable, "-m", "pip", "index", "versions", "lmms-eval")
-    if subprocess.run(pip, capture_output=True, timeout=120).returncode != 0:
+    pip = (sys.executable, "-m", "pip", "index", "versions", "lmms-eval", "--timeout", "20")
+    if subprocess.run(pip, capture_output=True).returncode != 0:
         pytest.skip("lmms-eval is not installed in the cache and PyPI cannot be reached")
 
 

@@ -80,6 +80,25 @@ def test_which_refusals_end_a_run(status: int, final: bool) -> None:
     assert plugin.is_refusal(status) is final
 
 
+@pytest.mark.parametrize(
+    ("report", "settings", "reason"),
+    [
+        ({"preset": "max"}, {"preset": "max"}, None),
+        ({"applied": True}, None, None),
+        (None, None, "no metok object"),
+        ({"applied": False, "reason": "no video"}, {"preset": "max"}, "not applied: no video"),
+        ({"applied": False, "reason": "no video"}, None, "not applied: no video"),
+        ({"applied": False, "reason": "off"}, {"enabled": False}, None),
+        ({"applied": False, "reason": "off"}, {"preset": "off"}, None),
+    ],
+)
+def test_answers_that_do_not_measure_the_settings(
+    report: dict[str, Any] | None, settings: dict[str, Any] | None, reason: str | None
+) -> None:
+    found = plugin.unusable(report, settings)
+    assert found is None if reason is None else reason in str(found)
+
+
 @pytest.mark.parametrize("text", ["Red.", " red ", "RED", "red.. ", "", "two\n", "İx."])
 def test_the_task_compares_answers_as_bench_does(text: str) -> None:
     assert utils.normalised(text) == prompts.normalised(text)

@@ -6,6 +6,7 @@ One served demo answers both, dense and with METok.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,16 @@ import httpx
 import pytest
 
 from metok_vllm.processes.child_server import SERVE, ChildServer
-from tests.benchmarks.lmms_eval.installed import INSTALL, PLUGIN_LINE, ROOT, Lmms, install
-from tests.benchmarks.lmms_eval.installed import shell_blocks as blocks
+from tests.benchmarks.lmms_eval.installed import (
+    ENVIRONMENT,
+    INSTALL,
+    PAGE,
+    PLUGIN_LINE,
+    ROOT,
+    Lmms,
+    install,
+    shell_blocks,
+)
 from tests.environment import STARTED_WITH
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(1200)]
@@ -23,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(1200)]
 ALIAS = "metok-demo:max"
 # lmms-eval's runs and the settings of `metok bench` that they are compared with.
 SETTINGS = {"served": "balanced", "alias": "max", "off": "dense", "max": "max"}
-DRAW, BENCH = blocks("The task: your own questions")[0].splitlines()
+DRAW, BENCH = shell_blocks("The task: your own questions")[0].splitlines()
 Answers = Mapping[tuple[str, str], tuple[str, bool]]
 
 
@@ -39,7 +48,7 @@ def lmms(tmp_path_factory: pytest.TempPathFactory) -> Lmms:
 
 @pytest.fixture(scope="module")
 def server(lmms: Lmms, folder: Path) -> Iterator[ChildServer]:
-    _, *flags = blocks("Serve")[0].strip().replace('"$PWD"', str(folder)).split(" ")[1:]
+    _, *flags = shell_blocks("Serve")[0].strip().replace('"$PWD"', str(folder)).split(" ")[1:]
     with ChildServer([*SERVE, *flags], environ=STARTED_WITH) as server:
         server.wait_until_ready(240)
         yield server
@@ -49,7 +58,7 @@ def server(lmms: Lmms, folder: Path) -> Iterator[ChildServer]:
 def commands(server: ChildServer) -> list[str]:
     """The lines below "Run", for this server; one by an alias only where it has aliases."""
     names = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
-    text = blocks("Run")[0].replace("http://localhost:8000", server.url)
+    text = shell_blocks("Run")[0].replace("http://localhost:8000", server.url)
     text = text.replace("benchmarks/lmms_eval", f"{ROOT}/benchmarks/lmms_eval")
     lines = [line for line in text.splitlines() if line]
     return [line for line in lines if ALIAS not in line or ALIAS in names]
@@ -122,24 +131,18 @@ def test_refused_requests(
     lmms: Lmms, commands: list[str], theirs: dict[str, Any], folder: Path
 ) -> None:
     """lmms-eval counts them as wrong and succeeds; the model `metok` ends the run."""
-    settings, stock = commands[:3], next(line for line in commands if "out/served" in line)
-    ours = next(line for line in commands if "out/off" in line)
-    wrong = {"model=metok-demo,": "model=other,", "out/served": "refused/out", "$TASK": "$TASK "}
-    for before, after in wrong.items():
-        stock = stock.replace(before, after)
-    (grep,) = [block for block in blocks_of_the_page() if block.startswith("grep")]
-    script = "\n".join([*settings, f"{stock} --limit 2".replace("$ARGS", "$ARGS,max_retries=1")])
-    lmms.run(script, folder)
+    settings = [line for line in commands if not line.startswith(ENVIRONMENT)]
+    stock, ours = (
+        next(line for line in commands if out in line).replace("=metok-demo,", "=other,")
+        for out in ("out/served", "out/off")
+    )
+    stock = stock.replace("out/served", "refused/out").replace("$ARGS", "$ARGS,max_retries=1")
+    lmms.run("\n".join([*settings, f"{stock} --limit 2"]), folder)
     assert score(folder / "refused" / "out") == 0
-    printed = lmms.run(grep, folder / "refused")
+    (search,) = re.findall(r"^grep .*", PAGE, re.M)
+    printed = lmms.run(search, folder / "refused")
     assert printed.strip().endswith(":2")
-    refused = ours.replace("model=metok-demo,", "model=other,").replace("out/off", "never")
+    refused = ours.replace("out/off", "never")
     printed = lmms.run("\n".join([*settings, f"{refused} --limit 2"]), folder, status=1)
     assert "the server refused a request: Error code: 404" in printed
     assert not (folder / "never").exists()
-
-
-def blocks_of_the_page() -> list[str]:
-    from tests.benchmarks.lmms_eval.installed import PAGE
-
-    return [block.split("```")[0] for block in PAGE.split("```sh\n")[1:]]

@@ -69,7 +69,7 @@ def test_a_decoder_that_cannot_decode_is_broken(
     package = {"pyav": "av"}.get(backend, backend)
     assert check.detail.startswith(metadata.version(package))
     assert "cannot decode the sample video: MediaError: the file is not a video" in check.detail
-    assert check.fix == f"pip install --force-reinstall {package}"
+    assert check.fix == f"pip install --upgrade --force-reinstall {package}"
 
 
 def test_the_error_of_a_broken_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
