@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+
+# Of tables where no terminal sets a width, so that no cell is cut.
+PIPE_COLUMNS = 400
+# Between two lines of progress where stderr is no terminal.
+LINE_S = 10.0
 
 
 class CommandError(Exception):
@@ -22,7 +32,10 @@ class CommandError(Exception):
 
 def out() -> Console:
     """Standard output. Made per call, so that redirections are respected."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    width = None if "COLUMNS" in os.environ else PIPE_COLUMNS
+    return Console(highlight=False, soft_wrap=True, width=width)
 
 
 def err() -> Console:
@@ -44,3 +57,30 @@ def write_json(value: Any) -> None:
 def complain(message: str) -> None:
     """One line on stderr."""
     sys.stderr.write(f"metok: {message}\n")
+
+
+@contextmanager
+def progress(line_s: float = LINE_S) -> Iterator[Callable[[str], None]]:
+    """A function that shows what a long command is doing, on stderr.
+
+    On a terminal the text is a status line; elsewhere it is a line at most every `line_s` seconds.
+    """
+    console = err()
+    if not console.is_terminal:
+        yield _lines(line_s)
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(text)
+
+
+def _lines(line_s: float) -> Callable[[str], None]:
+    last_s = -math.inf
+
+    def show(text: str) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - last_s >= line_s:
+            last_s = now_s
+            complain(text)
+
+    return show

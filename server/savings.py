@@ -51,13 +51,24 @@ def unpruned_line(metok: Mapping[str, Any]) -> str | None:
     return f"Stages 2 and 3 did less than their settings: {why.get(reason, reason)}."
 
 
+def blocks_line(metok: Mapping[str, Any]) -> str | None:
+    """Why decoding takes more KV blocks than the prefill; None if it does not."""
+    blocks = metok.get("kv_blocks") or {}
+    if (blocks.get("decode") or 0) <= (blocks.get("prefill") or 0):
+        return None
+    return (
+        "Decoding takes more KV blocks than the prefill: the first token of the answer starts a "
+        "new block in some layers."
+    )
+
+
 def events_line(metok: Mapping[str, Any]) -> str:
     """The events in one line, with key events marked."""
     parts = []
     for event in metok.get("events") or []:
-        key = " key" if event.get("key") else ""
+        key = "key event, " if event.get("key") else ""
         span = f"{_number(event.get('start_s'), 1)}-{_number(event.get('end_s'), 1)} s"
-        parts.append(f"{span} ({_number(event.get('relevance'), 3)}{key})")
+        parts.append(f"{span} ({key}relevance {_number(event.get('relevance'), 3)})")
     return "events: " + ", ".join(parts) if parts else "events: none reported"
 
 

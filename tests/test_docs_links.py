@@ -22,16 +22,26 @@ CODE = {
 }
 SOURCES = "\n".join(
     path.read_text()
-    for folder in ("metok_vllm", "server", "benchmarks", "training", "tools", "tests/kernels")
+    for folder in (
+        "metok_vllm",
+        "server",
+        "benchmarks",
+        "examples",
+        "training",
+        "tools",
+        "tests/kernels",
+    )
     for path in (ROOT / folder).rglob("*.py")
 )
-# Flags of vLLM, Docker and pip that the documents name.
+# Flags of vLLM, Docker, pip, grep and lmms-eval that the documents name.
 FOREIGN = {
     *("--additional-config", "--allowed-local-media-path", "--api-key", "--kv-cache-dtype"),
     *("--kv-cache-memory-bytes", "--max-model-len", "--max-num-batched-tokens", "--max-num-seqs"),
     *("--mm-processor-cache-gb", "--no-enable-prefix-caching", "--shutdown-timeout", "--dtype"),
     *("--trust-request-mm-kwargs", "--help", "--build-arg", "--gpus", "--ipc", "--rm"),
-    *("--force-reinstall", "--no-deps", "--index-url"),
+    *("--force-reinstall", "--no-deps", "--index-url", "--python", "--include"),
+    *("--model_args", "--tasks", "--include_path", "--batch_size", "--log_samples"),
+    *("--output_path", "--baseline"),
 }
 
 

@@ -1,4 +1,5 @@
-"""Run mypy on the packages under their installed names, and on tests, tools and training.
+"""Run mypy on the packages under their installed names, and on examples, tests, tools and
+training.
 
     .venv/bin/python tools/typecheck.py [mypy options]
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TREE = ROOT / "build" / "typecheck"
-OTHER_FOLDERS = ("tests", "tools", "training")
+OTHER_FOLDERS = ("examples", "tests", "tools", "training")
 
 
 def package_dirs() -> dict[str, str]:

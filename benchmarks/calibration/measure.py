@@ -91,8 +91,8 @@ def take_samples(
             video = read_video(question.video.read_bytes(), question.frames, limits=limits)
         except MediaError as error:
             raise MediaError(f"{question.video.name}: {error}", error.reason) from error
-        dense = model.prompt(video.frames_THWC, question.question, DENSE)
-        stage1 = model.prompt(video.frames_THWC, question.question, STAGE1)
+        dense = model.prompt(video.frames_THWC, question.asked, DENSE)
+        stage1 = model.prompt(video.frames_THWC, question.asked, STAGE1)
         answer, logprobs_SV = greedy_answer(model.decoder, dense, tokens, model.ends)
         check_finite(logprobs_SV)
         samples.append(Sample(dense.to(HOST), stage1.to(HOST), answer, logprobs_SV.cpu()))

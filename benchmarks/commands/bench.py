@@ -27,7 +27,7 @@ from metok_vllm.benchmarks.commands import (
     bench_servers,
     bench_settings,
 )
-from metok_vllm.console import CommandError, complain, out, write
+from metok_vllm.console import CommandError, complain, err, out, write
 
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
@@ -87,8 +87,9 @@ def _refuse(arguments: argparse.Namespace, kernels: Checked) -> int:
     folder = _result_folder(arguments)
     _save(folder, result, [])
     complain(f"nothing is measured: {kernels.refused}")
-    out().print(f"In {folder}: {RESULT}", markup=False)
-    write(records.one_line(result) + "\n")
+    if arguments.json:
+        write(records.one_line(result) + "\n")
+    complain(f"in {folder}: {RESULT}")
     return 1
 
 
@@ -188,7 +189,7 @@ def _measure(arguments: argparse.Namespace, kernels: Checked | None) -> int:
     except OSError as error:
         raise CommandError(f"a file cannot be read or written: {error}") from error
     bench_quality.warn_untrained(arguments)
-    return _show(result, folder)
+    return _show(result, folder, arguments.json)
 
 
 def _result_folder(arguments: argparse.Namespace) -> Path:
@@ -207,15 +208,18 @@ def _save(folder: Path, result: dict[str, Any], cells: Sequence[Cell]) -> None:
         raise CommandError(f"cannot write to {folder}: {error.strerror or error}") from error
 
 
-def _show(result: dict[str, Any], folder: Path) -> int:
-    """Print tables and draw charts. Returns 1 if requests failed, else 0."""
+def _show(result: dict[str, Any], folder: Path, as_json: bool) -> int:
+    """Print tables, or a line of JSON, and draw charts. Returns 1 if requests failed, else 0."""
     from metok_vllm.benchmarks.throughput.charts import ChartError, draw_charts
     from metok_vllm.benchmarks.throughput.records import one_line
     from metok_vllm.benchmarks.throughput.tables import failures, tables
 
-    console = out()
-    for table in tables(result):
-        console.print(table)
+    console = err() if as_json else out()
+    if as_json:
+        write(one_line(result) + "\n")
+    else:
+        for table in tables(result):
+            console.print(table)
     failed = failures(result)
     for line in failed:
         complain(line)
@@ -225,7 +229,6 @@ def _show(result: dict[str, Any], folder: Path) -> int:
     except ChartError as error:
         complain(f"no charts: {error}")
     console.print(f"In {folder}: {', '.join(names)}", markup=False)
-    write(one_line(result) + "\n")
     return 1 if failed else 0
 
 

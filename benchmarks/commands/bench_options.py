@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--result-dir", help="where results are written (default: metok-bench-<time>)"
     )
+    parser.add_argument(
+        "--json", action="store_true", help="print the result as a line of JSON, without tables"
+    )
 
 
 def _add_servers(group: argparse._ArgumentGroup) -> None:
@@ -84,7 +87,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_workload(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--frames", type=int, nargs="+", default=[64], help="8 to 256 (default: 64)")
+    group.add_argument(
+        "--frames", type=int, nargs="+", default=[64], help="default: 64; drawn clips: 8 to 256"
+    )
     group.add_argument("--clips", nargs="+", choices=CLIPS, default=["cuts"])
     group.add_argument("--video-dir", type=Path, help="your own videos in place of drawn clips")
     group.add_argument(

@@ -63,6 +63,7 @@ def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[s
     from metok_vllm.benchmarks.questions.settings import for_server, presets
 
     source = _source(arguments)
+    source.check_frames(arguments.frames)
     settings = for_server(presets(arguments.presets), source.config(), source.has_own_config)
     cells = read_cells([arguments.quality], arguments.frames, lambda _: settings)
     warn_untrained(arguments)
@@ -76,6 +77,7 @@ def measure_presets(arguments: argparse.Namespace, out: Path, kernels: Mapping[s
                 bench_settings.output_len(arguments),
                 arguments.seed,
                 {**bench_settings.recorded(arguments), **kernels},
+                as_json=arguments.json,
             )
             return run(plan, serve)
     except EndpointError as error:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from metok_vllm.benchmarks.throughput.run import Sweep
 
 # Header values may be secrets; the others do not affect any figure.
-NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid")
+NOT_RECORDED = ("header", "result_dir", "action", "command", "server_pid", "json")
 
 
 def sweep(arguments: argparse.Namespace) -> Sweep:

@@ -8,71 +8,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metok_vllm.benchmarks.commands.calibrate_options import (
+    BUDGETS,
+    STDOUT,
+    add_arguments,
+    name_model,
+)
 from metok_vllm.config import METokConfig
-from metok_vllm.config.checks import ALIGNMENT_MODES
-from metok_vllm.console import CommandError, complain, err, out, write_json
+from metok_vllm.console import CommandError, complain, out, progress, write_json
 
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.calibration.run import Calibration
 
-BUDGETS = {"quality": 0.01, "balanced": 0.05, "max": 0.2}
-DTYPES = ("float32", "bfloat16", "float16")
-STDOUT = "-"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `metok calibrate`."""
-    parser.add_argument("model", metavar="MODEL", help="folder or hub name of a LLaVA-OneVision")
-    parser.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument(
-        "--questions",
-        type=Path,
-        metavar="FILE",
-        help="one a line, or JSON with video and question (default: questions.json or "
-        "questions.txt in the folder, else general questions)",
-    )
-    parser.add_argument("--out", type=Path, default=Path("metok.yaml"), help="default: metok.yaml")
-    parser.add_argument("--chart", type=Path, metavar="CURVE.png", help="draw the curves here")
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const=STDOUT,
-        metavar="FILE",
-        help="the complete result as JSON, into FILE or in place of the tables",
-    )
-    parser.add_argument(
-        "--divergence",
-        nargs="+",
-        metavar="NATS",
-        help="one number for --preset-name, or name=number ... "
-        "(default: quality=0.01 balanced=0.05 max=0.2)",
-    )
-    parser.add_argument(
-        "--preset-name", default="balanced", help="the setting to write to --out (balanced)"
-    )
-    parser.add_argument(
-        "--num-videos", type=int, default=16, help="every second one is held out (default: 16)"
-    )
-    parser.add_argument("--questions-per-video", type=int, default=2, help="at most (default: 2)")
-    parser.add_argument("--frames", type=int, default=32, help="of each video (default: 32)")
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer (default: 16)")
-    parser.add_argument("--max-groups", type=int, help="cache groups at most (default: 12)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--dtype", choices=DTYPES, help="default: bfloat16 on a GPU, else float32")
-    parser.add_argument("--metok-config", type=Path, help="settings of the selection (YAML)")
-    parser.add_argument("--alignment-model", help="the alignment model of the server")
-    parser.add_argument("--alignment-mode", choices=ALIGNMENT_MODES)
+__all__ = ["add_arguments", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, search, write. Raises MetokError or CommandError for a mistake of the user."""
     budgets = _budgets(arguments)
+    name_model(arguments)
     _check(arguments)
     from metok_vllm.benchmarks.calibration.model import CalibratedModel
     from metok_vllm.benchmarks.calibration.prompts import find_questions
@@ -86,8 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     questions = find_questions(a.videos, a.questions, a.num_videos, a.questions_per_video, a.frames)
     device = _device(a.device)
     dtype = a.dtype or ("float32" if device == "cpu" else "bfloat16")
-    with _progress() as progress:
-        progress("loading the model")
+    with progress() as report:
+        report("loading the model")
         model = CalibratedModel.load(a.model, config, device, dtype)
         groups = a.max_groups or MOST_GROUPS
         found = calibrate(
@@ -95,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             questions,
             budgets,
             a.tokens,
-            progress,
+            report,
             most_groups=groups,
             served=a.preset_name,
         )
@@ -237,14 +196,3 @@ def _device(wanted: str) -> str:
         reason = str(error).splitlines()[0]
         raise CommandError(f"--device {wanted} cannot be used: {reason}", 2) from error
     return wanted
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A status line, on a terminal only."""
-    console = err()
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("starting") as status:
-        yield lambda text: status.update(text)

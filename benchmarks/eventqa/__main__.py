@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from metok_vllm.benchmarks.eventqa.clips import QUESTIONS_FILE, write_folder
-from metok_vllm.benchmarks.eventqa.questions import KINDS
+from metok_vllm.benchmarks.eventqa.clips import FORMS, FREE, QUESTIONS_FILE, write_folder
+from metok_vllm.benchmarks.eventqa.questions import ALL_KINDS, KINDS
 from metok_vllm.benchmarks.eventqa.world import SPLITS
 
 
@@ -18,10 +18,19 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=32, help="frames of each clip, 2 a second")
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=ALL_KINDS, default=KINDS)
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=FREE, help="free-form, multiple choice"
+    )
     chosen = parser.parse_args()
     questions = write_folder(
-        chosen.out, chosen.videos, chosen.frames, chosen.split, chosen.seed, tuple(chosen.kinds)
+        chosen.out,
+        chosen.videos,
+        chosen.frames,
+        chosen.split,
+        chosen.seed,
+        tuple(chosen.kinds),
+        tuple(chosen.forms),
     )
     print(f"wrote {chosen.videos} clips and {len(questions)} questions ({QUESTIONS_FILE})")
 

@@ -1,4 +1,4 @@
-"""Pictures of stories: textured backgrounds, moving shapes, a small dot, noise.
+"""Pictures of stories: textured backgrounds, moving shapes, a small dot, noise, words if any.
 
 Positions are shares of the picture's side, so a story looks the same at every size. Edges are
 smoothed by signed distances.
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metok_vllm.benchmarks.eventqa.story import FADE_FRAMES, Story
+from metok_vllm.benchmarks.eventqa.words import Plate, paint, plates
 from metok_vllm.benchmarks.eventqa.world import COLOURS, Scene
 
 Array = npt.NDArray[np.float32]
@@ -133,19 +134,33 @@ def _stream(story: Story, size: int) -> Iterator[Pictures]:
     rng = np.random.default_rng([*story.seed, story.frames, 1])
     grain = np.random.default_rng([*story.seed, story.frames, 3])
     noise = float(rng.uniform(0, NOISE))
-    before: tuple[Stage, Array, int] | None = None
-    for event in story.events:
+    before: _Shot | None = None
+    for event, plate in zip(story.events, plates(story), strict=True):
         staged = stage(event.scene, rng)
-        behind_HW3 = backdrop(staged, size)
+        shot = _Shot(staged, backdrop(staged, size), plate, event.start)
         for frame in range(event.start, event.end):
-            picture_HW3 = draw(staged, behind_HW3, frame - event.start)
+            picture_HW3 = shot.at(frame)
             faded = (frame - event.start + 1) / (FADE_FRAMES + 1)
             if event.soft and before is not None and faded < 1:
-                old, old_behind, old_start = before
-                old_HW3 = draw(old, old_behind, frame - old_start)
-                picture_HW3 = faded * picture_HW3 + (1 - faded) * old_HW3
+                picture_HW3 = faded * picture_HW3 + (1 - faded) * before.at(frame)
             yield finish(picture_HW3, noise, grain)
-        before = (staged, behind_HW3, event.start)
+        before = shot
+
+
+@dataclass(frozen=True)
+class _Shot:
+    """An event that is drawn from frame `start` on."""
+
+    stage: Stage
+    backdrop_HW3: Array
+    plate: Plate | None
+    start: int
+
+    def at(self, frame: int) -> Array:
+        picture_HW3 = draw(self.stage, self.backdrop_HW3, frame - self.start)
+        if self.plate is not None:
+            paint(picture_HW3, self.plate)
+        return picture_HW3
 
 
 def _paint(

@@ -11,10 +11,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from metok_vllm.benchmarks.eventqa.story import EVENTS, Story
+from metok_vllm.benchmarks.eventqa.words import WORDS
 from metok_vllm.benchmarks.eventqa.world import COLOURS, COUNTS, SHAPES
 
-Kind = Literal["scene", "object", "detail", "order", "count", "exists", "list", "needle"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Kind = Literal["scene", "object", "detail", "order", "count", "exists", "list", "needle", "read"]
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
+# `read` draws words into the videos, so it is asked on request only.
+KINDS = tuple(kind for kind in ALL_KINDS if kind != "read")
 
 _THINGS = len(COLOURS) * len(SHAPES)
 _SCENES = (EVENTS[0] + EVENTS[1]) // 2
@@ -27,23 +30,28 @@ CHANCE: dict[Kind, float] = {
     "exists": 1 / 2,
     "list": 1 / len(COLOURS) ** _SCENES,
     "needle": 1 / (_THINGS - len(SHAPES)),
+    "read": 1 / len(WORDS),
 }
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one story and its only right answer."""
+    """A question about one story and its only right answer, which may be one of `choices`."""
 
     kind: Kind
     text: str
     answer: str
+    choices: tuple[str, ...] = ()
 
 
 def draw_question(story: Story, kind: Kind, rng: np.random.Generator) -> Question:
-    """A random question of a kind. Raises ValueError for a needle if the story has none."""
+    """A random question of a kind.
+
+    Raises ValueError for a needle or a word to read if the story has none.
+    """
     events = story.events
     index = int(rng.integers(len(events)))
-    scene = events[index].scene
+    scene, word = events[index].scene, events[index].word
     if kind == "needle":
         if story.needle is None:
             raise ValueError(f"story {story.name} has no needle")
@@ -58,6 +66,10 @@ def draw_question(story: Story, kind: Kind, rng: np.random.Generator) -> Questio
         case "count":
             text = f"How many shapes are in the {scene.background} scene?"
             answer = COUNTS[scene.count - 1]
+        case "read":
+            if word is None:
+                raise ValueError(f"story {story.name} has no words")
+            text, answer = f"Which word is written in the {scene.background} scene?", word
         case "exists":
             text, answer = _exists(story, rng)
         case "order":

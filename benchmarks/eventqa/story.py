@@ -16,12 +16,13 @@ EVENTS = (2, 6)  # default least and most events
 
 @dataclass(frozen=True)
 class Event:
-    """The frames from `start` to `end`, exclusive. A `soft` event fades in."""
+    """The frames from `start` to `end`, exclusive. A `soft` event fades in. `word` can be read."""
 
     scene: Scene
     start: int
     end: int
     soft: bool = False
+    word: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from metok_vllm.console import CommandError, complain
 from metok_vllm.errors import ConfigError, MetokError
 
 FRONTIER = "frontier"
-NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config")
+NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config", "json")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--output-len", type=int, default=OUTPUT_LEN, help="tokens of an answer")
     made.add_argument("--max-concurrency", type=int, default=CONCURRENCY)
     made.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    made.add_argument("--json", action="store_true", help="the result as a line, without tables")
     return made
 
 
@@ -103,6 +104,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         config_file=a.metok_config,
     )
     config = source.config()
+    source.check_frames(a.frames)
     with opened(source) as (serve, geometry):
         settings = settings_of(a.settings, geometry, config, source.has_own_config)
         cells = read_cells(a.folder, a.frames, settings, a.limit)
@@ -118,6 +120,7 @@ def _measure(arguments: argparse.Namespace) -> int:
             a.seed,
             recorded,
             (config or METokConfig()) if a.settings == FRONTIER else None,
+            a.json,
         )
         return run(plan, serve)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from metok_vllm.benchmarks.environment import environment
@@ -35,7 +37,7 @@ from metok_vllm.benchmarks.questions.settings import Setting
 from metok_vllm.benchmarks.throughput.charts import ChartError
 from metok_vllm.benchmarks.throughput.records import write_json
 from metok_vllm.config import METokConfig
-from metok_vllm.console import complain, out, write
+from metok_vllm.console import complain, err, out, progress, write
 from metok_vllm.errors import ConfigError
 
 Settings = Callable[[int], Sequence[Setting]]
@@ -46,7 +48,8 @@ class Plan:
     """The cells to measure and the result folder. `configuration` is copied into the result.
 
     `assumed` is the server configuration that settings at equal KV were solved for; a server with
-    other boundaries is refused. `output_len` bounds the tokens of an answer.
+    other boundaries is refused. `output_len` bounds the tokens of an answer. `as_json` prints the
+    result as a line of JSON in place of the tables.
     """
 
     cells: tuple[Cell, ...]
@@ -57,6 +60,7 @@ class Plan:
     seed: int = 0
     configuration: Mapping[str, Any] = field(default_factory=dict)
     assumed: METokConfig | None = None
+    as_json: bool = False
 
 
 def read_cells(
@@ -89,19 +93,33 @@ def read_cells(
 def run(plan: Plan, serve: Serve) -> int:
     """Measure, save after every setting, print. Returns 1 if questions failed, else 0.
 
-    Raises ConfigError if the server's boundaries differ from the assumed ones.
+    Raises ConfigError if the server refuses the questions, and if its boundaries differ from the
+    assumed ones; OSError if nothing can be written.
     """
-    plan.out.mkdir(parents=True, exist_ok=True)
     batches: list[Batch] = []
     facts = environment()
-    record, found = _save(plan, facts, batches)  # fails early for a read-only folder
-    for batch in measure(plan.cells, serve, plan.geometry, plan.concurrency, plan.output_len):
-        batches.append(batch)
-        record, found = _save(plan, facts, batches)
-        complain(_progress(plan, batches, found))
-        if plan.assumed is not None and plan.geometry is not None:
-            check_layers(batch[2], plan.assumed, plan.geometry)
+    with _result_folder(plan.out), progress() as report:
+        sizes = (plan.geometry, plan.concurrency, plan.output_len)
+        for batch in measure(plan.cells, serve, *sizes, report):
+            batches.append(batch)
+            record, found = _save(plan, facts, batches)
+            complain(_progress(plan, batches, found))
+            if plan.assumed is not None and plan.geometry is not None:
+                check_layers(batch[2], plan.assumed, plan.geometry)
     return _show(plan, record, found, batches)
+
+
+@contextmanager
+def _result_folder(folder: Path) -> Iterator[None]:
+    """A folder that can be written to; removed again if nothing was measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder):  # fails now for a read-only folder, not after the first setting
+        pass
+    try:
+        yield
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _save(
@@ -119,19 +137,23 @@ def _save(
 def _progress(plan: Plan, batches: Sequence[Batch], found: Sequence[Row]) -> str:
     cell, setting, _ = batches[-1]
     (row,) = (r for r in found if (r.frames, r.setting, r.kind) == (cell.frames, setting.name, ALL))
-    figures = f"as dense {percent(row.agreement)} %"
-    if row.accuracy is not None:
-        figures = f"right {percent(row.accuracy)} %, {figures}"
+    known = {"right": row.accuracy, "as dense": row.agreement}
+    figures = [f"{name} {percent(value)} %" for name, value in known.items() if value is not None]
     total = sum(len(cell.settings) for cell in plan.cells)
-    return f"{len(batches)}/{total}: {cell.frames} frames, {setting.name}: {figures}"
+    return f"{len(batches)}/{total}: {cell.frames} frames, {setting.name}: " + (
+        ", ".join(figures) or "no answers"
+    )
 
 
 def _show(
     plan: Plan, record: Mapping[str, Any], found: Sequence[Row], batches: Sequence[Batch]
 ) -> int:
-    console = out()
-    for table in tables(found):
-        console.print(table)
+    console = err() if plan.as_json else out()
+    if plan.as_json:
+        write(one_line(record) + "\n")
+    else:
+        for table in tables(found):
+            console.print(table)
     unequal = gaps(found, plan.cells)
     if (most := largest(unequal)) is not None:
         console.print(f"The largest gap at equal KV: {most}", markup=False)
@@ -150,5 +172,4 @@ def _show(
     except ChartError as error:
         complain(f"no chart: {error}")
     console.print(f"In {plan.out}: {', '.join(names)}", markup=False)
-    write(one_line(record) + "\n")
     return 1 if reasons else 0

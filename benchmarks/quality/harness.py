@@ -15,13 +15,15 @@ from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.quality.geometry import Geometry
-from metok_vllm.benchmarks.questions.prompts import VideoQuestion, normalised
+from metok_vllm.benchmarks.questions.prompts import VideoQuestion
 from metok_vllm.benchmarks.questions.request import OUTPUT_LEN, Reply, send_question
 from metok_vllm.benchmarks.questions.settings import Setting, checked, server_key
 from metok_vllm.errors import ConfigError
 
 TIMEOUT_S = 600.0
 CONCURRENCY = 4
+# Statuses that do not depend on the video: a server that answers one refuses every question.
+REFUSALS = (400, 401, 403, 404)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Server:
 
 
 Serve = Callable[[Mapping[str, Any]], AbstractContextManager[Server]]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ class Cell:
 class Answered:
     """One answer and its figures; unknown figures, and all after an `error`, are None.
 
-    `right` compares with the right answer, `agrees` with dense's text; `kl` is in nats. `video` is
-    the path in its folder. `kv_tokens` are the tokens held for decoding, summed over layers, and
-    `kv_bytes` the blocks that hold them. Shares are relative to the dense prompt. FLOPs are those
-    of the decoder's prefill.
+    `kind` tells multiple choice apart. `answer` is the right one, if it is known. `right` compares
+    `text` with it, `agrees` with dense's text; `kl` is in nats. `video` is the path in its folder.
+    `kv_tokens` are the tokens held for decoding, summed over layers, and `kv_bytes` the blocks that
+    hold them. Shares are relative to the dense prompt. FLOPs are those of the decoder's prefill.
     """
 
     setting: str
@@ -65,6 +68,8 @@ class Answered:
     kind: str
     text: str
     error: str | None
+    question: str = ""
+    answer: str | None = None
     right: bool | None = None
     agrees: bool | None = None
     kl: float | None = None
@@ -87,10 +92,12 @@ def measure(
     geometry: Geometry | None,
     concurrency: int = CONCURRENCY,
     output_len: int = OUTPUT_LEN,
+    progress: Progress = lambda _: None,
 ) -> Iterator[Batch]:
     """Yield the answers to each cell's questions under each setting when they are complete.
 
-    Without `geometry`, bytes are unknown. Raises ConfigError for settings that cannot be compared.
+    Without `geometry`, bytes are unknown. Raises ConfigError for settings that cannot be compared,
+    and where the server refuses the first question whatever its video.
     """
     if concurrency < 1:
         raise ConfigError(f"max_concurrency must be at least 1, got {concurrency}")
@@ -103,12 +110,19 @@ def measure(
     dense: dict[int, list[Reply]] = {}
     # Dense is the first setting of every cell and runs on the first server.
     for pairs in by_server.values():
+        progress("waiting for the server")
         with serve(pairs[0][1].server) as server:
             for cell, setting in pairs:
                 reference = dense.get(id(cell))
                 replies = asyncio.run(
                     send_questions(
-                        server.endpoint, cell, setting, reference, concurrency, output_len
+                        server.endpoint,
+                        cell,
+                        setting,
+                        reference,
+                        concurrency,
+                        output_len,
+                        progress,
                     )
                 )
                 reference = dense.setdefault(id(cell), replies)
@@ -127,19 +141,35 @@ async def send_questions(
     dense: Sequence[Reply] | None,
     concurrency: int,
     output_len: int,
+    progress: Progress,
 ) -> list[Reply]:
-    """A reply to every question of the cell, with `concurrency` requests in flight."""
+    """A reply to every question of the cell, with `concurrency` requests in flight.
+
+    Dense's first question is sent alone. Raises ConfigError if the server refuses it.
+    """
     slots = asyncio.Semaphore(concurrency)
+    done = 0
     async with endpoint.client(TIMEOUT_S) as client:
 
-        async def one(number: int, question: VideoQuestion) -> Reply:
+        async def one(number: int) -> Reply:
+            nonlocal done
             token_ids = tuple(dense[number].first) if dense is not None else ()
             async with slots:
-                return await send_question(
-                    client, endpoint, question, setting, token_ids, output_len
+                reply = await send_question(
+                    client, endpoint, cell.questions[number], setting, token_ids, output_len
                 )
+            done += 1
+            total = len(cell.questions)
+            progress(f"{cell.frames} frames, {setting.name}: {done} of {total} questions")
+            return reply
 
-        return await asyncio.gather(*(one(n, q) for n, q in enumerate(cell.questions)))
+        first = []
+        if dense is None:
+            first = [await one(0)]
+            if first[0].status in REFUSALS:
+                raise ConfigError(f"the server refuses the questions: {first[0].error}")
+        rest = range(len(first), len(cell.questions))
+        return [*first, *await asyncio.gather(*map(one, rest))]
 
 
 def answered(
@@ -153,14 +183,12 @@ def answered(
     geometry: Geometry | None,
 ) -> Answered:
     """The figures of one reply, compared with dense's reply to the same question."""
-    place = (setting.name, question.frames, number, question.name, question.kind)
+    place = (setting.name, question.frames, number, question.name, question.label)
+    asked = question.asked, question.answer
     if reply.error is not None:
-        return Answered(*place, "", reply.error)
+        return Answered(*place, "", reply.error, *asked)
     report, size = reply.metok, server.block_size
     flops, boundaries = report["decoder_prefill_flops"], report.get("pruning_layers")
-    right = None
-    if question.answer is not None:
-        right = normalised(reply.text) == normalised(question.answer)
     tokens = kv_bytes = None
     if geometry is not None:
         tokens = geometry.kv_token_layers(report, reply.prompt_tokens)
@@ -173,7 +201,8 @@ def answered(
         *place,
         reply.text,
         None,
-        right=right,
+        *asked,
+        right=question.is_right(reply.text),
         agrees=reply.text == dense.text if dense.error is None else None,
         kl=first_token_kl(dense.first, reply.first) if dense.error is None else None,
         prompt_tokens=reply.prompt_tokens,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from metok_vllm.benchmarks.quality.harness import Answered, Batch, Cell
 from metok_vllm.benchmarks.questions.bootstrap import Draws, Estimate
-from metok_vllm.benchmarks.questions.prompts import ALL
+from metok_vllm.benchmarks.questions.prompts import ALL, VideoQuestion
 from metok_vllm.benchmarks.questions.settings import Setting
 
 Value = Callable[[Answered], float | None]
@@ -43,7 +43,10 @@ class Row:
 
 
 def rows(batches: Iterable[Batch], seed: int = 0) -> list[Row]:
-    """All rows in the order of the cells and settings, kinds after `all`."""
+    """All rows in the order of the cells and settings, forms and kinds after `all`.
+
+    Where free-form and multiple choice are both asked, each has a row and kinds of its own.
+    """
     by_cell: dict[int, tuple[Cell, list[tuple[Setting, list[Answered]]]]] = {}
     for cell, setting, answers in batches:
         by_cell.setdefault(id(cell), (cell, []))[1].append((setting, answers))
@@ -51,22 +54,35 @@ def rows(batches: Iterable[Batch], seed: int = 0) -> list[Row]:
     for cell, measured in by_cell.values():
         draws = Draws([question.name for question in cell.questions], seed)
         dense = measured[0][1]
-        kinds = list(dict.fromkeys(question.kind for question in cell.questions))
         for setting, answers in measured:
-            for kind in (ALL, *kinds) if len(kinds) > 1 else (ALL,):
-                found.append(_row(setting, kind, answers, dense, draws, cell.chance))
+            for kind, numbers in _groups(cell.questions).items():
+                mine = [answer for answer in answers if answer.number in numbers]
+                chance = _chance([cell.questions[n] for n in sorted(numbers)], cell.chance)
+                found.append(_row(setting, kind, mine, dense, draws, chance))
     return found
+
+
+def _groups(questions: Sequence[VideoQuestion]) -> dict[str, set[int]]:
+    """The numbers of the questions of each row by its kind."""
+    forms: dict[str, set[int]] = {}
+    labels: dict[str, set[int]] = {}
+    for number, question in enumerate(questions):
+        forms.setdefault(question.form, set()).add(number)
+        labels.setdefault(question.label, set()).add(number)
+    groups = {ALL: set(range(len(questions)))}
+    for parts in (forms, labels):
+        groups |= parts if len(parts) > 1 else {}
+    return groups
 
 
 def _row(
     setting: Setting,
     kind: str,
-    answers: Sequence[Answered],
+    mine: Sequence[Answered],
     dense: Sequence[Answered],
     draws: Draws,
-    chance: Mapping[str, float],
+    chance: float | None,
 ) -> Row:
-    mine = [a for a in answers if kind in (ALL, a.kind)]
     right_before = {a.number: a.right for a in dense if a.right is not None}
     gains = {
         a.number: float(a.right) - float(right_before[a.number])
@@ -82,7 +98,7 @@ def _row(
         questions=len(mine),
         failed=sum(a.error is not None for a in mine),
         lessened=sum(a.unpruned is not None for a in mine),
-        chance=_chance([a.kind for a in mine], chance),
+        chance=chance,
         accuracy=_estimate(draws, mine, lambda a: a.right),
         difference=None
         if setting.is_dense
@@ -106,7 +122,8 @@ def _mean(answers: Sequence[Answered], value: Value) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def _chance(kinds: Sequence[str], chance: Mapping[str, float]) -> float | None:
-    if not set(kinds) <= chance.keys():
-        return None
-    return statistics.fmean(chance[kind] for kind in kinds)
+def _chance(questions: Sequence[VideoQuestion], chance: Mapping[str, float]) -> float | None:
+    """The accuracy of guessing; None if it is unknown for any of the questions."""
+    shares = [1 / len(q.choices) if q.choices else chance.get(q.kind) for q in questions]
+    known = [share for share in shares if share is not None]
+    return statistics.fmean(known) if len(known) == len(shares) else None

@@ -23,9 +23,11 @@ from metok_vllm.config.environment import read_flags
 from metok_vllm.console import complain
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
+from metok_vllm.video import MediaLimits
 
 DEMO = "demo"
 CACHE_FLAG = "--kv-cache-dtype"
+FRAMES_FLAG = "--metok-media-max-frames"
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,23 @@ class Source:
         if self.checkpoint == DEMO and not self.has_own_config:
             file = CONFIG_FILE
         return (*self.metok_flags, *(() if file is None else (CONFIG_FLAG, str(file))))
+
+    def check_frames(self, frames: Sequence[int]) -> None:
+        """Raise ConfigError if a server to start would refuse so many frames.
+
+        A running server does not report its limit; it refuses the first question.
+        """
+        if self.base_url is not None:
+            return
+        given = flag_value((*self.flags, *self.metok_flags), FRAMES_FLAG)
+        limits = MediaLimits.from_env()
+        most = int(given) if given is not None and given.isdecimal() else limits.max_frames
+        if max(frames) > most:
+            raise ConfigError(
+                f"--frames {max(frames)} is over {most}, the most frames that the server samples; "
+                f"{FRAMES_FLAG} raises it",
+                "frames",
+            )
 
     def config(self) -> METokConfig | None:
         """METok's settings on the server; of a running one, those of `config_file`.

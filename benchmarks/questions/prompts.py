@@ -1,6 +1,6 @@
 """Questions about the videos of a folder, read from the files beside them.
 
-`questions.json` is a list of {"video", "question"} with optional "answer" and "kind".
+`questions.json` is a list of {"video", "question"} with optional "answer", "kind" and "choices".
 `questions.txt` has one question a line for every video. Without either, general questions are used.
 An optional `chance.json` maps each kind to the accuracy of guessing.
 """
@@ -11,6 +11,8 @@ import base64
 import json
 import mimetypes
 import os
+import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,15 +26,18 @@ from metok_vllm.video import probe
 
 QUESTION = "question"  # the kind of a question without one
 ALL = "all"  # the kind of figures over all kinds, so of no question
+FREE, CHOICE = "free-form", "multiple choice"  # the same over the questions of a form
 IN_FOLDER = ("questions.json", "questions.txt")  # the first that exists is read
 CACHED_VIDEOS = 8
+LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
 class VideoQuestion:
     """A question about a video of which `frames` are sampled; `answer` is None if unknown.
 
-    `name` is the path inside the folder: videos of two subfolders may share a file name.
+    `name` is the path inside the folder: videos of two subfolders may share a file name. With
+    `choices` the question is multiple choice, and `answer` is one of them.
     """
 
     video: Path
@@ -41,6 +46,28 @@ class VideoQuestion:
     kind: str
     answer: str | None
     frames: int
+    choices: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> str:
+        """The text that is sent."""
+        return with_choices(self.question, self.choices)
+
+    @property
+    def form(self) -> str:
+        """FREE or CHOICE."""
+        return CHOICE if self.choices else FREE
+
+    @property
+    def label(self) -> str:
+        """The kind under which its figures are reported: the forms are kept apart."""
+        return f"{self.kind}, choice" if self.choices else self.kind
+
+    def is_right(self, text: str) -> bool | None:
+        """Whether an answer is the right one; None if that is unknown."""
+        if self.answer is None:
+            return None
+        return normalised(chosen(text, self.choices)) == normalised(self.answer)
 
 
 def read_folder(folder: Path, frames: int, limit: int | None = None) -> list[VideoQuestion]:
@@ -102,6 +129,24 @@ def normalised(text: str) -> str:
     return text.strip().casefold().removesuffix(".").rstrip()
 
 
+def with_choices(question: str, choices: Sequence[str]) -> str:
+    """A question as it is sent: with its choices below it, a letter each."""
+    if not choices:
+        return question
+    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
+    return "\n".join([question, *lines, "Answer with the letter of the right choice."])
+
+
+def chosen(text: str, choices: Sequence[str]) -> str:
+    """The choice that an answer names by its letter or its text; any other answer is unchanged."""
+    answer = normalised(text)
+    if any(answer == normalised(choice) for choice in choices):
+        return text
+    letter = re.match(r"\(?([a-z])(?:[).:]|$)", answer)
+    place = LETTERS.find(letter[1].upper()) if letter else -1
+    return choices[place] if 0 <= place < len(choices) else text
+
+
 @lru_cache(maxsize=CACHED_VIDEOS)
 def data_url(video: Path) -> str:
     """The file as a data URL."""
@@ -144,10 +189,25 @@ def _question(folder: Path, entry: Any, frames: int) -> VideoQuestion:
     if not video.is_file():
         raise ConfigError(f"there is no video {entry['video']!r} beside its questions", "questions")
     kind = entry.get("kind") or QUESTION
-    if kind == ALL:
-        raise ConfigError(f"kind {ALL!r} is that of the figures over all kinds", "questions")
+    if kind in (ALL, FREE, CHOICE):
+        raise ConfigError(f"kind {kind!r} is that of the figures over all kinds", "questions")
     name = Path(os.path.relpath(video, folder)).as_posix()
-    return VideoQuestion(video, name, entry["question"], kind, entry.get("answer"), frames)
+    answer = entry.get("answer")
+    choices = _choices(entry.get("choices"), answer)
+    return VideoQuestion(video, name, entry["question"], kind, answer, frames, choices)
+
+
+def _choices(found: object, answer: str | None) -> tuple[str, ...]:
+    if found is None:
+        return ()
+    listed = found if isinstance(found, list) else []
+    texts = tuple(text for text in listed if isinstance(text, str) and text)
+    different = {normalised(text) for text in texts}
+    if not 2 <= len(different) == len(texts) == len(listed) <= len(LETTERS):
+        raise ConfigError(f"choices must be different texts, 2 to 26, got {found!r:.80}", "choices")
+    if answer is not None and normalised(answer) not in different:
+        raise ConfigError(f"the answer {answer!r:.80} is not among its choices", "choices")
+    return texts
 
 
 def _entries(path: Path) -> Sequence[Any]:

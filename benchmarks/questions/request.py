@@ -23,7 +23,7 @@ NO_REPORT = "the answer has no `metok` object: this server does not run METok"
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, or the reason for its absence in `error`.
+    """An answer, or the reason for its absence in `error`, with the `status` of a refusal.
 
     `first` maps token ids to log-probabilities of the first generated token; `metok` is the
     server's report.
@@ -34,6 +34,7 @@ class Reply:
     prompt_tokens: int = 0
     metok: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    status: int | None = None
 
 
 async def send_question(
@@ -60,7 +61,8 @@ async def send_question(
         # Its own text contains the whole path.
         return Reply(error=f"{question.name}: {error.strerror or type(error).__name__}")
     if response.status_code != 200:
-        return Reply(error=refusal(response.status_code, response.content))
+        status = response.status_code
+        return Reply(error=refusal(status, response.content), status=status)
     try:
         return _reply(response.json())
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -83,7 +85,7 @@ def body_of(
                 "role": "user",
                 "content": [
                     {"type": "video_url", "video_url": {"url": data_url(question.video)}},
-                    {"type": "text", "text": question.question},
+                    {"type": "text", "text": question.asked},
                 ],
             }
         ],

@@ -21,7 +21,6 @@ from metok_vllm.benchmarks.eventqa.story import LEAST_FRAMES
 from metok_vllm.benchmarks.questions.bootstrap import Draws, Estimate
 from metok_vllm.benchmarks.questions.prompts import (
     VideoQuestion,
-    normalised,
     read_chance,
     read_folder,
 )
@@ -53,7 +52,7 @@ class QuestionSet:
         whole = hashlib.sha256()
         for video in dict.fromkeys(q.video for q in self.questions):
             whole.update(hashlib.sha256(video.read_bytes()).digest())
-        texts = [(q.name, q.question, q.answer, q.frames) for q in self.questions]
+        texts = [(q.name, q.asked, q.answer, q.frames) for q in self.questions]
         whole.update(repr(texts).encode("utf-8", "surrogatepass"))
         return whole.hexdigest()[:SHORT_HASH]
 
@@ -176,6 +175,5 @@ def _complete(outcome: Outcome) -> Outcome:
 
 
 def _right(question: VideoQuestion, outcome: Outcome) -> float | None:
-    if question.answer is None or outcome.error is not None:
-        return None
-    return float(normalised(outcome.text) == normalised(question.answer))
+    right = None if outcome.error is not None else question.is_right(outcome.text)
+    return None if right is None else float(right)

@@ -24,7 +24,7 @@ from rich.progress import (
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.console import CommandError, err, out, write, write_json
 from metok_vllm.server.commands.chat_request import RequestBody
-from metok_vllm.server.savings import events_line, savings_table, unpruned_line
+from metok_vllm.server.savings import blocks_line, events_line, savings_table, unpruned_line
 
 
 @dataclass
@@ -57,11 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), help="METok preset (default: the server's)"
     )
+    parser.add_argument("--num-events", type=int, help="events that the video is cut into")
+    parser.add_argument("--frames", type=int, help="frames to sample (default: the server's, 32)")
     parser.add_argument("--json", action="store_true", help="print answer and report as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask and print. Raises CommandError if the server cannot be reached or answers an error."""
+    _check(arguments)
     headers = {"Authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
     timeout = httpx.Timeout(arguments.timeout, connect=10.0)
     url = arguments.url.rstrip("/").removesuffix("/v1")
@@ -89,6 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show_savings(answer)
     return 0
+
+
+def _check(a: argparse.Namespace) -> None:
+    """Raise CommandError (status 2) for a request that would be pointless."""
+    if not a.question.strip():
+        raise CommandError("QUESTION is empty: ask something about the video", 2)
+    if a.no_metok and (a.preset or a.num_events is not None):
+        raise CommandError("--no-metok goes with neither --preset nor --num-events", 2)
 
 
 def _first_model(client: httpx.Client) -> str:
@@ -197,8 +208,9 @@ def _show_savings(answer: Answer) -> None:
     console.print()
     console.print(savings_table(answer.metok))
     console.print(events_line(answer.metok), markup=False)
-    if (line := unpruned_line(answer.metok)) is not None:
-        console.print(line, markup=False)
+    for line in (unpruned_line(answer.metok), blocks_line(answer.metok)):
+        if line is not None:
+            console.print(line, markup=False)
     if answer.time_to_first_token_s is not None:
         console.print(
             f"first token after {answer.time_to_first_token_s:.2f} s, all {answer.total_s:.2f} s, "

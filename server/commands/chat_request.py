@@ -44,10 +44,14 @@ class RequestBody:
             "max_tokens": a.max_tokens,
             "temperature": a.temperature,
         }
+        settings = {"preset": a.preset, "num_events": a.num_events}
+        metok = {name: value for name, value in settings.items() if value is not None}
         if a.no_metok:
-            request["metok"] = {"enabled": False}
-        elif a.preset:
-            request["metok"] = {"preset": a.preset}
+            metok = {"enabled": False}
+        if metok:
+            request["metok"] = metok
+        if a.frames is not None:
+            request["media_io_kwargs"] = {"video": {"num_frames": a.frames}}
         # The video comes first, because the question may contain the placeholder too.
         content = [video, {"type": "text", "text": a.question}]
         request = {"messages": [{"role": "user", "content": content}], **request}

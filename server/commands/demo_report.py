@@ -13,6 +13,7 @@ from rich.table import Table
 
 from metok_vllm.console import CommandError, out
 from metok_vllm.server.savings import (
+    blocks_line,
     count,
     deeper_layers,
     events_line,
@@ -83,8 +84,9 @@ def show(question: str, dense: Run, metok: Run, runs: int) -> None:
         table.add_row(name, written(before), written(after), share_saved(before, after))
     console.print(table)
     console.print(events_line(metok.metok), markup=False)
-    if (line := unpruned_line(metok.metok)) is not None:
-        console.print(line, markup=False)
+    for line in (unpruned_line(metok.metok), blocks_line(metok.metok)):
+        if line is not None:
+            console.print(line, markup=False)
     console.print(
         f"Times: median of {runs} run(s) each, alternating, after a short warm-up request of each "
         "kind, without cache hits.\nThey include video decoding and the vision tower, which METok "

@@ -13,44 +13,31 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
+from rich.status import Status
 
 from metok_vllm.console import err, out, write_json
+from metok_vllm.server.commands.doctor_checks import (
+    BROKEN,
+    MISSING,
+    OK,
+    Check,
+    CheckError,
+    check,
+    imported,
+    version_of,
+)
+from metok_vllm.server.commands.doctor_decoders import decoder
 
-OK, MISSING, BROKEN = "ok", "missing", "broken"
 COLOURS = {OK: "green", MISSING: "yellow", BROKEN: "red"}
 MIN_SHARED_MEMORY = 256 << 20
 MIN_DISK = 1 << 30
-# PyAV 16 has no index of a stream's packets, so every video would be refused.
-MIN_PYAV = 17
-
-
-@dataclass(frozen=True)
-class Check:
-    """One result. `fix` is a command or step that helps; `needed` counts for the exit status."""
-
-    name: str
-    status: str
-    detail: str
-    fix: str = ""
-    needed: bool = True
-
-
-class CheckError(Exception):
-    """Raised by a check if its subject is missing or broken; `fix` says how to repair it."""
-
-    def __init__(self, status: str, detail: str, fix: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.fix = fix
+STATUS_WIDTH, NAME_WIDTH = 20, 30  # of the first two columns
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,23 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
         as_json = arguments.json or flags != arguments.flags
         status: int = doctor_costs.run(arguments.model, flags, as_json)
         return status
-    console = err()
-    with console.status("checking") if console.is_terminal else nullcontext():
-        checks = examine()
+    checks = []
+    with _waiting() as waiting:
+        for result in examine():
+            checks.append(result)
+            if not arguments.json:
+                _show(result)
+            if waiting is not None:
+                waiting.update(f"checking, {result.name} is done")
     failed = [result for result in checks if result.needed and result.status != OK]
     if arguments.json:
         write_json({"ok": not failed, "checks": [asdict(result) for result in checks]})
         return 1 if failed else 0
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for result in checks:
-        colour = COLOURS[result.status]
-        note = "" if result.needed or result.status == OK else " (optional)"
-        table.add_row(f"[{colour}]{result.status}[/]{note}", result.name, escape(result.detail))
-        if result.fix and result.status != OK:
-            table.add_row("", "", f"[bold]{escape(result.fix)}[/]")
-    console = out()
-    console.print(table)
-    console.print(
+    out().print(
         f"[red]{len(failed)} needed check(s) failed[/]"
         if failed
         else "[green]all needed checks passed[/]"
@@ -105,27 +88,50 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def examine() -> list[Check]:
-    """Run every check, ordered so that each depends only on earlier ones."""
+@contextmanager
+def _waiting() -> Iterator[Status | None]:
+    """A status line below the rows, on a terminal only."""
+    console = err()
+    if not console.is_terminal:
+        yield None
+        return
+    with console.status("checking") as status:
+        yield status
+
+
+def _show(result: Check) -> None:
+    """One row, printed as soon as its check is done: some checks take seconds."""
+    note = "" if result.needed or result.status == OK else " (optional)"
+    padding = " " * (STATUS_WIDTH - len(result.status + note))
+    console = out()
+    console.print(
+        f"[{COLOURS[result.status]}]{result.status}[/]{note}{padding}"
+        f"{result.name:{NAME_WIDTH}}{escape(result.detail)}"
+    )
+    if result.fix and result.status != OK:
+        console.print(f"{'':{STATUS_WIDTH + NAME_WIDTH}}[bold]{escape(result.fix)}[/]")
+    sys.stdout.flush()
+
+
+def examine() -> Iterator[Check]:
+    """Run every check and yield its result; each depends only on earlier ones."""
     install = f'pip install "metok-vllm[{wanted_extra()}]"'
-    return [
-        check("python", _python),
-        check("metok-vllm", lambda: _version("metok-vllm", "pip install metok-vllm")),
-        check("torch", lambda: _imported("torch", install)),
-        check("vllm", lambda: _vllm_version(install)),
-        check("transformers", lambda: _version("transformers", install)),
-        check("processor", _processor),
-        check("cuda devices", _cuda, needed=False),
-        check("torchvision operators", lambda: _torchvision(install)),
-        check("transformers video processor", lambda: _video_processor(install)),
-        check("vllm compatibility", lambda: _compatibility(install)),
-        check("demo model", _demo_model),
-        # decord has no wheels beyond x86; one decoder is enough.
-        check("decord", lambda: decoder("decord"), needed=False),
-        check("av", _pyav),
-        check("shared memory", _shared_memory, needed=Path("/dev/shm").exists()),
-        check("disk", _disk),
-    ]
+    yield check("python", _python)
+    yield check("metok-vllm", lambda: version_of("metok-vllm", "pip install metok-vllm"))
+    yield check("torch", lambda: imported("torch", install))
+    yield check("vllm", lambda: _vllm_version(install))
+    yield check("transformers", lambda: version_of("transformers", install))
+    yield check("processor", _processor)
+    yield check("cuda devices", _cuda, needed=False)
+    yield check("torchvision operators", lambda: _torchvision(install))
+    yield check("transformers video processor", lambda: _video_processor(install))
+    yield check("vllm compatibility", lambda: _compatibility(install))
+    yield check("demo model", _demo_model)
+    # decord has no wheels beyond x86; one decoder is enough.
+    yield check("decord", lambda: decoder("decord"), needed=False)
+    yield check("av", lambda: decoder("pyav"))
+    yield check("shared memory", _shared_memory, needed=Path("/dev/shm").exists())
+    yield check("disk", _disk)
 
 
 def wanted_extra() -> str:
@@ -134,38 +140,11 @@ def wanted_extra() -> str:
     return "cuda" if driver else "cpu"
 
 
-def check(name: str, probe: Callable[[], str], needed: bool = True) -> Check:
-    """Run one check. `probe` returns what it found; any error it raises is the result."""
-    try:
-        return Check(name, OK, probe(), needed=needed)
-    except CheckError as failure:
-        return Check(name, failure.status, str(failure), failure.fix, needed)
-    except Exception as error:  # a broken installation can raise anything
-        first_line = (str(error).splitlines() or [""])[0]
-        return Check(name, BROKEN, f"{type(error).__name__}: {first_line}", needed=needed)
-
-
 def _python() -> str:
     version = platform.python_version()
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         fix = "make a virtual environment with Python 3.11, 3.12 or 3.13"
         raise CheckError(BROKEN, f"{version}, but 3.11 to 3.13 is supported", fix)
-    return version
-
-
-def _version(distribution: str, fix: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        raise CheckError(MISSING, "not installed", fix) from None
-
-
-def _imported(module: str, fix: str) -> str:
-    version = _version(module, fix)
-    try:
-        importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        raise CheckError(BROKEN, f"{version} does not load: {error}", fix) from error
     return version
 
 
@@ -201,7 +180,7 @@ def _cuda() -> str:
 
 
 def _torchvision(fix: str) -> str:
-    version = _version("torchvision", fix)
+    version = version_of("torchvision", fix)
     from metok_vllm.torch_shims import ensure_torchvision_ops
 
     declared = ensure_torchvision_ops()
@@ -211,7 +190,7 @@ def _torchvision(fix: str) -> str:
 
 
 def _video_processor(fix: str) -> str:
-    _version("transformers", fix)
+    version_of("transformers", fix)
     from transformers import LlavaOnevisionVideoProcessor
 
     return str(LlavaOnevisionVideoProcessor.__name__)
@@ -244,31 +223,6 @@ def _demo_model() -> str:
         raise CheckError(MISSING, f"absent: {', '.join(absent)}", fix)
     size = sum(path.stat().st_size for path in needed)
     return f"{size / 2**20:.1f} MiB with its sample video"
-
-
-def _pyav() -> str:
-    wanted = f"av>={MIN_PYAV}"
-    fix = f'pip install "{wanted}"'
-    version = _version("av", fix)
-    if int(version.split(".")[0]) < MIN_PYAV:
-        raise CheckError(BROKEN, f"{version}, but METok needs {wanted}", fix)
-    return f"{decoder('pyav')} (needed: {wanted})"
-
-
-def decoder(backend: str) -> str:
-    """Decode 4 frames of the embedded video with `decord` or `pyav`."""
-    package = {"pyav": "av"}.get(backend, backend)
-    fix = f"pip install {package}"
-    version = _version(package, fix)
-    from metok_vllm.demo import SAMPLE_VIDEO
-    from metok_vllm.video import MediaLimits, read_video
-
-    video: Any = read_video(SAMPLE_VIDEO.read_bytes(), 4, limits=MediaLimits(backend=backend))
-    frames_THWC = video.frames_THWC
-    if frames_THWC.shape[0] != 4 or not frames_THWC.any():
-        raise CheckError(BROKEN, f"{version} decoded nothing from the sample video", fix)
-    height, width = frames_THWC.shape[1:3]
-    return f"{version}, 4 frames of {width}x{height} in {video.decode_s:.2f} s"
 
 
 def _shared_memory() -> str:

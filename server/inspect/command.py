@@ -1,4 +1,7 @@
-"""`metok inspect VIDEO "QUESTION"`: the events and strides of stage 1, without a server."""
+"""`metok inspect VIDEO "QUESTION"`: the events and strides of stage 1, without a server.
+
+Settings are those that `metok serve` has with the same model, file, environment and flags.
+"""
 
 from __future__ import annotations
 
@@ -50,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--model", help="path or hub name (default: the embedded demo model)")
+    parser.add_argument(
+        "--metok-config",
+        metavar="FILE",
+        help="YAML file that the server is started with (default for the demo model: its own)",
+    )
     parser.add_argument("--frames", type=int, help="frames to sample (default: 32)")
     for field in fields(METokConfig):
         if field.name in SETTINGS:
@@ -88,13 +96,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str | None, Any]:
-    from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
+    from metok_vllm.demo import ALIGNMENT_DIR, CONFIG_FILE, MODEL_DIR
     from metok_vllm.events import adjacent_cosine, analyse
     from metok_vllm.server.inspect.frame_features import FrameEncoder
     from metok_vllm.server.inspect.inspection import build_inspection
     from metok_vllm.video import MediaLimits, read_video
 
-    config = METokConfig.load({name: getattr(arguments, name) for name in SETTINGS})
+    file = arguments.metok_config
+    if file is None and arguments.model is None:
+        file = CONFIG_FILE  # as `metok serve --demo`
+    config = METokConfig.load({name: getattr(arguments, name) for name in SETTINGS}, file)
     limits = MediaLimits.from_env()
     frames = arguments.frames if arguments.frames is not None else limits.default_frames
     if not 1 <= frames <= limits.max_frames:

@@ -126,9 +126,11 @@ def _draw_legend(draw: ImageDraw.ImageDraw, inspection: Inspection, y: int) -> N
     x = MARGIN
     size = 16
     entries = [("key event", KEY_COLOUR), ("other event", OTHER_COLOUR)]
-    for stride, tokens, colour in zip(
-        inspection.strides, inspection.tokens_per_frame, STRIDE_COLOURS, strict=True
-    ):
+    used = {frame.stride_class for frame in inspection.frames}
+    classes = zip(inspection.strides, inspection.tokens_per_frame, STRIDE_COLOURS, strict=True)
+    for number, (stride, tokens, colour) in enumerate(classes):
+        if number not in used:
+            continue
         plural = "token" if tokens == 1 else "tokens"
         entries.append((f"stride {stride}: {tokens} {plural} a frame", colour))
     for number, (label, colour) in enumerate(entries):

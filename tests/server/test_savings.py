@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from metok_vllm.server.savings import deeper_layers, events_line, unpruned_line
+from metok_vllm.server.savings import blocks_line, deeper_layers, events_line, unpruned_line
 
 
 @pytest.mark.parametrize(
@@ -42,5 +42,13 @@ def test_numbers_that_are_null_are_shown_as_unknown() -> None:
         {"start_s": None, "end_s": None, "relevance": 0.5, "key": False},
         {},
     ]
-    assert events_line({"events": events}) == "events: 0.0-1.2 s (? key), ?-? s (0.500), ?-? s (?)"
+    assert events_line({"events": events}) == (
+        "events: 0.0-1.2 s (key event, relevance ?), ?-? s (relevance 0.500), ?-? s (relevance ?)"
+    )
     assert events_line({"events": None}) == "events: none reported"
+
+
+@pytest.mark.parametrize(("prefill", "decode", "explained"), [(134, 136, True), (24, 14, False)])
+def test_more_blocks_for_decoding_are_explained(prefill: int, decode: int, explained: bool) -> None:
+    blocks = {"dense": 200, "prefill": prefill, "decode": decode}
+    assert (blocks_line({"kv_blocks": blocks}) is not None) is explained

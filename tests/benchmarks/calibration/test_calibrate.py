@@ -11,7 +11,8 @@ import pytest
 from metok_vllm import cli
 from metok_vllm.benchmarks.calibration import report
 from metok_vllm.benchmarks.calibration.run import Calibration
-from metok_vllm.benchmarks.commands import calibrate
+from metok_vllm.benchmarks.commands import calibrate, calibrate_options
+from metok_vllm.demo import ALIGNMENT_DIR, CONFIG_FILE, MODEL_DIR
 from tests.benchmarks.calibration.conftest import FRAMES, TOKENS
 
 
@@ -33,6 +34,26 @@ def test_invalid_options_exit_with_two(
 ) -> None:
     assert cli.main(["calibrate", "model", "--videos", str(videos), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["demo"], ["--checkpoint", "demo"]])
+def test_the_embedded_model_is_named_demo(words: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    calibrate_options.add_arguments(parser)
+    named = parser.parse_args([*words, "--videos", "folder"])
+    calibrate_options.name_model(named)
+    assert named.model == str(MODEL_DIR)
+    assert named.alignment_model == str(ALIGNMENT_DIR)
+    assert named.metok_config == CONFIG_FILE
+    own = parser.parse_args([*words, "--videos", "folder", "--alignment-model", "other"])
+    calibrate_options.name_model(own)
+    assert own.alignment_model == "other"
+
+
+@pytest.mark.parametrize("words", [[], ["model", "--checkpoint", "demo"]])
+def test_one_model_is_named(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["calibrate", *words, "--videos", "folder"]) == 2
+    assert "name one of MODEL and --checkpoint" in capsys.readouterr().err
 
 
 def test_an_unsupported_model_is_refused(

@@ -44,9 +44,10 @@ def test_one_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     with known_server(server) as endpoint:
         arguments = ["bench", "--base-url", endpoint.url, *SMALL, "--result-dir", str(folder)]
-        assert cli.main([*arguments, "--extra-body", '{"metok": {"preset": "max"}}']) == 0
+        options = ["--extra-body", '{"metok": {"preset": "max"}}', "--json"]
+        assert cli.main([*arguments, *options]) == 0
     captured = capsys.readouterr()
-    short = last_line(captured.out)
+    short = json.loads(captured.out)
     assert short["benchmark"] == "throughput"
     assert [cell["max_concurrency"] for cell in short["cells"]] == [1, 2]
     assert short["cells"][0]["comparison"] is None
@@ -124,9 +125,10 @@ def test_two_servers_and_the_comparison_of_two_results(
 ) -> None:
     slow, fast = AnyQuestion(first_s=0.2), AnyQuestion(first_s=0.02)
     with known_server(slow) as one, known_server(fast) as other:
-        for name in ("a", "b"):
-            urls = ["--base-url", other.url, "--baseline-url", one.url]
-            assert cli.main(["bench", *urls, *SMALL, "--result-dir", str(tmp_path / name)]) == 0
+        for name, more in (("a", []), ("b", ["--json"])):
+            options = ["--base-url", other.url, "--baseline-url", one.url, *more]
+            folder = str(tmp_path / name)
+            assert cli.main(["bench", *options, *SMALL, "--result-dir", folder]) == 0
     captured = capsys.readouterr()
     comparison = last_line(captured.out)["cells"][0]["comparison"]
     assert comparison["ratios"]["ttft_s_p50"]["median"] > 3
@@ -164,7 +166,9 @@ def test_failed_requests_end_with_one(tmp_path: Path, capsys: pytest.CaptureFixt
         assert cli.main(arguments) == 1
     captured = capsys.readouterr()
     assert "server: 1 failed: 503: draining" in captured.err
-    assert last_line(captured.out)["cells"][0]["medians"]["server"]["answered"] == 1.5
+    assert "{" not in captured.out
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["cells"][0]["medians"]["server"]["answered"] == 1.5
 
 
 def test_what_was_measured_outlives_a_failure(

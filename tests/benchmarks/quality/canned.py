@@ -55,6 +55,9 @@ class CannedServer:
         if text == "refuse":
             await reply(send, 503, {"error": {"message": "draining"}})
             return
+        if text == "too many frames":
+            await reply(send, 400, {"error": {"message": "num_frames is over 128"}})
+            return
         off = metok == {"enabled": False}
         frames = body["media_io_kwargs"]["video"]["num_frames"]
         dense = frames * 16 + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, first_token_kl, measure
 from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.serving import running
-from metok_vllm.benchmarks.questions.prompts import ALL, read_folder
+from metok_vllm.benchmarks.quality.tables import tables
+from metok_vllm.benchmarks.questions.prompts import ALL, CHOICE, FREE, read_folder
 from metok_vllm.benchmarks.questions.settings import (
     DENSE,
     Setting,
@@ -99,6 +101,32 @@ def test_kv_and_flops_are_those_of_the_reports(tmp_path: Path) -> None:
     # The share is relative to all frames, although the report's own dense count has half.
     assert (half.flops, half.flops_share) == (4000, 0.5)
     assert found["METok", ALL].kv_bytes == metok.kv_bytes
+
+
+def test_forms_are_reported_apart(tmp_path: Path) -> None:
+    """Choices hide what compression does: METok fails the free-form question alone."""
+    free = {"question": "Which word?", "answer": "tea", "kind": "read"}
+    choice = {**free, "choices": ["ice", "tea"]}
+
+    def says(question: str, metok: dict[str, Any] | None) -> str:
+        if question.endswith("Answer with the letter of the right choice."):
+            return "B"
+        return "tea" if metok == {"enabled": False} else "ten"
+
+    write_folder(tmp_path, 2, [])
+    listed = [{"video": f"{n}.mp4", **one} for n in range(2) for one in (free, choice)]
+    (tmp_path / "questions.json").write_text(json.dumps(listed))
+    cell = Cell(8, tuple(read_folder(tmp_path, 8)), (DENSE, METOK), {"read": 0.1})
+    with canned_server(CannedServer(says)) as endpoint:
+        batches = list(measure([cell], running(endpoint), GEOMETRY))
+    found = {row.kind: row for row in rows(batches) if row.setting == "METok"}
+    assert list(found) == [ALL, FREE, CHOICE, "read", "read, choice"]
+    right = {kind: row.accuracy.mean for kind, row in found.items() if row.accuracy is not None}
+    assert right == {ALL: 0.5, FREE: 0, CHOICE: 1, "read": 0, "read, choice": 1}
+    chances = [found[kind].chance for kind in found]
+    assert chances == pytest.approx([0.3, 0.1, 0.5, 0.1, 0.5])
+    text = "\n".join(str(column.header) for column in tables(rows(batches))[1].columns)
+    assert text == "setting\nfree-form\nmultiple choice\nread\nread, choice"
 
 
 def test_the_requests(tmp_path: Path) -> None:

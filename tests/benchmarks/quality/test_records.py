@@ -102,11 +102,6 @@ def test_the_chart_needs_two_settings(tmp_path: Path) -> None:
     assert draw_chart(result(ROWS[:1], [], {}, {}, None), tmp_path) is None
 
 
-def last_line(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-    return found
-
-
 def same(_question: str, _metok: dict[str, Any] | None) -> str:
     return "same"
 
@@ -118,8 +113,15 @@ def test_metok_bench_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         where = ["--base-url", endpoint.url, "--result-dir", str(tmp_path / "out")]
         options = ["--frames", "8", "--presets", "max", "--max-concurrency", "1"]
         assert cli.main(["bench", "--quality", str(folder), *where, *options]) == 0
-    captured = capsys.readouterr()
-    short = last_line(captured.out)
+        again = ["--presets", "max", "--result-dir", str(tmp_path / "again"), "--frames", "8"]
+        bodies = list(server.bodies)
+        captured = capsys.readouterr()
+        same_again = ["bench", "--quality", str(folder), "--base-url", endpoint.url, *again]
+        assert cli.main([*same_again, "--json"]) == 0
+    assert "{" not in captured.out
+    assert "100.0 [100.0, 100.0]" in captured.out  # no cell is cut in a pipe
+    assert captured.err.startswith("metok: waiting for the server\n")
+    short = json.loads(capsys.readouterr().out)
     assert short["benchmark"] == "quality"
     assert short["model"] is None  # a running server does not report its sizes
     dense, most = short["rows"]
@@ -128,7 +130,37 @@ def test_metok_bench_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "2/2: 8 frames, max: as dense 100.0 [100.0, 100.0] %" in captured.err
     assert str(tmp_path) not in (tmp_path / "out" / "result.json").read_text()
     answers = (tmp_path / "out" / "answers.jsonl").read_text().splitlines()
-    assert [json.loads(line)["text"] for line in answers] == ["same"] * 4
-    assert [body["metok"] for body in server.bodies] == [{"enabled": False}] * 2 + [
-        {"preset": "max"}
-    ] * 2
+    lines = [json.loads(line) for line in answers]
+    assert [line["text"] for line in lines] == ["same"] * 4
+    assert {(line["question"], line["answer"]) for line in lines} == {("Where?", None)}
+    assert [body["metok"] for body in bodies] == [{"enabled": False}] * 2 + [{"preset": "max"}] * 2
+
+
+@pytest.mark.parametrize("given", [["--base-url", "URL"], ["--checkpoint", "demo"]])
+def test_frames_over_the_limit_are_refused_first(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "videos", 2, [{"question": "Where?"}])
+    server = CannedServer(lambda _question, _metok: "too many frames")
+    with canned_server(server) as endpoint:
+        options = [word.replace("URL", endpoint.url) for word in given]
+        where = ["--result-dir", str(tmp_path / "out"), "--frames", "500"]
+        assert cli.main(["bench", "--quality", str(folder), *options, *where]) == 2
+    error = capsys.readouterr().err
+    if "--base-url" in given:
+        assert "the server refuses the questions: 400: num_frames is over 128" in error
+        assert len(server.bodies) == 1
+    else:
+        assert "--frames 500 is over 128, the most frames that the server samples" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_without_answers_has_no_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "videos", 2, [{"question": "Where?"}])
+    with canned_server(CannedServer(lambda _question, _metok: "refuse")) as endpoint:
+        where = ["--base-url", endpoint.url, "--result-dir", str(tmp_path / "out")]
+        options = ["--frames", "8", "--presets", "max"]
+        assert cli.main(["bench", "--quality", str(folder), *where, *options]) == 1
+    assert "2/2: 8 frames, max: no answers\n" in capsys.readouterr().err

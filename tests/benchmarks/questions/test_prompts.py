@@ -135,3 +135,49 @@ def test_settings_from_a_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ConfigError, match=said):
             read_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("B", True),
+        ("b.", True),
+        ("(B)", True),
+        ("B: blue", True),
+        (" Blue. ", True),
+        ("A", False),
+        ("red", False),
+        ("blue car", False),
+        ("because", False),
+        ("D", False),
+        ("", False),
+    ],
+)
+def test_an_answer_to_multiple_choice(text: str, right: bool, tmp_path: Path) -> None:
+    entry = {"question": "Which?", "answer": "blue", "choices": ["red", "blue", "green"]}
+    write_folder(tmp_path, 1, [])
+    (tmp_path / "questions.json").write_text(json.dumps([{"video": "0.mp4", **entry}]))
+    (question,) = read_folder(tmp_path, 8)
+    assert question.asked == (
+        "Which?\nA. red\nB. blue\nC. green\nAnswer with the letter of the right choice."
+    )
+    assert question.is_right(text) is right
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("red", "different texts"),
+        (["red"], "different texts"),
+        (["blue", "Blue."], "different texts"),
+        (["blue", 3], "different texts"),
+        ([["blue"], "red"], "different texts"),
+        (["red", "green"], "not among its choices"),
+    ],
+)
+def test_malformed_choices(choices: object, message: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, 1, [])
+    entry = {"video": "0.mp4", "question": "Which?", "answer": "blue", "choices": choices}
+    (tmp_path / "questions.json").write_text(json.dumps([entry]))
+    with pytest.raises(ConfigError, match=message):
+        read_folder(tmp_path, 8)

@@ -110,11 +110,12 @@ def test_nothing_is_measured_with_a_red_operation(
     broken(monkeypatch, "gather_rows.eager", "gather_rows", lambda x: (x[0] * 2, *x[1:]))
     options = ["--quality", str(tmp_path)] if mode == "quality" else []
     arguments = ["bench", "--checkpoint", "demo", "--result-dir", str(tmp_path / "out"), *options]
+    arguments.append("--json")
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()
     assert "kernel operations are wrong on cpu (torch): gather_rows: Diff" in captured.err
     assert "times as good" not in captured.out
-    line = json.loads(captured.out.splitlines()[-1])
+    line = json.loads(captured.out)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     for record in (line, result):
         assert "gather_rows" in record["refused"]

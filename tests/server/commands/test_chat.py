@@ -128,7 +128,7 @@ def test_streams_the_answer_and_prints_the_savings(
     ]
     assert "2.50 TFLOP" in shown.out
     assert "500.00 GFLOP" in shown.out
-    assert "events: 0.0-20.0 s (0.250 key), 20.0-60.0 s (-0.010)" in shown.out
+    assert "events: 0.0-20.0 s (key event, relevance 0.250), 20.0-60.0 s (relev" in shown.out
     assert "340 prompt tokens" in shown.out
     assert shown.err == "", "no progress bar where stderr is no terminal"
 
@@ -161,7 +161,12 @@ def test_the_file_is_sent_unchanged(server: Server, video: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flags", "sent"),
-    [(["--no-metok"], {"enabled": False}), (["--preset", "max"], {"preset": "max"})],
+    [
+        (["--no-metok"], {"enabled": False}),
+        (["--preset", "max"], {"preset": "max"}),
+        (["--num-events", "6"], {"num_events": 6}),
+        (["--preset", "max", "--num-events", "6"], {"preset": "max", "num_events": 6}),
+    ],
 )
 def test_metok_settings_of_a_request(server: Server, flags: list[str], sent: object) -> None:
     address = "https://example.org/clip.mp4"
@@ -170,6 +175,35 @@ def test_metok_settings_of_a_request(server: Server, flags: list[str], sent: obj
     assert body["metok"] == sent
     assert body["model"] == "second"
     assert body["messages"][0]["content"][0]["video_url"]["url"] == address
+    assert "media_io_kwargs" not in body
+
+
+def test_frames_of_a_request(server: Server, video: Path) -> None:
+    assert main(["chat", str(video), "?", "--url", server.url, "--frames", "64"]) == 0
+    body = server.requests[0][1]
+    assert body["media_io_kwargs"] == {"video": {"num_frames": 64}}
+    assert "metok" not in body
+
+
+@pytest.mark.parametrize(
+    ("question", "flags", "said"),
+    [
+        (" ", [], "QUESTION is empty"),
+        ("Which?", ["--no-metok", "--preset", "max"], "--no-metok goes with neither"),
+        ("Which?", ["--no-metok", "--num-events", "3"], "--no-metok goes with neither"),
+    ],
+)
+def test_pointless_requests_are_not_sent(
+    server: Server,
+    video: Path,
+    capsys: pytest.CaptureFixture[str],
+    question: str,
+    flags: list[str],
+    said: str,
+) -> None:
+    assert main(["chat", str(video), question, "--url", server.url, *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert server.requests == []
 
 
 def test_no_proxy_is_used_for_loopback(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from metok_vllm import demo
-from metok_vllm.server.commands import doctor
+from metok_vllm.server.commands import doctor, doctor_checks, doctor_decoders
+from metok_vllm.video import MediaLimits
 
 
 def test_this_environment_is_complete() -> None:
@@ -32,7 +32,6 @@ def test_this_environment_is_complete() -> None:
     assert metadata.version("torch") in by_name["torch"]["detail"]
     assert "4 frames of 240x240" in by_name["av"]["detail"]
     assert by_name["av"]["detail"].startswith(metadata.version("av"))
-    assert by_name["av"]["detail"].endswith(f"(needed: av>={doctor.MIN_PYAV})")
 
 
 def test_absent_vllm_is_missing_with_the_command_that_gets_it(
@@ -66,27 +65,54 @@ def test_a_decoder_that_cannot_decode_is_broken(
     garbage = tmp_path / "sample.mp4"
     garbage.write_bytes(b"\0" * 4096)
     monkeypatch.setattr(demo, "SAMPLE_VIDEO", garbage)
-    check = doctor.check("decoder", lambda: doctor.decoder(backend))
+    check = doctor_checks.check("decoder", lambda: doctor_decoders.decoder(backend))
     assert check.status == "broken"
-    assert check.detail
+    package = {"pyav": "av"}.get(backend, backend)
+    assert check.detail.startswith(metadata.version(package))
+    assert "cannot decode the sample video: MediaError: the file is not a video" in check.detail
+    assert check.fix == f"pip install --upgrade --force-reinstall {package}"
 
 
-def test_an_old_pyav_is_named_with_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "version", lambda _name: "16.1.0")
-    check = doctor.check("av", doctor._pyav)
-    assert (check.status, check.detail) == ("broken", "16.1.0, but METok needs av>=17")
-    assert check.fix == 'pip install "av>=17"'
+def test_the_error_of_a_broken_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with PyAV before 17, which lacks what the reader asks a stream for."""
+    data = demo.SAMPLE_VIDEO.read_bytes()
+
+    def old_stream(*_: object) -> None:
+        raise AttributeError("'VideoStream' object has no attribute 'index_entries'")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("metok_vllm.video.probing.video_stream", old_stream)
+        error = doctor_decoders.decoding_error(data, MediaLimits(), RuntimeError("refused"))
+    assert error == "AttributeError: 'VideoStream' object has no attribute 'index_entries'"
+    healthy = doctor_decoders.decoding_error(data, MediaLimits(), RuntimeError("killed"))
+    assert healthy == "RuntimeError: killed"
 
 
-def test_the_limit_of_pyav_is_the_one_that_is_declared() -> None:
-    root = Path(__file__).parents[3]
-    declared = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert f"av>={doctor.MIN_PYAV}.0" in declared
+def test_a_version_that_metok_cannot_use_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = doctor_checks.declared("av")
+    assert wanted is not None
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0" if name == "av" else real(name))
+    check = doctor_checks.check("av", lambda: doctor_decoders.decoder("pyav"))
+    assert (check.status, check.fix) == ("broken", f'pip install "av{wanted.specifier}"')
+    assert check.detail == f"1.0 is installed, METok needs {wanted.specifier}"
+
+
+def test_rows_are_shown_as_they_come(capsys: pytest.CaptureFixture[str]) -> None:
+    checks = doctor.examine()
+    for name in ("python", "metok-vllm"):
+        doctor._show(next(checks))
+        (row,) = capsys.readouterr().out.splitlines()
+        assert row.split()[:2] == ["ok", name]
+    doctor._show(doctor_checks.Check("x", "missing", "not [there]", "pip install x", needed=False))
+    row, fix = capsys.readouterr().out.splitlines()
+    assert row.split() == ["missing", "(optional)", "x", "not", "[there]"]
+    assert fix.strip() == "pip install x"
 
 
 def test_an_error_in_a_check_is_its_result() -> None:
     def explode() -> str:
         raise OSError("libcuda.so.1: cannot open\nsecond line")
 
-    check = doctor.check("torch", explode)
+    check = doctor_checks.check("torch", explode)
     assert (check.status, check.detail) == ("broken", "OSError: libcuda.so.1: cannot open")

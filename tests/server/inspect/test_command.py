@@ -12,7 +12,14 @@ from PIL import Image
 
 from metok_vllm.cli import main
 from metok_vllm.config import METokConfig
-from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_QUESTION, SAMPLE_VIDEO, SCENES
+from metok_vllm.demo import (
+    ALIGNMENT_DIR,
+    CONFIG_FILE,
+    MODEL_DIR,
+    SAMPLE_QUESTION,
+    SAMPLE_VIDEO,
+    SCENES,
+)
 from metok_vllm.plan.tokens import dense_tokens, encoded_tokens
 from metok_vllm.server.inspect.frame_features import FrameEncoder
 
@@ -25,25 +32,44 @@ def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
     frames, events = report["frames"], report["events"]
     assert len(frames) == 32
-    assert len(events) == 5
-    assert sum(event["key"] for event in events) == 3
+    assert len(events) == 8
+    assert all(event["key"] for event in events)
+    served = METokConfig.load(config_file=CONFIG_FILE)
     grid = 8
     assert report["visual_tokens"] == {
         "dense": dense_tokens(32, grid),
-        "encoded": encoded_tokens(32, grid, METokConfig()),
+        "encoded": encoded_tokens(32, grid, served),
     }
     assert report["query_source"] == "user_turn"
     assert report["fallback"] is None
-    # Every event starts with the first frame of a scene.
+    # Every scene starts with the first frame of an event.
     step = frames[1]["timestamp_s"]
-    for event in events[1:]:
-        assert min(abs(event["start_s"] - scene.start_s) for scene in SCENES) <= step
+    for scene in SCENES:
+        assert min(abs(event["start_s"] - scene.start_s) for event in events) <= step
     # The question is about the shortest scene.
     best = max(events, key=lambda event: event["relevance"])
     assert (best["start_s"], best["key"]) == (pytest.approx(18.0, abs=step), True)
     with Image.open(picture) as image:
         assert image.width == 1600
         assert image.height > 600
+
+
+def test_a_configuration_file_is_inspected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Events, key events and tokens are those of the file, as it is served."""
+    file = tmp_path / "metok.yaml"
+    file.write_text("num_events: 5\nkey_event_ratio: 0.4\nkey_frames_per_event: 2\n")
+    arguments = ["inspect", str(SAMPLE_VIDEO), SAMPLE_QUESTION, "--frames", "16", "--json"]
+    assert main([*arguments, "--metok-config", str(file)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [len(report["events"]), sum(event["key"] for event in report["events"])] == [5, 2]
+    config = METokConfig.load(config_file=file)
+    assert report["visual_tokens"]["encoded"] == encoded_tokens(16, 8, config)
+    # Flags override the file.
+    assert main([*arguments, "--metok-config", str(file), "--num-events", "3"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["events"]) == 3
+    assert main([*arguments, "--metok-config", str(tmp_path / "none.yaml")]) == 2
 
 
 def test_natural_rule_and_text_output(capsys: pytest.CaptureFixture[str]) -> None:
