@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -32,6 +33,17 @@ BOTH: dict[str, Callable[[], bytes]] = {
     "vp9": lambda: clips.encode("libvpx-vp9", "webm", options={"g": "12", "cpu-used": "8"}),
 }
 # Clips on which decord is wrong, cannot decode, or differs in rounding: PyAV alone.
+
+
+def av1() -> bytes:
+    """For root, SVT-AV1 makes the calling thread real-time, and all that it starts afterwards."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        return clips.encode("libsvtav1", num_frames=20, options={"preset": "12"})
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 PYAV_ONLY: dict[str, Callable[[], bytes]] = {
     "open GOP": lambda: clips.encode(options=OPEN_GOP),
     "mpeg4 with B-frames": lambda: clips.encode("mpeg4", options={"g": "12", "bf": "2"}),
@@ -43,7 +55,7 @@ PYAV_ONLY: dict[str, Callable[[], bytes]] = {
     "flv": lambda: clips.encode("flv", "flv", options={"g": "12"}),
     "wmv": lambda: clips.encode("wmv2", "asf", options={"g": "12"}),
     "10 bit": lambda: clips.encode(pixels="yuv420p10le", options=GOP),
-    "av1": lambda: clips.encode("libsvtav1", num_frames=20, options={"preset": "12"}),
+    "av1": av1,
     "gif": lambda: clips.encode("gif", "gif", size=(64, 48), pixels="rgb8", num_frames=10),
     "2 x 2": lambda: clips.encode(size=(2, 2), num_frames=5),
     "1 x 1": lambda: clips.encode("mjpeg", size=(1, 1), pixels="yuvj444p", num_frames=5),
