@@ -127,6 +127,7 @@ def _rows(name: str) -> dict[tuple[int, str], dict[str, Any]]:
             entry.update(row)
         else:
             entry[row["kind"]] = row["accuracy"]["mean"]
+            entry[f"{row['kind']}, difference"] = row["difference"]
     return found
 
 
@@ -178,6 +179,18 @@ def _choices_rows() -> Iterator[str]:
         yield _answers_row(rows[64, f"alignment {mode}"], f"`alignment_mode` {mode}")
 
 
-@pytest.mark.parametrize("rows", [_answers_rows, _rivals_rows, _choices_rows])
+def _fine_detail_rows() -> Iterator[str]:
+    kinds = ["detail", "count", "read"]
+    columns = ["free-form", "multiple choice", *kinds, *(f"{kind}, choice" for kind in kinds)]
+    rows = _rows("quality_fine_detail_64_demo.cpu.json")
+    for name in ("dense", *PRESETS):
+        cells = " | ".join(f"{100 * rows[64, name][kind]:.0f}" for kind in columns)
+        yield f"| {name if name == 'dense' else f'`{name}`'} | {cells} |"
+    for kind in columns[:2]:
+        loss = rows[64, "max"][f"{kind}, difference"]
+        yield f"{-100 * loss['mean']:.1f} ({-100 * loss['high']:.1f} to {-100 * loss['low']:.1f})"
+
+
+@pytest.mark.parametrize("rows", [_answers_rows, _rivals_rows, _choices_rows, _fine_detail_rows])
 def test_answers_on_event_qa(rows: Callable[[], Iterator[str]]) -> None:
     assert [row for row in rows() if row not in EVENTQA] == []
