@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
-from metok_vllm.plan.tokens import (
-    dense_tokens,
-    encoded_tokens,
-    frame_budget,
-    key_event_count,
-    pooled_length,
-)
+from metok_vllm.plan.tokens import frame_budget, key_event_count
+from tests.layouts import square
 from tests.reference import stage1
 from tests.reference.strategies import (
     Rule,
@@ -87,7 +82,7 @@ def test_budget_hands_out_every_frame_once(frames: int, rule: Rule) -> None:
 @given(grids, st.integers(1, 9), modes)
 def test_pooled_length_is_what_pooling_gives(grid: int, stride: int, mode: str) -> None:
     pooled = stage1.pool_frame(torch.zeros(grid * grid, 2), grid, stride, mode)
-    assert pooled_length(grid, stride, mode) == len(pooled)
+    assert square(1, grid, mode).frame_features(stride) == len(pooled)
 
 
 @bounded
@@ -113,7 +108,7 @@ def test_encoded_tokens_is_the_length_of_the_packed_sequence(
         key_frames_per_event=rule.per_event,
         strides=strides_,
     )
-    assert encoded_tokens(frames, grid, config, mode) == len(packed.tokens_ND)
+    assert square(frames, grid, mode).encoded_tokens(config) == len(packed.tokens_ND)
 
 
 @bounded
@@ -124,12 +119,12 @@ def test_dense_is_every_frame_at_stride_2_and_one_newline(
     patches = torch.zeros(frames, grid * grid, 1)
     one_event = [0] * frames
     packed = stage1.pack(patches, one_event, one_event, torch.zeros(1), grid, (2, 2, 2), mode)
-    assert dense_tokens(frames, grid, mode) == len(packed.tokens_ND)
+    assert square(frames, grid, mode).dense_tokens() == len(packed.tokens_ND)
 
 
 def test_known_sizes_of_the_published_models() -> None:
     # LLaVA-OneVision: 27 x 27 patches, 196 tokens a frame.
-    assert dense_tokens(32, 27) == 32 * 196 + 1
-    assert encoded_tokens(32, 27, METokConfig()) == 18 * 196 + 13 * 49 + 1 * 16 + 5
+    assert square(32, 27).dense_tokens() == 32 * 196 + 1
+    assert square(32, 27).encoded_tokens(METokConfig()) == 18 * 196 + 13 * 49 + 1 * 16 + 5
     # LongVA: 24 x 24 patches, average pooling, 144 tokens a frame.
-    assert dense_tokens(64, 24, "average") == 64 * 144 + 1
+    assert square(64, 24, "average").dense_tokens() == 64 * 144 + 1

@@ -13,8 +13,8 @@ from PIL import Image
 from metok_vllm.cli import main
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR, SAMPLE_QUESTION, SAMPLE_VIDEO, SCENES
-from metok_vllm.plan.tokens import dense_tokens, encoded_tokens
 from metok_vllm.server.inspect.frame_features import FrameEncoder
+from tests.layouts import square
 
 
 def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,8 +29,8 @@ def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert sum(event["key"] for event in events) == 3
     grid = 8
     assert report["visual_tokens"] == {
-        "dense": dense_tokens(32, grid),
-        "encoded": encoded_tokens(32, grid, METokConfig()),
+        "dense": square(32, grid).dense_tokens(),
+        "encoded": square(32, grid).encoded_tokens(METokConfig()),
     }
     assert report["query_source"] == "user_turn"
     assert report["fallback"] is None

@@ -1,0 +1,108 @@
+"""Counts of a video's tokens in every layout, against sequences that the reference packs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metok_vllm.config import METokConfig
+from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.layout import AVERAGE, BILINEAR, VideoLayout
+from metok_vllm.plan.prompt import Pruning
+from tests.reference import stage1
+from tests.reference.pruning import planned_tokens
+from tests.reference.strategies import Rule, bounded, configurable_strides, rules
+
+NEWLINES = {
+    stage1.EVENT: {"closes_events": True},
+    stage1.ROW: {"row_newline": True},
+    stage1.NOWHERE: dict[str, bool](),
+}
+newlines = st.sampled_from(list(NEWLINES))
+poolings = st.sampled_from([BILINEAR, AVERAGE])
+
+
+@bounded
+@given(st.integers(1, 40), rules, st.integers(8, 27), configurable_strides, poolings, newlines)
+def test_counts_are_the_lengths_of_packed_sequences(
+    frames: int, rule: Rule, grid: int, strides: tuple[int, int, int], pooling: str, where: str
+) -> None:
+    video = VideoLayout(frames, grid, grid, pooling=pooling, **NEWLINES[where])
+    config = METokConfig(
+        num_events=rule.num_events,
+        key_event_ratio=rule.ratio,
+        key_frames_per_event=rule.per_event,
+        strides=strides,
+    )
+    events = min(rule.num_events, frames)
+    event_of = [t * events // frames for t in range(frames)]
+    fine, medium, _ = stage1.budget(frames, rule.num_events, rule.ratio, rule.per_event)
+    classes = [0] * fine + [1] * medium + [2] * (frames - fine - medium)
+    patches = torch.zeros(frames, grid * grid, 1)
+    how = (torch.zeros(1), grid, strides, pooling, where)
+    packed = stage1.pack(patches, classes, event_of, *how)
+    assert video.encoded_tokens(config) == video.tokens(config) == len(packed.tokens_ND)
+    one_event, alike = [0] * frames, (torch.zeros(1), grid, (2, 2, 2), pooling, where)
+    dense = stage1.pack(patches, one_event, one_event, *alike)
+    off = METokConfig(enabled=False)
+    assert video.dense_tokens() == video.tokens(off) == len(dense.tokens_ND)
+    if len(packed.tokens_ND):
+        pruning = Pruning.of(config, video.key_share(config))
+        assert pruning.counts(len(packed.tokens_ND)).prefill == planned_tokens(
+            frames,
+            len(packed.tokens_ND),
+            rule.num_events,
+            rule.ratio,
+            rule.per_event,
+            strides,
+            grid,
+            config.keep_ratio,
+            True,
+            pooling,
+            where,
+        )
+
+
+def test_encoder_rules_keep_features_and_the_last_newline() -> None:
+    config = METokConfig(rule="evs", rule_keep=0.25)
+    for where, kept in ((stage1.EVENT, 5), (stage1.ROW, 4), (stage1.NOWHERE, 4)):
+        assert VideoLayout(4, 4, 4, **NEWLINES[where]).tokens(config) == kept
+
+
+def test_rectangles_temporal_patches_and_separators() -> None:
+    """Counts of a family whose features are merged patches with timestamps between frames."""
+    stamps = tuple((1, 2, number) for number in range(8))
+    video = VideoLayout(8, 6, 11, unit=2, before=stamps, after=((9,),) * 8)
+    assert (video.separators, video.dense_stride) == (8 * 4, 2)
+    assert [video.pooled(stride) for stride in (2, 4, 8)] == [(6, 11), (3, 6), (2, 3)]
+    assert [video.feature_stride(stride) for stride in (2, 4, 8)] == [1, 2, 4]
+    assert video.dense_tokens() == 8 * 66 + 32
+    config = METokConfig(num_events=2, key_event_ratio=0.5, key_frames_per_event=2)
+    # Two events of four frames: two at 66, two and two at 18, two at 6.
+    assert video.encoded_tokens(config) == 2 * 66 + 4 * 18 + 2 * 6 + 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "dense"),
+    [
+        ({}, 32 * 196 + 1),
+        ({"mm_newline_position": "one_token"}, 32 * 196 + 1),
+        ({"mm_newline_position": "grid"}, 32 * 14 * 15),
+        ({"mm_newline_position": "grid", "mm_spatial_pool_mode": AVERAGE}, 32 * 13 * 14),
+    ],
+)
+def test_dense_tokens_of_published_models_with_siglip(fields: dict[str, str], dense: int) -> None:
+    vision = SimpleNamespace(image_size=384, patch_size=14)
+    assert video_layout(SimpleNamespace(vision_config=vision, **fields), 32).dense_tokens() == dense
+
+
+def test_longva_has_144_tokens_a_frame_and_no_newline() -> None:
+    vision = SimpleNamespace(image_size=336, patch_size=14)
+    fields = {"mm_newline_position": "no_token", "mm_spatial_pool_mode": AVERAGE}
+    video = video_layout(SimpleNamespace(vision_config=vision, **fields), 128)
+    assert video.dense_tokens() == 128 * 144
+    assert video.encoded_tokens(METokConfig()) == 18 * 144 + 71 * 36 + 39 * 9
