@@ -46,6 +46,9 @@ class Geometry:
         """
         from transformers import AutoConfig
 
+        from metok_vllm.models.llava_qwen_config import register_config
+
+        register_config()
         try:
             config = AutoConfig.from_pretrained(model)
         except (OSError, ValueError) as error:

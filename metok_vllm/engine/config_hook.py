@@ -20,6 +20,7 @@ from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.staging import encode_only, is_staged, stage, use_v1_runner
 from metok_vllm.errors import ConfigError
+from metok_vllm.models import llava_qwen_config
 from metok_vllm.vllm_contract import check_family
 
 logger = init_logger("vllm.metok")
@@ -30,6 +31,10 @@ ARCHITECTURES = {
         "MetokLlavaOnevisionForConditionalGeneration",
         "metok_vllm.models.llava_onevision:MetokLlavaOnevision",
     ),
+    llava_qwen_config.ARCHITECTURE: (
+        "MetokLlavaQwenForCausalLM",
+        "metok_vllm.models.llava_qwen:MetokLlavaQwen",
+    ),
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
 
@@ -39,6 +44,8 @@ def register(problems: Sequence[str] = ()) -> None:
 
     `problems` are the reasons why this vLLM does not fit: METok then raises a RuntimeError.
     """
+    if not problems:
+        llava_qwen_config.register()
     for stock, (ours, path) in ARCHITECTURES.items():
         if not problems:
             ModelRegistry.register_model(ours, path)
@@ -51,6 +58,8 @@ def _hook(architecture: str, base: type[Any], problems: tuple[str, ...]) -> type
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
             base.verify_and_update_config(vllm_config)
+            if architecture == llava_qwen_config.ARCHITECTURE and not problems:
+                llava_qwen_config.prepare(vllm_config.model_config)
             if _wanted(vllm_config) is not None:
                 # The tables of other families are not read: their models would be imported.
                 found = problems or tuple(check_family(architecture))

@@ -23,7 +23,7 @@ from metok_vllm.alignment import encode_query, text_window
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import METOK
 from metok_vllm.models import request as wire
-from metok_vllm.models.input_checks import check_frames, check_placeholders
+from metok_vllm.models.input_checks import check_frames, check_placeholders, check_strides
 from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import QueryFinder
 from metok_vllm.plan.families import video_layout
@@ -93,6 +93,9 @@ class MetokProcessorMixin(ProcessorSurface):
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)
         check_frames(videos)
+        for index in range(videos.get_count()):
+            if videos.get(index) is not None:
+                check_strides(config, self.video_layout(videos, index))
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:

@@ -49,8 +49,34 @@ _ONEVISION_ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The original LLaVA-NeXT layout adds these to vLLM's LLaVA-OneVision.
+_QWEN_METHODS: dict[str, tuple[str, ...]] = {
+    **_ONEVISION_METHODS,
+    _INFO + "get_num_image_tokens": ("image_width", "image_height"),
+    _INFO + "get_num_video_tokens": ("image_width", "image_height", "num_frames"),
+    _INFO + "get_image_size_with_most_features": (),
+    _INFO + "get_hf_processor": ("kwargs",),
+    _INFO + "get_hf_config": (),
+    _MODEL + "._merge_image_patch_embeddings": (
+        *("image_size", "patch_embeddings", "image_newline", "vision_aspect_ratio", "strategy"),
+    ),
+    "vllm.tokenizers.registry:TokenizerRegistry.register": (
+        *("tokenizer_mode", "module", "class_name"),
+    ),
+    "vllm.renderers.registry:RENDERER_REGISTRY.register": (
+        *("renderer_mode", "module", "class_name"),
+    ),
+    "vllm.tokenizers.hf:get_cached_tokenizer": ("tokenizer",),
+}
+_QWEN_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    **_ONEVISION_ATTRIBUTES,
+    "vllm.config:ModelConfig": ("tokenizer_mode",),
+}
+
 LLAVA_ONEVISION = FamilyContract(_ONEVISION_METHODS, _ONEVISION_ATTRIBUTES)
+LLAVA_QWEN = FamilyContract(_QWEN_METHODS, _QWEN_ATTRIBUTES)
 
 FAMILIES: dict[str, FamilyContract] = {
     "LlavaOnevisionForConditionalGeneration": LLAVA_ONEVISION,
+    "LlavaQwenForCausalLM": LLAVA_QWEN,
 }

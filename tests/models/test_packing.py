@@ -5,6 +5,8 @@ Shape suffixes: T frames, P patches, D features, N tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,10 +19,10 @@ from metok_vllm.plan.layout import AVERAGE, BILINEAR, VideoLayout
 from tests.reference import stage1
 
 GRID, WIDTH, FRAMES = 9, 12, 11
-NEWLINES = {
+NEWLINES: dict[str, dict[str, Any]] = {
     stage1.EVENT: {"closes_events": True},
     stage1.ROW: {"row_newline": True},
-    stage1.NOWHERE: dict[str, bool](),
+    stage1.NOWHERE: {},
 }
 CHUNKS = {"in one chunk": 32, "in chunks": 4}
 WHERE = pytest.mark.parametrize("where", NEWLINES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,10 @@ from tests.reference import stage1
 from tests.reference.pruning import planned_tokens
 from tests.reference.strategies import Rule, bounded, configurable_strides, rules
 
-NEWLINES = {
+NEWLINES: dict[str, dict[str, Any]] = {
     stage1.EVENT: {"closes_events": True},
     stage1.ROW: {"row_newline": True},
-    stage1.NOWHERE: dict[str, bool](),
+    stage1.NOWHERE: {},
 }
 newlines = st.sampled_from(list(NEWLINES))
 poolings = st.sampled_from([BILINEAR, AVERAGE])

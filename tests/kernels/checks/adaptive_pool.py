@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def _check(
     every_other: bool = False,
     strides: tuple[int, int, int] = (2, 4, 8),
     total: bool = True,
-    newlines: dict[str, bool] | None = None,
+    newlines: dict[str, Any] | None = None,
 ) -> Check:
     def run(device: str) -> None:
         random = generator(case)
