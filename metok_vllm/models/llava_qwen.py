@@ -98,8 +98,10 @@ class LlavaQwen(LlavaOnevisionForConditionalGeneration):
             "model.mm_projector.0.": "multi_modal_projector.linear_1.",
             "model.mm_projector.2.": "multi_modal_projector.linear_2.",
             "model.image_newline": "image_newline",
-            # Written by training with the option; `add_faster_video` is refused.
+            # Written by training with options: `add_faster_video` is refused, and the published
+            # inference leaves the resampler out.
             "model.faster_token": None,
+            "model.vision_resampler.": None,
             "model.": "language_model.model.",
             "lm_head.": "language_model.lm_head.",
         },

@@ -166,7 +166,6 @@ def _check(published: dict[str, Any]) -> None:
         "mm_spatial_pool_stride": (None, DENSE_STRIDE),
         "mm_newline_position": (None, *NEWLINES),
         "mm_vision_select_feature": (None, "patch"),
-        "mm_resampler_type": (None,),
         "add_faster_video": (None, False),
         "mm_use_im_start_end": (None, False),
     }

@@ -12,12 +12,14 @@ import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from metok_vllm.alignment import AlignmentTowers
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import SAMPLE_VIDEO
 from tests.engine import engines
@@ -27,6 +29,7 @@ from tests.engine.staged import StagedEngine
 from tests.engine.staged_expected import first_without_ties, frame_of, render
 from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, planned_video
 from tests.reference import llava_qwen, stage1
+from tests.reference.checkpoints import save_clip
 from tests.reference.decoder import Generated, Video, generate
 from tests.reference.staged_checkpoint import embed_prompt
 
@@ -195,3 +198,32 @@ def test_a_chat_is_the_published_conversation(setting: Setting) -> None:
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
         "<|im_start|>user\n<video>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@torch.inference_mode()
+def test_clip_aligns_on_longva_s_own_tower(setting: Setting, tmp_path: Path) -> None:
+    """Mode `shared`: the alignment model's last layer and head on the engine's features."""
+    model = setting.engine.model
+    if not model.class_token:
+        pytest.skip("this family has a SigLIP tower")
+    published = setting.published
+    own = published.tower.config
+    save_clip(
+        tmp_path,
+        own.image_size,
+        patch_size=own.patch_size,
+        hidden_size=own.hidden_size,
+        num_hidden_layers=own.num_hidden_layers,
+        num_attention_heads=own.num_attention_heads,
+    )
+    whole, shared = (AlignmentTowers.load(str(tmp_path)) for _ in range(2))
+    shared.share_vision(model.config, class_token=model.class_token)
+    pixels_TCHW = torch.randn(3, 3, own.image_size, own.image_size)
+    found_TD = shared.embed_features(model.see(pixels_TCHW))
+
+    states = published.tower(pixels_TCHW, output_hidden_states=True).hidden_states[-2]
+    vision = whole.model.vision_model
+    last = vision.encoder.layers[-1](states, attention_mask=None)
+    last = last[0] if isinstance(last, tuple) else last
+    expected_TD = whole.model.visual_projection(vision.post_layernorm(last[:, 0]))
+    torch.testing.assert_close(found_TD, expected_TD, atol=1e-4, rtol=1e-4)

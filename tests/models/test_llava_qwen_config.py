@@ -126,7 +126,6 @@ def test_a_model_of_this_layout_gets_its_tokenizer() -> None:
         ({"mm_patch_merge_type": "flat"}, "mm_patch_merge_type"),
         ({"image_aspect_ratio": "anyres_max_4"}, "image_aspect_ratio"),
         ({"mm_vision_select_feature": "cls_patch"}, "mm_vision_select_feature"),
-        ({"mm_resampler_type": "perceiver"}, "mm_resampler_type"),
         ({"add_faster_video": True}, "add_faster_video"),
         ({"mm_tunable_parts": "mm_mlp_adapter"}, "mm_tunable_parts"),
         ({"mm_vision_tower": None}, "mm_vision_tower"),

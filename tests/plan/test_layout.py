@@ -12,11 +12,21 @@ from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.families import video_layout
-from metok_vllm.plan.layout import AVERAGE, BILINEAR, VideoLayout
+from metok_vllm.plan.layout import AVERAGE, VideoLayout
 from metok_vllm.plan.prompt import Pruning
+from tests.layouts import square
 from tests.reference import stage1
 from tests.reference.pruning import planned_tokens
-from tests.reference.strategies import Rule, bounded, configurable_strides, rules
+from tests.reference.strategies import (
+    Rule,
+    bounded,
+    configurable_strides,
+    frame_counts,
+    grids,
+    modes,
+    rules,
+    scores,
+)
 
 NEWLINES: dict[str, dict[str, Any]] = {
     stage1.EVENT: {"closes_events": True},
@@ -24,48 +34,52 @@ NEWLINES: dict[str, dict[str, Any]] = {
     stage1.NOWHERE: {},
 }
 newlines = st.sampled_from(list(NEWLINES))
-poolings = st.sampled_from([BILINEAR, AVERAGE])
 
 
 @bounded
-@given(st.integers(1, 40), rules, st.integers(8, 27), configurable_strides, poolings, newlines)
+@given(grids, st.integers(1, 9), modes)
+def test_a_frame_has_as_many_features_as_pooling_gives(grid: int, stride: int, mode: str) -> None:
+    pooled = stage1.pool_frame(torch.zeros(grid * grid, 2), grid, stride, mode)
+    assert square(1, grid, mode).frame_features(stride) == len(pooled)
+
+
+@bounded
+@given(st.data(), frame_counts, rules, grids, configurable_strides, modes, newlines)
 def test_counts_are_the_lengths_of_packed_sequences(
-    frames: int, rule: Rule, grid: int, strides: tuple[int, int, int], pooling: str, where: str
+    data: st.DataObject,
+    frames: int,
+    rule: Rule,
+    grid: int,
+    strides: tuple[int, int, int],
+    mode: str,
+    where: str,
 ) -> None:
-    video = VideoLayout(frames, grid, grid, pooling=pooling, **NEWLINES[where])
+    video = VideoLayout(frames, grid, grid, pooling=mode, **NEWLINES[where])
     config = METokConfig(
         num_events=rule.num_events,
         key_event_ratio=rule.ratio,
         key_frames_per_event=rule.per_event,
         strides=strides,
     )
-    events = min(rule.num_events, frames)
-    event_of = [t * events // frames for t in range(frames)]
+    event_of = stage1.event_of_frames(data.draw(scores(frames - 1)), rule.num_events)
+    relevance = data.draw(scores(frames))
+    natural = stage1.natural_classes(event_of, relevance, rule.ratio, rule.per_event)
     fine, medium, _ = stage1.budget(frames, rule.num_events, rule.ratio, rule.per_event)
-    classes = [0] * fine + [1] * medium + [2] * (frames - fine - medium)
+    classes = stage1.budgeted_classes(natural, relevance, fine, medium)
     patches = torch.zeros(frames, grid * grid, 1)
-    how = (torch.zeros(1), grid, strides, pooling, where)
-    packed = stage1.pack(patches, classes, event_of, *how)
-    assert video.encoded_tokens(config) == video.tokens(config) == len(packed.tokens_ND)
-    one_event, alike = [0] * frames, (torch.zeros(1), grid, (2, 2, 2), pooling, where)
-    dense = stage1.pack(patches, one_event, one_event, *alike)
+    packed = stage1.pack(patches, classes, event_of, torch.zeros(1), grid, strides, mode, where)
+    encoded = len(packed.tokens_ND)
+    assert video.encoded_tokens(config) == video.tokens(config) == encoded
+    alike = [0] * frames
+    dense = stage1.pack(patches, alike, alike, torch.zeros(1), grid, (2, 2, 2), mode, where)
     off = METokConfig(enabled=False)
     assert video.dense_tokens() == video.tokens(off) == len(dense.tokens_ND)
-    if len(packed.tokens_ND):
+    if encoded:
+        rule_of_stage_1 = (rule.num_events, rule.ratio, rule.per_event, strides, grid)
+        how = (config.keep_ratio, True, mode, where)
+        planned = planned_tokens(frames, encoded, *rule_of_stage_1, *how)
         pruning = Pruning.of(config, video.key_share(config))
-        assert pruning.counts(len(packed.tokens_ND)).prefill == planned_tokens(
-            frames,
-            len(packed.tokens_ND),
-            rule.num_events,
-            rule.ratio,
-            rule.per_event,
-            strides,
-            grid,
-            config.keep_ratio,
-            True,
-            pooling,
-            where,
-        )
+        assert pruning.counts(encoded).prefill == planned
 
 
 def test_encoder_rules_keep_features_and_the_last_newline() -> None:
@@ -99,6 +113,10 @@ def test_rectangles_temporal_patches_and_separators() -> None:
 def test_dense_tokens_of_published_models_with_siglip(fields: dict[str, str], dense: int) -> None:
     vision = SimpleNamespace(image_size=384, patch_size=14)
     assert video_layout(SimpleNamespace(vision_config=vision, **fields), 32).dense_tokens() == dense
+
+
+def test_llava_onevision_with_metok_s_defaults() -> None:
+    assert square(32, 27).encoded_tokens(METokConfig()) == 18 * 196 + 13 * 49 + 1 * 16 + 5
 
 
 def test_longva_has_144_tokens_a_frame_and_no_newline() -> None:

@@ -244,7 +244,7 @@ def pack(
             rows = [
                 torch.cat([pooled[y * side : (y + 1) * side], newline_D[None]]) for y in range(side)
             ]
-            pooled = torch.cat(rows)
+            pooled = torch.cat(rows) if rows else pooled
         parts.append(pooled)
         event_of_token += [event] * len(pooled)
         if newlines == EVENT and (frame == last or event_of[frame + 1] != event):
