@@ -14,6 +14,9 @@ def quiet_loading() -> Iterator[None]:
     """No progress bars and no warnings. Raises ConfigError for what cannot be loaded."""
     from transformers.utils import logging
 
+    from metok_vllm.models.llava_qwen_config import register_config
+
+    register_config()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

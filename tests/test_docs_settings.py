@@ -16,10 +16,10 @@ from metok_vllm.config.presets import PRESETS
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.plan.accounting import decoder_prefill_flops
 from metok_vllm.plan.layers import StageLayout
-from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
-from metok_vllm.plan.request import video_tokens
+from metok_vllm.plan.prompt import PromptPlan, Pruning
 from metok_vllm.server.settings import ServerSettings
 from metok_vllm.video.limits import MediaLimits
+from tests.layouts import square
 
 SETTINGS = (Path(__file__).parents[1] / "docs" / "settings.md").read_text()
 NAMES = ("quality", "balanced", "max")
@@ -43,7 +43,7 @@ def test_visual_tokens_of_the_embedded_model() -> None:
     served = METokConfig.load(config_file=CONFIG_FILE, environ={})
     for frames, *counts in rows:
         wanted = [
-            f"{video_tokens(int(frames), 8, served.for_request({'preset': name})):,}"
+            f"{square(int(frames), 8).tokens(served.for_request({'preset': name})):,}"
             for name in ("off", *NAMES)
         ]
         assert counts == wanted
@@ -55,17 +55,17 @@ def test_what_the_presets_save_at_7b_sizes() -> None:
     assert [int(frames) for frames, _, _ in rows] == [32, 64, 128]
     for frames, dense, cells in rows:
         off = METokConfig.load(environ={}).for_request({"preset": "off"})
-        assert dense == f"{video_tokens(int(frames), GRID, off):,}"
+        assert dense == f"{square(int(frames), GRID).tokens(off):,}"
         assert cells.split(" | ") == [_saved(int(frames), name) for name in NAMES]
 
 
 def _saved(frames: int, preset: str) -> str:
     """Tokens, and shares of dense, from the plan that scheduler and workers make."""
     config = METokConfig.load(environ={}).for_request({"preset": preset})
-    dense = video_tokens(frames, GRID, config.for_request({"preset": "off"}))
-    tokens = video_tokens(frames, GRID, config)
+    dense = square(frames, GRID).tokens(config.for_request({"preset": "off"}))
+    tokens = square(frames, GRID).tokens(config)
     layout = StageLayout.of(None, QWEN2_7B.num_hidden_layers)
-    pruning = Pruning.of(config, key_share(frames, GRID, config))
+    pruning = Pruning.of(config, square(frames, GRID).key_share(config))
     prompt = tokens + TEXT
     plan = PromptPlan.of(prompt, [("video", 20, tokens, pruning)])
     assert plan is not None

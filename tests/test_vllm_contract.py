@@ -13,12 +13,34 @@ from metok_vllm.config import METokConfig
 from metok_vllm.engine import config_hook, plugin
 from metok_vllm.errors import ConfigError
 from metok_vllm.server.vllm_contract import SIGNATURES as SERVER_SIGNATURES
+from metok_vllm.vllm_contract.families import FAMILIES, FamilyContract
 from metok_vllm.vllm_contract.methods import SIGNATURES
 
 
 def test_the_installed_vllm_fits() -> None:
     assert compat.check() == []
     assert compat.check(SERVER_SIGNATURES) == []
+
+
+def test_every_family_has_a_table_that_fits() -> None:
+    assert FAMILIES.keys() == config_hook.ARCHITECTURES.keys()
+    for architecture in FAMILIES:
+        assert compat.check_family(architecture) == []
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_family_that_does_not_fit_is_refused_when_its_hook_fires(
+    monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    hook = config_hook._hook(architecture, VerifyAndUpdateConfig, ())
+    model = SimpleNamespace(tokenizer_mode="auto")
+    target = "vllm.multimodal.video:VideoLoader.load_everything"
+    monkeypatch.setitem(FAMILIES, architecture, FamilyContract({target: ("data",)}, {}))
+    config = SimpleNamespace(additional_config={"metok": {}}, model_config=model)
+    with pytest.raises(RuntimeError, match="load_everything"):
+        hook.verify_and_update_config(config)
+    config.additional_config = {}
+    hook.verify_and_update_config(config)
 
 
 def test_a_renamed_method_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,10 +68,11 @@ def test_another_version_is_refused_when_asked_for_and_only_then(
     for stock in config_hook.ARCHITECTURES:
         monkeypatch.setitem(MODELS_CONFIG_MAP, stock, VerifyAndUpdateConfig)
     plugin.register()
-    (hook,) = (MODELS_CONFIG_MAP[stock] for stock in config_hook.ARCHITECTURES)
-    hook.verify_and_update_config(SimpleNamespace(additional_config={}))
-    with pytest.raises(RuntimeError, match=version):
-        hook.verify_and_update_config(SimpleNamespace(additional_config={"metok": {}}))
+    for stock in config_hook.ARCHITECTURES:
+        hook = MODELS_CONFIG_MAP[stock]
+        hook.verify_and_update_config(SimpleNamespace(additional_config={}))
+        with pytest.raises(RuntimeError, match=version):
+            hook.verify_and_update_config(SimpleNamespace(additional_config={"metok": {}}))
 
 
 def test_a_release_with_a_local_tag_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,8 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.torch_shims import ensure_torchvision_ops
 
@@ -77,11 +79,9 @@ class CalibratedModel:
     def text_config(self) -> Any:
         return self.model.config.text_config
 
-    @property
-    def grid(self) -> int:
-        """Patches a side of a frame."""
-        vision = self.model.config.vision_config
-        return int(vision.image_size // vision.patch_size)
+    def video(self, frames: int = 1) -> VideoLayout:
+        """The layout of a video."""
+        return video_layout(self.model.config, frames)
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -95,7 +95,9 @@ class CalibratedModel:
         """The chat prompt with the video's tokens, encoded for `stages`."""
         pixels_TCHW = self._pixels(frames_THWC)
         request = EncodeRequest(KEY, self.config.updated({"stages": stages}), self._query(question))
-        visual_ND = self.encoder.encode(pixels_TCHW, self.model.model.image_newline, request)
+        visual_ND = self.encoder.encode(
+            pixels_TCHW, self.model.model.image_newline, request, self.video(len(pixels_TCHW))
+        )
         events = self.encoder.token_events(KEY)
         assert events is not None
         return self.prompt_of(question, visual_ND, events, len(frames_THWC), stages)
@@ -128,7 +130,7 @@ class CalibratedModel:
         size = self.model.config.vision_config.image_size
         pixels = Normalisation.of(video.image_mean, video.image_std, size)
         project = self.model.model.multi_modal_projector
-        return Stage1Encoder(self.config, self._vision, project, self.grid, pixels, self.towers)
+        return Stage1Encoder(self.config, self._vision, project, pixels, self.towers)
 
     def _ids(self, question: str) -> list[int]:
         content = [{"type": "video"}, {"type": "text", "text": question}]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import NUM_STAGES
-from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan, key_share
+from metok_vllm.plan.layout import VideoLayout
+from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan
 from metok_vllm.plan.step import StagedPrompt, StagedStep
 from metok_vllm.pruning import TokenEvents
 
@@ -71,8 +72,10 @@ class Setting:
     drops: tuple[int, ...] = ALL_BOUNDARIES
 
 
-def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) -> PromptPlan:
-    """The engine's plan for the prompt. `grid` is the number of patches a side."""
+def plan_of(
+    setting: Setting, prompt: Prompt, video: VideoLayout, config: METokConfig
+) -> PromptPlan:
+    """The engine's plan for the prompt. `video` is the model's layout of any video."""
     served = config.updated(
         {
             "enabled": True,
@@ -81,14 +84,14 @@ def plan_of(setting: Setting, prompt: Prompt, grid: int, config: METokConfig) ->
             "decode_keep": 1.0 if setting.decode_keep is None else setting.decode_keep,
         }
     )
-    pruning = Pruning.of(served, key_share(prompt.frames, grid, served))
-    video = (VIDEO, prompt.start, prompt.tokens, pruning)
-    plan = PromptPlan.of(len(prompt), [video])
+    pruning = Pruning.of(served, video.of_frames(prompt.frames).key_share(served))
+    span = (VIDEO, prompt.start, prompt.tokens, pruning)
+    plan = PromptPlan.of(len(prompt), [span])
     assert plan is not None, "stages 2 and 3 are on"
     if setting.drops == ALL_BOUNDARIES and setting.decode_keep is not None:
         return plan
-    (span,) = plan.videos
-    partial = replace(span, counts=_partial_counts(span, setting))
+    (whole,) = plan.videos
+    partial = replace(whole, counts=_partial_counts(whole, setting))
     prunes, evicts = bool(setting.drops), setting.decode_keep is not None
     return replace(plan, videos=(partial,), prunes=prunes, evicts=evicts)
 

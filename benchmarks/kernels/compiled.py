@@ -125,7 +125,7 @@ def _pooling(dtype: torch.dtype, model: ModelSizes) -> None:
     x_TPD = _empty(FRAMES, model.grid**2, model.hidden, dtype=dtype)
     frame_T = _empty(FRAMES, dtype=torch.int64)
     newline_D = _empty(model.hidden, dtype=dtype)
-    how = (model.grid, STRIDES, model.mode, model.tokens(FRAMES))
+    how = (model.grid, STRIDES, model.mode, model.tokens(FRAMES), True, False)
     pooling.adaptive_pool(x_TPD, frame_T, frame_T, newline_D, *how)
 
 

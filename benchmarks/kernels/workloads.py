@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metok_vllm.benchmarks.kernels.models import EVENTS, KEEP_RATIO, STRIDES, ModelSizes
-from metok_vllm.kernels.adaptive_pool import adaptive_pool, pack_index, pool_frames
+from metok_vllm.kernels.adaptive_pool import (
+    adaptive_pool,
+    pack_index,
+    pool_frames,
+    pooled_sides,
+)
 from metok_vllm.kernels.attention_mass import attention_mass
 from metok_vllm.kernels.event_topk import event_topk
 from metok_vllm.kernels.gather_rows import gather_rows
@@ -90,8 +95,10 @@ def _frames(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> 
     frame_T = torch.arange(frames, device=device)
     class_T = (frame_T >= counts[0]).long() + (frame_T >= counts[0] + counts[1]).long()
     event_T = frame_T * min(EVENTS, frames) // frames
-    sizes = (model.side(STRIDES[0]) ** 2, model.side(STRIDES[1]) ** 2, model.side(STRIDES[2]) ** 2)
-    total = sum(count * size for count, size in zip(counts, sizes, strict=True))
+    sides = [pooled_sides(model.grid, stride, model.mode) for stride in STRIDES]
+    total = sum(
+        count * rows * columns for count, (rows, columns) in zip(counts, sides, strict=True)
+    )
     total += min(EVENTS, frames)
     read, written = x_TPD.numel() * dtype.itemsize, total * model.hidden * dtype.itemsize
 
@@ -104,7 +111,7 @@ def _frames(model: ModelSizes, frames: int, device: str, dtype: torch.dtype) -> 
         # As the encoder does it: every frame at every stride, then one gather.
         pooled = [pool_frames(x_TPD, model.grid, stride, model.mode) for stride in STRIDES]
         rows = torch.cat([*(p.flatten(0, 1) for p in pooled), newline_D[None]])
-        return rows.index_select(0, pack_index(class_T, event_T, sizes, total)[0])
+        return rows.index_select(0, pack_index(class_T, event_T, sides, total)[0])
 
     def statistics() -> object:
         means_TD = x_TPD.mean(1, dtype=torch.float32)

@@ -31,7 +31,7 @@ from metok_vllm.benchmarks.questions.prompts import VideoQuestion, read_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.kernels.adaptive_pool import adaptive_pool
-from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
+from metok_vllm.plan.prompt import PromptPlan, Pruning
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.video import MediaLimits, read_video
 
@@ -60,7 +60,7 @@ def answer(
     assert model.config.pruning_layers is not None
     # The server's encoder finds the events under both rules.
     prompt = model.prompt(frames_THWC, question.question, model.config.stages)
-    share = key_share(prompt.frames, model.grid, model.config)
+    share = model.video(prompt.frames).key_share(model.config)
     if rule == "unbudgeted":
         prompt = unbudgeted(model, frames_THWC, question.question)
         share = true_key_share(prompt.events)
@@ -82,7 +82,7 @@ def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question:
         events.natural_T,
         events.event_T,
         model.model.model.image_newline,
-        model.grid,
+        model.video().grid,
         model.config.strides,
     )
     token_events = TokenEvents(event_N, events.key_E, events.event_relevance_E)

@@ -22,9 +22,7 @@ from metok_vllm.benchmarks.questions.settings import (
 )
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import EVS, FASTV, RANDOM, VIDCOM2
-from metok_vllm.plan.prompt import Pruning, key_share
-from metok_vllm.plan.request import video_tokens
-from metok_vllm.plan.tokens import dense_tokens
+from metok_vllm.plan.prompt import Pruning
 
 TARGETS = ("quality", "balanced", "max")
 # The engine's methods that select among the dense tokens before the decoder, and their labels.
@@ -68,7 +66,7 @@ def rivals(
     found = []
     for rule, name in TOKEN_RULES.items():
         # vLLM's EVS keeps at least one whole frame.
-        if rule != EVS or solved.token_layers >= geometry.layers * dense_tokens(1, geometry.grid):
+        if rule != EVS or solved.token_layers >= geometry.layers * geometry.video(1).dense_tokens():
             request = {"enabled": True, "rule": rule, "rule_keep": solved.share}
             found.append(Setting(f"{name} = {target}", name, request, equal_to=target))
     dropped = solve_frame_dropping(held, frames, geometry)
@@ -85,9 +83,6 @@ def _fastv(name: str, keep: float, target: str | None = None) -> Setting:
     return Setting(name, "FastV", request, equal_to=target)
 
 
-NEWLINE = 1  # the last token of the dense input, which token rules keep
-
-
 @dataclass(frozen=True)
 class Solved:
     """The share that a method must keep, and the visual tokens it then holds over all layers."""
@@ -98,19 +93,21 @@ class Solved:
 
 def held_tokens(config: METokConfig, frames: int, geometry: Geometry) -> int:
     """Visual tokens that a request holds for decoding, summed over layers."""
-    tokens = video_tokens(frames, geometry.grid, config)
+    video = geometry.video(frames)
+    tokens = video.tokens(config)
     if not config.compresses:
         return geometry.layers * tokens
-    pruning = Pruning.of(config, key_share(frames, geometry.grid, config))
+    pruning = Pruning.of(config, video.key_share(config))
     sizes = geometry.layout(config.pruning_layers).stage_sizes
     return sum(size * n for size, n in zip(sizes, pruning.counts(tokens).decode, strict=True))
 
 
 def solve_token_rule(target: int, frames: int, geometry: Geometry) -> Solved:
     """`rule_keep` of a method that keeps some dense tokens and the newline in all layers."""
-    of = dense_tokens(frames, geometry.grid) - NEWLINE
-    kept = min(max(_nearest(target, geometry.layers) - NEWLINE, 1), of)
-    return Solved(_share(kept, of), geometry.layers * (kept + NEWLINE))
+    video = geometry.video(frames)
+    of, newline = video.frames * video.frame_features(video.dense_stride), int(video.closes_events)
+    kept = min(max(_nearest(target, geometry.layers) - newline, 1), of)
+    return Solved(_share(kept, of), geometry.layers * (kept + newline))
 
 
 def solve_fastv(
@@ -120,7 +117,7 @@ def solve_fastv(
 
     None if those layers alone exceed the target.
     """
-    whole = dense_tokens(frames, geometry.grid)
+    whole = geometry.video(frames).dense_tokens()
     first = geometry.layout(boundaries).boundaries[0]
     deeper = geometry.layers - first
     kept = _nearest(target - first * whole, deeper)
@@ -132,10 +129,11 @@ def solve_fastv(
 
 def solve_frame_dropping(target: int, frames: int, geometry: Geometry) -> Solved:
     """The share of the frames whose dense input is nearest to the target."""
-    of_frame = dense_tokens(1, geometry.grid) - NEWLINE
-    wanted = target - NEWLINE * geometry.layers
+    video = geometry.video(frames)
+    of_frame = video.frame_tokens(video.dense_stride)
+    wanted = target - video.closes_events * geometry.layers
     kept = min(max(_nearest(wanted, geometry.layers * of_frame), 1), frames)
-    return Solved(kept / frames, geometry.layers * dense_tokens(kept, geometry.grid))
+    return Solved(kept / frames, geometry.layers * geometry.video(kept).dense_tokens())
 
 
 def _nearest(total: int, each: int) -> int:

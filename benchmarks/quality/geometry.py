@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from metok_vllm.errors import ConfigError
+from metok_vllm.plan.families import video_layout
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
+from metok_vllm.plan.layout import BILINEAR, VideoLayout
 
 AUTO = "auto"
 # vLLM's `auto` serves single-precision checkpoints in half precision, too (config/model.py,
@@ -21,13 +23,19 @@ CACHE_BYTES = {"bfloat16": 2, "float16": 2} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class Geometry:
-    """`grid` is the number of patches a side; `value_bytes` the size of a KV cache element."""
+    """`grid` is the number of patches a side; `value_bytes` the size of a KV cache element.
+
+    `pooling`, `closes_events` and `row_newline` are those of the model's `VideoLayout`.
+    """
 
     layers: int
     kv_heads: int
     head_size: int
     value_bytes: int
     grid: int
+    pooling: str = BILINEAR
+    closes_events: bool = True
+    row_newline: bool = False
 
     @classmethod
     def of_model(cls, model: str, dtype: str = AUTO, cache_dtype: str = AUTO) -> Geometry:
@@ -38,6 +46,9 @@ class Geometry:
         """
         from transformers import AutoConfig
 
+        from metok_vllm.models.llava_qwen_config import register_config
+
+        register_config()
         try:
             config = AutoConfig.from_pretrained(model)
         except (OSError, ValueError) as error:
@@ -51,12 +62,27 @@ class Geometry:
         if cache_dtype not in (AUTO, *CACHE_BYTES):
             raise ConfigError(f"no size is known for a KV cache of {cache_dtype!r}", "dtype")
         heads = text.num_attention_heads
+        video = video_layout(config)
         return cls(
             layers=text.num_hidden_layers,
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
             value_bytes=CACHE_BYTES.get(cache_dtype, DTYPE_BYTES[dtype]),
-            grid=vision.image_size // vision.patch_size,
+            grid=video.rows,
+            pooling=video.pooling,
+            closes_events=video.closes_events,
+            row_newline=video.row_newline,
+        )
+
+    def video(self, frames: int) -> VideoLayout:
+        """The layout of a video of `frames` frames."""
+        return VideoLayout(
+            frames,
+            self.grid,
+            self.grid,
+            pooling=self.pooling,
+            closes_events=self.closes_events,
+            row_newline=self.row_newline,
         )
 
     @property

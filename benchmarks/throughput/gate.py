@@ -129,8 +129,8 @@ def _pool(device: str, dtype: torch.dtype, mode: str) -> None:
         x, classes, events, newline, grid, strides, mode, total
     )
     pooled = [adaptive_pool.pool_frames(x, grid, stride, mode) for stride in strides]
-    sizes = (pooled[0].shape[1], pooled[1].shape[1], pooled[2].shape[1])
-    row_N, packed_N = adaptive_pool.pack_index(classes, events, sizes, total)
+    sides = [adaptive_pool.pooled_sides(grid, stride, mode) for stride in strides]
+    row_N, packed_N = adaptive_pool.pack_index(classes, events, sides, total)
     packed_ND = torch.cat([*(p.flatten(0, 1) for p in pooled), newline[None]])[row_N]
     for found_ND, found_N in ((tokens_ND, event_N), (packed_ND, packed_N)):
         _same(found_N, expected_N)

@@ -1,7 +1,8 @@
 """Adaptive pooling: frames with stride classes to one packed token sequence.
 
-For frame t of class c with stride s, its G x G patches are pooled to ceil(G/s)^2 (bilinear) or
-floor(G/s)^2 (average) tokens; after the last frame of each event comes one newline token.
+For frame t of class c with stride s, its rows x columns of patches are pooled: each side to
+ceil(side/s) (bilinear) or floor(side/s) (average). A newline token may follow the last frame of
+each event (LLaVA-OneVision) or each pooled row (LLaVA-Video).
 
 Shape suffixes: T frames, P patches of a frame, D features, N packed tokens.
 """
@@ -14,26 +15,35 @@ from torch import Tensor
 from metok_vllm.kernels.adaptive_pool import packed
 from metok_vllm.kernels.adaptive_pool.packed import (
     MODES,
+    Grid,
     pack_index,
     pool_frames,
-    pooled_side,
+    pooled_sides,
+    sides_of,
 )
 from metok_vllm.kernels.backend import implementation_for, require
 
-__all__ = ["adaptive_pool", "pack_index", "pool_frames"]
+__all__ = ["adaptive_pool", "pack_index", "pool_frames", "pooled_sides"]
 
 
 def adaptive_pool(
     x_TPD: Tensor,
     class_T: Tensor,
     event_T: Tensor,
-    newline_D: Tensor,
-    grid: int,
+    newline_D: Tensor | None,
+    grid: Grid,
     strides: tuple[int, int, int],
     mode: str = "bilinear",
     total: int | None = None,
+    *,
+    closes_events: bool = True,
+    row_newline: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Frames at the stride of their class, in time order, a newline after each event.
+    """Frames at the stride of their class, in time order, with newlines.
+
+    `grid` is the patches of a frame: rows and columns, or one number for both. A newline follows
+    each event where `closes_events` is set and each row where `row_newline` is; without either,
+    `newline_D` is None.
 
     `class_T` (int64) holds 0, 1 or 2, `event_T` (int64) rises from 0 in steps of one. Returns
     tokens [N, D] and the event of each token, int64 [N]. `total` is N where the caller knows it;
@@ -42,30 +52,40 @@ def adaptive_pool(
     """
     if mode not in MODES:
         raise ValueError(f"pooling mode must be one of {MODES}, got {mode!r}")
+    rows, columns = sides_of(grid)
     require(
-        x_TPD.ndim == 3 and x_TPD.shape[1] == grid * grid and x_TPD.is_floating_point(),
-        f"float features [T, {grid}x{grid}, D]",
+        x_TPD.ndim == 3 and x_TPD.shape[1] == rows * columns and x_TPD.is_floating_point(),
+        f"float features [T, {rows}x{columns}, D]",
         features=x_TPD,
     )
     T, _, D = x_TPD.shape
     require(
         class_T.shape == event_T.shape == (T,)
         and class_T.dtype == event_T.dtype == torch.int64
-        and newline_D.shape == (D,)
-        and x_TPD.device == class_T.device == event_T.device == newline_D.device,
-        f"int64 classes and events [{T}] and a newline [{D}] beside the features",
+        and x_TPD.device == class_T.device == event_T.device,
+        f"int64 classes and events [{T}] beside the features",
         classes=class_T,
         events=event_T,
-        newline=newline_D,
     )
+    if newline_D is None:
+        if closes_events or row_newline:
+            raise ValueError("a newline [D] is needed after events or rows")
+    else:
+        require(
+            newline_D.shape == (D,) and newline_D.device == x_TPD.device,
+            f"a newline [{D}] beside the features",
+            newline=newline_D,
+        )
     if T == 0:
         return x_TPD.new_empty(0, D), event_T
     if total is None:
-        sizes = [pooled_side(grid, stride, mode) ** 2 for stride in strides]
+        sides = [pooled_sides(grid, stride, mode) for stride in strides]
+        sizes = [height * (width + row_newline) for height, width in sides]
         size_C = torch.tensor(sizes, device=class_T.device)
-        total = int(size_C[class_T].sum() + event_T[-1] + 1)
+        total = int(size_C[class_T].sum() + (event_T[-1] + 1) * closes_events)
+    how = (grid, strides, mode, total, closes_events, row_newline)
     if implementation_for(x_TPD) == "triton":
         from metok_vllm.kernels.adaptive_pool import triton
 
-        return triton.adaptive_pool(x_TPD, class_T, event_T, newline_D, grid, strides, mode, total)
-    return packed.adaptive_pool(x_TPD, class_T, event_T, newline_D, grid, strides, mode, total)
+        return triton.adaptive_pool(x_TPD, class_T, event_T, newline_D, *how)
+    return packed.adaptive_pool(x_TPD, class_T, event_T, newline_D, *how)

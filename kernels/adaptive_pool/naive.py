@@ -11,27 +11,39 @@ def adaptive_pool(
     x_TPD: Tensor,
     class_T: Tensor,
     event_T: Tensor,
-    newline_D: Tensor,
-    grid: int,
+    newline_D: Tensor | None,
+    grid: int | tuple[int, int],
     strides: tuple[int, int, int],
     mode: str = "bilinear",
+    *,
+    closes_events: bool = True,
+    row_newline: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Packed tokens [N, D] and the event of each token [N]. See the package for the contract."""
     tokens: list[Tensor] = []
     events: list[int] = []
-    T = x_TPD.shape[0]
+    T, _, D = x_TPD.shape
+    height, width = (grid, grid) if isinstance(grid, int) else grid
     for t in range(T):
         stride = strides[int(class_T[t])]
-        frame = x_TPD[t].reshape(grid, grid, -1).permute(2, 0, 1)[None]
+        frame = x_TPD[t].reshape(height, width, -1).permute(2, 0, 1)[None]
         if mode == "bilinear":
-            side = -(-grid // stride)
-            pooled = F.interpolate(frame, size=(side, side), mode="bilinear")
+            size = (-(-height // stride), -(-width // stride))
+            pooled = F.interpolate(frame, size=size, mode="bilinear")
+        elif stride > min(height, width):
+            pooled = frame[:, :, : height // stride, : width // stride]
         else:
-            pooled = F.avg_pool2d(frame, stride) if stride <= grid else frame[:, :, :0, :0]
-        for row in pooled[0].flatten(1).T:
-            tokens.append(row)
-            events.append(int(event_T[t]))
-        if t == T - 1 or event_T[t + 1] != event_T[t]:
-            tokens.append(newline_D)
-            events.append(int(event_T[t]))
-    return torch.stack(tokens), torch.tensor(events)
+            pooled = F.avg_pool2d(frame, stride)
+        of_frame = []
+        for y in range(pooled.shape[2]):
+            of_frame += [pooled[0, :, y, x] for x in range(pooled.shape[3])]
+            if row_newline:
+                assert newline_D is not None
+                of_frame.append(newline_D)
+        if closes_events and (t == T - 1 or event_T[t + 1] != event_T[t]):
+            assert newline_D is not None
+            of_frame.append(newline_D)
+        tokens += of_frame
+        events += [int(event_T[t])] * len(of_frame)
+    packed_ND = torch.stack(tokens) if tokens else x_TPD.new_empty(0, D)
+    return packed_ND, torch.tensor(events, dtype=torch.int64)

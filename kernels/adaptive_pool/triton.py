@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metok_vllm.kernels.adaptive_pool.packed import pooled_side
+from metok_vllm.kernels.adaptive_pool.packed import Grid, pooled_sides, sides_of
 from metok_vllm.kernels.jit import jit
 
 TOKENS, FEATURES, FRAMES = 16, 256, 128
@@ -26,23 +26,28 @@ def adaptive_pool(
     x_TPD: Tensor,
     class_T: Tensor,
     event_T: Tensor,
-    newline_D: Tensor,
-    grid: int,
+    newline_D: Tensor | None,
+    grid: Grid,
     strides: tuple[int, int, int],
     mode: str,
     total: int,
+    closes_events: bool,
+    row_newline: bool,
 ) -> tuple[Tensor, Tensor]:
     """See the package."""
     T, _, D = x_TPD.shape
     x_TPD = x_TPD if x_TPD.stride(2) == 1 else x_TPD.contiguous()
     tokens_ND = x_TPD.new_empty(total, D)
     event_N = event_T.new_empty(total)
-    sides = [pooled_side(grid, stride, mode) for stride in strides]
-    adaptive_pool_kernel[(T, triton.cdiv(max(sides) ** 2 + 1, TOKENS))](
+    sides = [pooled_sides(grid, stride, mode) for stride in strides]
+    longest = max(height * (width + row_newline) for height, width in sides) + closes_events
+    if not longest:
+        return tokens_ND, event_N
+    adaptive_pool_kernel[(T, triton.cdiv(longest, TOKENS))](
         x_TPD,
         class_T.contiguous(),
         event_T.contiguous(),
-        newline_D.contiguous(),
+        x_TPD if newline_D is None else newline_D.contiguous(),
         tokens_ND,
         event_N,
         T,
@@ -50,10 +55,13 @@ def adaptive_pool(
         total,
         x_TPD.stride(0),
         x_TPD.stride(1),
-        grid,
+        *sides_of(grid),
         *strides,
-        *sides,
+        *(height for height, _ in sides),
+        *(width for _, width in sides),
         BILINEAR=mode == "bilinear",
+        CLOSES=int(closes_events),
+        ROW_NEWLINE=int(row_newline),
         TOKENS=TOKENS,
         FEATURES=min(FEATURES, triton.next_power_of_2(D)),
         FRAMES=min(FRAMES, triton.next_power_of_2(T)),
@@ -89,27 +97,35 @@ def adaptive_pool_kernel(
     total: tl.tensor,
     frame_stride: tl.tensor,
     patch_stride: tl.tensor,
-    grid: tl.tensor,
+    grid_rows: tl.tensor,
+    grid_columns: tl.tensor,
     stride0: tl.tensor,
     stride1: tl.tensor,
     stride2: tl.tensor,
-    side0: tl.tensor,
-    side1: tl.tensor,
-    side2: tl.tensor,
+    height0: tl.tensor,
+    height1: tl.tensor,
+    height2: tl.tensor,
+    width0: tl.tensor,
+    width1: tl.tensor,
+    width2: tl.tensor,
     BILINEAR: tl.constexpr,
+    CLOSES: tl.constexpr,
+    ROW_NEWLINE: tl.constexpr,
     TOKENS: tl.constexpr,
     FEATURES: tl.constexpr,
     FRAMES: tl.constexpr,
 ) -> None:
-    """16 tokens of one frame, with the newline that closes its event."""
+    """16 tokens of one frame, with the newlines of its rows and the one that closes its event."""
     t = tl.program_id(0)
     own_class = tl.load(classes + t)
-    side = of_class(own_class, side0, side1, side2)
+    height = of_class(own_class, height0, height1, height2)
+    width = of_class(own_class, width0, width1, width2)
     stride = of_class(own_class, stride0, stride1, stride2)
     event = tl.load(events + t)
     following = tl.load(events + t + 1, mask=t + 1 < frames, other=-1)
-    pooled = side * side
-    count = pooled + (following != event).to(tl.int32)
+    line = width + ROW_NEWLINE
+    pooled = height * line
+    count = pooled + CLOSES * (following != event).to(tl.int32)
     first = tl.program_id(1) * TOKENS
     if first >= count:
         return
@@ -119,19 +135,21 @@ def adaptive_pool_kernel(
         frame_T = start + tl.arange(0, FRAMES)
         earlier_T = frame_T < t
         class_T = tl.load(classes + frame_T, mask=earlier_T, other=0)
-        side_T = of_class(class_T, side0, side1, side2)
+        height_T = of_class(class_T, height0, height1, height2)
+        width_T = of_class(class_T, width0, width1, width2)
         event_T = tl.load(events + frame_T, mask=earlier_T, other=0)
         next_T = tl.load(events + frame_T + 1, mask=earlier_T, other=0)
-        length_T = side_T * side_T + (next_T != event_T).to(tl.int32)
+        length_T = height_T * (width_T + ROW_NEWLINE)
+        length_T += CLOSES * (next_T != event_T).to(tl.int32)
         begin += tl.sum(tl.where(earlier_T, length_T, 0))
 
     within_N = first + tl.arange(0, TOKENS)
     place_N = begin + within_N
     inside_N = (within_N < count) & (place_N < total)
-    patch_N = within_N < pooled
+    # An average pooling can leave a frame no token but its newlines.
+    y_N, x_N = within_N // tl.maximum(line, 1), within_N % tl.maximum(line, 1)
+    patch_N = (within_N < pooled) & (x_N < width)
     tl.store(token_events + place_N, tl.broadcast_to(event, [TOKENS]), mask=inside_N)
-    # An average pooling can leave a frame no token but its newline.
-    y_N, x_N = within_N // tl.maximum(side, 1), within_N % tl.maximum(side, 1)
     frame = x + t.to(tl.int64) * frame_stride
     for d in range(0, features, FEATURES):
         column_D = d + tl.arange(0, FEATURES)
@@ -139,8 +157,8 @@ def adaptive_pool_kernel(
         mask_ND = (inside_N & patch_N)[:, None] & exists_D[None, :]
         sum_ND = tl.zeros([TOKENS, FEATURES], tl.float32)
         if BILINEAR:
-            top_N, bottom_N, down_N = sample(y_N, side, grid)
-            left_N, right_N, across_N = sample(x_N, side, grid)
+            top_N, bottom_N, down_N = sample(y_N, height, grid_rows)
+            left_N, right_N, across_N = sample(x_N, width, grid_columns)
             for corner in tl.static_range(4):
                 row_N, row_share_N = top_N, 1.0 - down_N
                 column_N, column_share_N = left_N, 1.0 - across_N
@@ -148,7 +166,7 @@ def adaptive_pool_kernel(
                     row_N, row_share_N = bottom_N, down_N
                 if corner % 2 == 1:
                     column_N, column_share_N = right_N, across_N
-                offset_N = (row_N * grid + column_N) * patch_stride
+                offset_N = (row_N * grid_columns + column_N) * patch_stride
                 patch_ND = tl.load(
                     frame + offset_N[:, None] + column_D[None, :], mask=mask_ND, other=0.0
                 )
@@ -156,7 +174,7 @@ def adaptive_pool_kernel(
         else:
             for step in range(stride * stride):
                 row_N, column_N = y_N * stride + step // stride, x_N * stride + step % stride
-                offset_N = (row_N * grid + column_N) * patch_stride
+                offset_N = (row_N * grid_columns + column_N) * patch_stride
                 patch_ND = tl.load(
                     frame + offset_N[:, None] + column_D[None, :], mask=mask_ND, other=0.0
                 )

@@ -17,7 +17,8 @@ from torch import Tensor
 from metok_vllm.alignment.pixels import Normalisation
 from metok_vllm.errors import ConfigError
 
-FAMILIES = ("siglip", "clip")
+SIGLIP, CLIP = "siglip", "clip"
+FAMILIES = (SIGLIP, CLIP)
 
 
 class AlignmentTowers:
@@ -60,35 +61,44 @@ class AlignmentTowers:
 
     @torch.inference_mode()
     def embed_features(self, features_TPD: Tensor) -> Tensor:
-        """Image embeddings [T, D] from the video model's patch features, after `share_vision`."""
+        """Image embeddings [T, D] from the video model's patch features, after `share_vision`.
+
+        SigLIP pools with its head; CLIP reads its class token, the first of the features.
+        """
         vision = self.model.vision_model
         x_TPD = features_TPD.to(self.model.dtype)
         for layer in self.missing_layers:
             x_TPD = layer(x_TPD, attention_mask=None)
             x_TPD = x_TPD[0] if isinstance(x_TPD, tuple) else x_TPD
-        embeddings_TD: Tensor = vision.head(vision.post_layernorm(x_TPD))
+        normed_TPD = vision.post_layernorm(x_TPD)
+        if self.model.config.model_type == CLIP:
+            embeddings_TD: Tensor = self.model.visual_projection(normed_TPD[:, 0])
+        else:
+            embeddings_TD = vision.head(normed_TPD)
         return embeddings_TD
 
-    def share_vision(self, video_config: Any) -> None:
+    def share_vision(self, video_config: Any, class_token: bool = False) -> None:
         """Use the video model's vision tower in place of the image tower (mode `shared`).
 
-        LLaVA-OneVision runs all of SigLIP's layers but the last. The alignment model's own last
-        layers run on top of them, and its remaining image layers are freed. `video_config` is the
-        video model's configuration. Raises ConfigError where the towers do not match.
+        LLaVA-OneVision and LongVA run all layers of their tower but the last. The alignment model's
+        own last layers run on top of them, and its remaining image layers are freed. `video_config`
+        is the video model's configuration; with `class_token` its features start with one. Raises
+        ConfigError where the towers do not match.
         """
         vision, own = self.model.vision_model, self.model.config.vision_config
         theirs, layer = video_config.vision_config, video_config.vision_feature_layer
         depth = _depth(layer, theirs.num_hidden_layers) if isinstance(layer, int) else None
         if (
-            getattr(vision, "head", None) is None
+            class_token != (self.model.config.model_type == CLIP)
+            or not (class_token or getattr(vision, "head", None))
             or (own.model_type, own.hidden_size) != (theirs.model_type, theirs.hidden_size)
-            or video_config.vision_feature_select_strategy != "full"
+            or not (class_token or video_config.vision_feature_select_strategy == "full")
             or depth is None
             or depth > own.num_hidden_layers
         ):
             raise ConfigError(
-                "metok.alignment_mode 'shared' needs a SigLIP alignment model as wide as the video "
-                "model's vision tower and at least as deep; this is "
+                "metok.alignment_mode 'shared' needs an alignment model of the family and width "
+                "of the video model's vision tower, and at least as deep; this is "
                 f"{own.model_type} {own.hidden_size} wide with {own.num_hidden_layers} layers, the "
                 f"video model has {theirs.model_type} {theirs.hidden_size} wide with {depth}. "
                 "Use 'separate'.",

@@ -9,20 +9,17 @@ import torch
 from torch import Tensor
 
 from metok_vllm.baselines import evs, random, vidcom2
-from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, RANDOM
+from metok_vllm.config.methods import ENCODER_RULES, EVS, RANDOM
 
 
-def compress(rule: str, x_TPD: Tensor, newline_D: Tensor, keep: int, seed: str) -> Tensor:
-    """Visual tokens [keep + 1, D] in order of time, closed by the newline.
+def compress(rule: str, x_TPD: Tensor, newline_D: Tensor | None, keep: int, seed: str) -> Tensor:
+    """Visual tokens [keep, D] in order of time, and the newline if the model closes its videos.
 
     `x_TPD` is the model's dense input of a video. `seed` is the video's key, for `random` alone.
-    FastV selects in the decoder, so it keeps all tokens here.
     """
-    rows_ND = x_TPD.flatten(0, 1)
-    if rule != FASTV:
-        rows_ND = rows_ND.index_select(0, select(rule, x_TPD, keep, seed))
+    rows_ND = x_TPD.flatten(0, 1).index_select(0, select(rule, x_TPD, keep, seed))
     assert rows_ND.shape[0] == keep, (rule, keep, tuple(x_TPD.shape))
-    return torch.cat([rows_ND, newline_D[None]])
+    return rows_ND if newline_D is None else torch.cat([rows_ND, newline_D[None]])
 
 
 def select(rule: str, x_TPD: Tensor, keep: int, seed: str) -> Tensor:

@@ -20,6 +20,8 @@ from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.staging import encode_only, is_staged, stage, use_v1_runner
 from metok_vllm.errors import ConfigError
+from metok_vllm.models import llava_qwen_config
+from metok_vllm.vllm_contract import check_family
 
 logger = init_logger("vllm.metok")
 
@@ -28,6 +30,10 @@ ARCHITECTURES = {
     "LlavaOnevisionForConditionalGeneration": (
         "MetokLlavaOnevisionForConditionalGeneration",
         "metok_vllm.models.llava_onevision:MetokLlavaOnevision",
+    ),
+    llava_qwen_config.ARCHITECTURE: (
+        "MetokLlavaQwenForCausalLM",
+        "metok_vllm.models.llava_qwen:MetokLlavaQwen",
     ),
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
@@ -38,21 +44,27 @@ def register(problems: Sequence[str] = ()) -> None:
 
     `problems` are the reasons why this vLLM does not fit: METok then raises a RuntimeError.
     """
+    if not problems:
+        llava_qwen_config.register()
     for stock, (ours, path) in ARCHITECTURES.items():
         if not problems:
             ModelRegistry.register_model(ours, path)
-        MODELS_CONFIG_MAP[stock] = _hook(
-            MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig), tuple(problems)
-        )
+        base = MODELS_CONFIG_MAP.get(stock, VerifyAndUpdateConfig)
+        MODELS_CONFIG_MAP[stock] = _hook(stock, base, tuple(problems))
 
 
-def _hook(stock: type[Any], problems: tuple[str, ...]) -> type[Any]:
-    class MetokHook(stock):
+def _hook(architecture: str, base: type[Any], problems: tuple[str, ...]) -> type[Any]:
+    class MetokHook(base):
         @staticmethod
         def verify_and_update_config(vllm_config: Any) -> None:
-            stock.verify_and_update_config(vllm_config)
-            if problems and _wanted(vllm_config) is not None:
-                raise RuntimeError("METok cannot run with this vLLM:\n  " + "\n  ".join(problems))
+            base.verify_and_update_config(vllm_config)
+            if architecture == llava_qwen_config.ARCHITECTURE and not problems:
+                llava_qwen_config.prepare(vllm_config.model_config)
+            if _wanted(vllm_config) is not None:
+                # The tables of other families are not read: their models would be imported.
+                found = problems or tuple(check_family(architecture))
+                if found:
+                    raise RuntimeError("METok cannot run with this vLLM:\n  " + "\n  ".join(found))
             enable(vllm_config)
 
     return MetokHook

@@ -10,6 +10,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.engine.kv_cache.buffer_rows import buffer_size
 from metok_vllm.engine.staging import is_staged
 from metok_vllm.plan.costs import TEXT_TOKENS, EngineSizes, buffer_row_bytes, request_costs
+from metok_vllm.plan.families import video_layout
 from metok_vllm.plan.layers import StageLayout
 
 logger = init_logger("vllm.metok")
@@ -21,7 +22,6 @@ def engine_sizes(config: METokConfig, vllm_config: Any) -> EngineSizes:
     Raises ConfigError where the prefill buffer or the pruning layers do not fit.
     """
     model, scheduler = vllm_config.model_config, vllm_config.scheduler_config
-    vision = model.hf_config.vision_config
     layout, buffer_rows = None, 0
     if is_staged(config):
         layers = model.hf_text_config.num_hidden_layers
@@ -30,7 +30,7 @@ def engine_sizes(config: METokConfig, vllm_config: Any) -> EngineSizes:
     budget = int(scheduler.max_num_batched_tokens)
     kv_size = model.get_num_kv_heads(vllm_config.parallel_config) * model.get_head_size()
     return EngineSizes(
-        grid=int(vision.image_size // vision.patch_size),
+        video=video_layout(model.hf_config),
         layout=layout,
         block_size=int(vllm_config.cache_config.block_size),
         chunk_tokens=min(budget, int(scheduler.long_prefill_token_threshold) or budget),

@@ -15,6 +15,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.devices import to_host
 from metok_vllm.events import EventMap
 from metok_vllm.models.stopwatch import Stopwatch
+from metok_vllm.plan.layout import VideoLayout
 
 MIN_CAPACITY = 1024
 
@@ -23,7 +24,7 @@ MIN_CAPACITY = 1024
 class StoredEvents:
     """The events of one video, and the times of its encoding and of its last prefill.
 
-    `tokens` is the number of visual tokens. `cached`: whether its features came from the feature
+    `video` is its layout. `cached`: whether its features came from the feature
     cache, None without one. `on_host` may be read once `encoding` has ended. `prefill` times the
     decoder step that pruned this video, one of `videos_in_prefill`.
     """
@@ -31,7 +32,7 @@ class StoredEvents:
     events: EventMap
     on_host: EventMap
     config: METokConfig
-    tokens: int
+    video: VideoLayout
     cached: bool | None
     encoding: Stopwatch
     encoding_reported: bool = False
@@ -43,14 +44,14 @@ class StoredEvents:
         cls,
         events: EventMap,
         config: METokConfig,
-        tokens: int,
+        video: VideoLayout,
         cached: bool | None,
         encoding: Stopwatch,
     ) -> StoredEvents:
         """Events whose copy to the host is queued; ends the `encoding` watch."""
         copies = [to_host(getattr(events, field.name)) for field in fields(EventMap)]
         encoding.stop()
-        return cls(events, EventMap(*copies), config, tokens, cached, encoding)
+        return cls(events, EventMap(*copies), config, video, cached, encoding)
 
     def seconds(self) -> dict[str, float | None]:
         """Times that were not reported yet; None for a step that the device has not ended."""

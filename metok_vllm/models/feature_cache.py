@@ -22,6 +22,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from metok_vllm.plan.layout import VideoLayout
+
 
 @dataclass(frozen=True)
 class VideoFeatures:
@@ -45,16 +47,16 @@ class VideoFeatures:
 
 
 class FeatureCache:
-    """Features by content key and number of frames, at most `most_bytes` of them; 0 is off.
+    """Features by content key and layout, at most `most_bytes` of them; 0 is off.
 
     A client may give one id to two videos and then gets the features of the first, as in vLLM's
-    own caches. The number of frames is part of the key, so that it is never a wrong one.
+    own caches. The layout is part of the key, so that counts are never wrong ones.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
         self.held_bytes = 0
-        self.entries: OrderedDict[tuple[str, int], VideoFeatures] = OrderedDict()
+        self.entries: OrderedDict[tuple[str, VideoLayout], VideoFeatures] = OrderedDict()
         self.reserved: Tensor | None = None
 
     def takes(self, content: str | None) -> bool:
@@ -68,24 +70,24 @@ class FeatureCache:
             self.reserved = torch.empty(self.most_bytes, dtype=torch.uint8, device=device)
 
     def find(
-        self, content: str | None, frames: int, strides: Collection[int], images: bool
+        self, content: str | None, video: VideoLayout, strides: Collection[int], images: bool
     ) -> VideoFeatures | None:
         """The features of a video; None unless they have all these strides and, where `images` is
         set, image embeddings."""
-        if content is None or (content, frames) not in self.entries:
+        if content is None or (content, video) not in self.entries:
             return None
-        found = self.entries[content, frames]
+        found = self.entries[content, video]
         if not found.pooled.keys() >= set(strides) or (images and found.image_TD is None):
             return None
-        self.entries.move_to_end((content, frames))
+        self.entries.move_to_end((content, video))
         return found
 
-    def keep(self, content: str | None, features: VideoFeatures) -> None:
+    def keep(self, content: str | None, video: VideoLayout, features: VideoFeatures) -> None:
         """Keep features in place of older ones of the same video; not those above the bound."""
         if content is None or features.nbytes > self.most_bytes:
             return
         self.reserved = None
-        key = content, len(features.mean_TD)
+        key = content, video
         if key in self.entries:
             self.held_bytes -= self.entries.pop(key).nbytes
         self.entries[key] = features

@@ -8,6 +8,9 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.parse import VideoProcessorItems
 
+from metok_vllm.config import METokConfig
+from metok_vllm.plan.layout import VideoLayout
+
 
 def check_placeholders(inputs: Any, tokens: Mapping[str, int]) -> None:
     """Raise VLLMValidationError where the prompt lacks an item's placeholder.
@@ -20,6 +23,19 @@ def check_placeholders(inputs: Any, tokens: Mapping[str, int]) -> None:
             raise VLLMValidationError(
                 f"the prompt has {found} placeholders for {count} {modality} items; "
                 "truncate_prompt_tokens may have cut them away"
+            )
+
+
+def check_strides(config: METokConfig, video: VideoLayout) -> None:
+    """Raise VLLMValidationError for strides that leave a frame of the model no token."""
+    if 1 not in config.running_stages:
+        return
+    for stride in config.strides:
+        if not video.frame_features(stride):
+            raise VLLMValidationError(
+                f"metok.strides must not exceed the {min(video.grid) * video.unit} patches of a "
+                f"frame's side, got {stride}",
+                parameter="metok.strides",
             )
 
 

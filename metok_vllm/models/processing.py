@@ -23,12 +23,13 @@ from metok_vllm.alignment import encode_query, text_window
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import METOK
 from metok_vllm.models import request as wire
-from metok_vllm.models.input_checks import check_frames, check_placeholders
+from metok_vllm.models.input_checks import check_frames, check_placeholders, check_strides
 from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import QueryFinder
-from metok_vllm.plan.prompt import Pruning, key_share
-from metok_vllm.plan.request import RequestPlan, VideoPlan, video_tokens
-from metok_vllm.plan.tokens import dense_tokens
+from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.layout import VideoLayout
+from metok_vllm.plan.prompt import Pruning
+from metok_vllm.plan.request import RequestPlan, VideoPlan
 
 if TYPE_CHECKING:
     from metok_vllm.vllm_contract.surfaces import ProcessorSurface
@@ -50,6 +51,10 @@ class KeyedInputs(ProcessorInputs):
 
 class MetokProcessorMixin(ProcessorSurface):
     """Mixed in before a model's own multimodal processor. `info.metok` is the METokConfig."""
+
+    def video_layout(self, videos: Any, index: int) -> VideoLayout:
+        """The layout of one of a request's videos in the prompt."""
+        return video_layout(self.info.get_hf_config(), videos.get_num_frames(index))
 
     @cached_property
     def query_finder(self) -> QueryFinder:
@@ -88,6 +93,9 @@ class MetokProcessorMixin(ProcessorSurface):
         if not isinstance(videos, VideoProcessorItems):
             return super().apply(inputs, timing_ctx)
         check_frames(videos)
+        for index in range(videos.get_count()):
+            if videos.get(index) is not None:
+                check_strides(config, self.video_layout(videos, index))
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
@@ -126,10 +134,10 @@ class MetokProcessorMixin(ProcessorSurface):
         keys: Sequence[str],
         places: Sequence[Any],
     ) -> RequestPlan:
-        grid = self.info.metok_grid
         plans = []
         for index, (key, place) in enumerate(zip(keys, places, strict=True)):
-            frames = videos.get_num_frames(index)
+            video = self.video_layout(videos, index)
+            frames = video.frames
             times, duration = _frame_times(videos, index, frames)
             plans.append(
                 VideoPlan(
@@ -137,12 +145,10 @@ class MetokProcessorMixin(ProcessorSurface):
                     frames,
                     times,
                     duration,
-                    dense_tokens(frames, grid),
+                    video.dense_tokens(),
                     place.length,
                     place.offset,
-                    Pruning.of(config, key_share(frames, grid, config))
-                    if config.compresses
-                    else None,
+                    Pruning.of(config, video.key_share(config)) if config.compresses else None,
                 )
             )
         preset, rule = (config.preset, config.rule) if config.enabled else ("off", METOK)
@@ -167,7 +173,7 @@ class MetokProcessorMixin(ProcessorSurface):
                 wire.pack(
                     key,
                     options.payload,
-                    key_share(videos.get_num_frames(index), self.info.metok_grid, options.config),
+                    self.video_layout(videos, index).key_share(options.config),
                     content,
                 )
                 for index, (key, content) in enumerate(options.keys)
@@ -191,8 +197,8 @@ class MetokProcessorMixin(ProcessorSurface):
         token = self.info.get_hf_config().video_token_index
 
         def replacement(index: int) -> list[int]:
-            frames = mm_items.get_items("video", VideoProcessorItems).get_num_frames(index)
-            return [token] * video_tokens(frames, self.info.metok_grid, options.config)
+            videos = mm_items.get_items("video", VideoProcessorItems)
+            return [token] * self.video_layout(videos, index).tokens(options.config)
 
         video = PromptReplacement(modality="video", target=[token], replacement=replacement)
         return [*(u for u in updates if u.modality != "video"), video]

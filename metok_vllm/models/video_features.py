@@ -21,14 +21,15 @@ from metok_vllm.kernels.adaptive_pool import pool_frames
 from metok_vllm.models.feature_cache import FeatureCache, VideoFeatures
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stopwatch import Stopwatch
+from metok_vllm.plan.layout import VideoLayout
 
 
 class VideoFeatureEncoder:
     """The vision tower of a video model, given as two functions, and the alignment towers.
 
     `see` maps pixels [T, C, H, W] to patch features [T, P, vision width]; `project` maps those to
-    the decoder's width [T, P, D], on a `grid` x `grid` layout. The laps of a `watch` are the time
-    of towers and projector.
+    the decoder's width [T, P, D]. A `video` is the layout of what is encoded. The laps of a `watch`
+    are the time of towers and projector.
     """
 
     def __init__(
@@ -36,13 +37,11 @@ class VideoFeatureEncoder:
         config: METokConfig,
         see: Callable[[Tensor], Tensor],
         project: Callable[[Tensor], Tensor],
-        grid: int,
         pixels: Normalisation,
         towers: AlignmentTowers | None,
     ) -> None:
         self.see = see
         self.project = project
-        self.grid = grid
         self.pixels = pixels
         self.towers = towers
         self.shared = config.alignment_mode == "shared"
@@ -64,6 +63,7 @@ class VideoFeatureEncoder:
     def features(
         self,
         pixels_TCHW: Tensor,
+        video: VideoLayout,
         strides: Sequence[int],
         images: bool,
         request: EncodeRequest,
@@ -72,16 +72,21 @@ class VideoFeatureEncoder:
         """Features at these strides, with image embeddings if `images`, and whether they came from
         the feature cache (None without one)."""
         if not self.cache.takes(request.content):
-            return self.compute(pixels_TCHW, strides, images, watch)[0], None
-        found = self.cache.find(request.content, len(pixels_TCHW), strides, images)
+            return self.compute(pixels_TCHW, video, strides, images, watch)[0], None
+        found = self.cache.find(request.content, video, strides, images)
         if found is not None:
             return found, True
-        features, _ = self.compute(pixels_TCHW, strides, images, watch)
-        self.cache.keep(request.content, features)
+        features, _ = self.compute(pixels_TCHW, video, strides, images, watch)
+        self.cache.keep(request.content, video, features)
         return features, False
 
     def compute(
-        self, pixels_TCHW: Tensor, strides: Sequence[int], images: bool, watch: Stopwatch
+        self,
+        pixels_TCHW: Tensor,
+        video: VideoLayout,
+        strides: Sequence[int],
+        images: bool,
+        watch: Stopwatch,
     ) -> tuple[VideoFeatures, Tensor]:
         """Features computed by the towers, and the last chunk's patches [T, P, D]."""
         means, embedded = [], []
@@ -94,7 +99,8 @@ class VideoFeatureEncoder:
                 x_TPD = self.project(seen_TPD)
             means.append(x_TPD.mean(1, dtype=torch.float32))
             for stride, parts in pooled.items():
-                parts.append(pool_frames(x_TPD, self.grid, stride))
+                step = video.feature_stride(stride)
+                parts.append(pool_frames(x_TPD, video.grid, step, video.pooling))
         features = VideoFeatures(
             torch.cat(means),
             torch.cat(embedded) if images else None,

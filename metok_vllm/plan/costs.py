@@ -13,9 +13,8 @@ from typing import Any
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.accounting import request_blocks
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
-from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
-from metok_vllm.plan.request import video_tokens
-from metok_vllm.plan.tokens import dense_tokens
+from metok_vllm.plan.layout import VideoLayout
+from metok_vllm.plan.prompt import PromptPlan, Pruning
 
 FRAMES = (32, 64, 128)
 # Tokens of the chat template and a short question, part of them before the video.
@@ -27,12 +26,12 @@ POSITION_BYTES = 8
 class EngineSizes:
     """Sizes of an engine that decide what a request costs.
 
-    `grid`: patches on a side of a frame. `layout`: None for a decoder that runs whole.
+    `video`: a video of one frame. `layout`: None for a decoder that runs whole.
     `chunk_tokens`: the most prompt tokens of a request in one step. `block_rows`: the most rows of
     a row block. `buffer_rows` and `row_bytes`: the prefill buffer of one worker.
     """
 
-    grid: int
+    video: VideoLayout
     layout: StageLayout | None
     block_size: int
     chunk_tokens: int
@@ -87,12 +86,13 @@ def buffer_row_bytes(hidden_size: int, kv_size: int, value_bytes: int) -> int:
 
 def request_cost(frames: int, config: METokConfig, engine: EngineSizes) -> RequestCost:
     """The cost of a request with METok's settings `config` and TEXT_TOKENS tokens of text."""
-    encoded = video_tokens(frames, engine.grid, config)
-    dense = _prompt_cost(dense_tokens(frames, engine.grid), engine)
+    video = engine.video.of_frames(frames)
+    encoded = video.tokens(config)
+    dense = _prompt_cost(video.dense_tokens(), engine)
     metok = _prompt_cost(encoded, engine)
     plan = None
     if config.compresses:
-        pruning = Pruning.of(config, key_share(frames, engine.grid, config))
+        pruning = Pruning.of(config, video.key_share(config))
         plan = PromptPlan.of(metok.prompt_tokens, [("video", TEXT_BEFORE, encoded, pruning)])
     row_blocks: tuple[int, ...] = ()
     if plan is not None:

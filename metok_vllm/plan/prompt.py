@@ -17,7 +17,6 @@ from functools import cached_property
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import FASTV, METOK
 from metok_vllm.plan.layers import NUM_STAGES
-from metok_vllm.plan.tokens import key_event_count, key_frame_count, pooled_length
 
 PRUNE, EVICT = 2, 3
 
@@ -168,20 +167,3 @@ class PromptPlan:
             sum((v.counts.decode if decode else v.counts.prefill)[stage] for v in self.videos)
             for stage in range(NUM_STAGES)
         )
-
-
-def key_share(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> Fraction:
-    """Share of a video's tokens in key events, as if its K = min(num_events, T) were equally long.
-
-    Newlines included. Without stage 1 all frames are alike, so it is the share of key events.
-    """
-    K = min(config.num_events, num_frames)
-    key_events = key_event_count(K, config.key_event_ratio)
-    if 1 not in config.stages or K == 1:
-        return Fraction(key_events, K)
-    fine, medium, coarse = (pooled_length(grid, stride, mode) for stride in config.strides)
-    length = Fraction(num_frames, K)
-    finer = min(Fraction(key_frame_count(length, config.key_frames_per_event)), length)
-    of_key = key_events * (finer * fine + (length - finer) * medium + 1)
-    of_other = (K - key_events) * (finer * medium + (length - finer) * coarse + 1)
-    return of_key / (of_key + of_other)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import METOK
 from metok_vllm.plan.prompt import PromptPlan, Pruning
-from metok_vllm.plan.tokens import dense_tokens, encoded_tokens, kept_tokens
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,3 @@ class RequestPlan:
             if video.pruning is not None
         ]
         return PromptPlan.of(prompt_tokens, videos)
-
-
-def video_tokens(num_frames: int, grid: int, config: METokConfig) -> int:
-    """Tokens of one video under `config`: budgeted with stage 1 or an encoder rule, or dense."""
-    if config.encoder_rule:
-        return kept_tokens(num_frames, grid, config.rule_keep) + 1
-    if 1 in config.running_stages:
-        return encoded_tokens(num_frames, grid, config)
-    return dense_tokens(num_frames, grid)

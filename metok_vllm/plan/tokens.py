@@ -1,4 +1,4 @@
-"""Frames and tokens of a video, from its length and the settings alone.
+"""Frames in each stride class, from the video's length and the settings alone.
 
 vLLM lays out the prompt before the pixels are processed, so counts must not depend on content: they
 are those of equally long events. Content decides which frame gets which class. Pure Python and
@@ -10,10 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-
-from metok_vllm.config import METokConfig
-
-DENSE_STRIDE = 2  # of every frame in the model's own input
 
 
 @dataclass(frozen=True)
@@ -27,14 +23,14 @@ class FrameBudget:
 
 def key_event_count(num_events: int, ratio: float) -> int:
     """ceil(alpha * K), the number of key events among K."""
-    return math.ceil(_exact(ratio) * num_events)
+    return math.ceil(exact(ratio) * num_events)
 
 
 def key_frame_count(num_frames: int | Fraction, key_frames_per_event: int | float) -> int:
     """Key frames of an event: a count as it is, a share of the event's length rounded up."""
     if isinstance(key_frames_per_event, int):
         return key_frames_per_event
-    return math.ceil(_exact(key_frames_per_event) * num_frames)
+    return math.ceil(exact(key_frames_per_event) * num_frames)
 
 
 def frame_budget(
@@ -55,37 +51,8 @@ def frame_budget(
     return FrameBudget(fine, medium, num_frames - fine - medium)
 
 
-def pooled_length(grid: int, stride: int, mode: str = "bilinear") -> int:
-    """Tokens of one frame of grid x grid patches pooled at `stride`."""
-    side = -(-grid // stride) if mode == "bilinear" else grid // stride
-    return side * side
-
-
-def encoded_tokens(num_frames: int, grid: int, config: METokConfig, mode: str = "bilinear") -> int:
-    """N1: visual tokens after stage 1, one newline per event included."""
-    budget = frame_budget(
-        num_frames, config.num_events, config.key_event_ratio, config.key_frames_per_event
-    )
-    fine, medium, coarse = (pooled_length(grid, stride, mode) for stride in config.strides)
-    return (
-        budget.fine * fine
-        + budget.medium * medium
-        + budget.coarse * coarse
-        + min(config.num_events, num_frames)
-    )
-
-
-def kept_tokens(num_frames: int, grid: int, rule_keep: float, mode: str = "bilinear") -> int:
-    """ceil(rule_keep * T * t(2)): dense tokens that an encoder method keeps, no newline."""
-    return math.ceil(_exact(rule_keep) * num_frames * pooled_length(grid, DENSE_STRIDE, mode))
-
-
-def dense_tokens(num_frames: int, grid: int, mode: str = "bilinear") -> int:
-    """N0: the model's own input, every frame at stride 2 and one newline."""
-    return num_frames * pooled_length(grid, DENSE_STRIDE, mode) + 1
-
-
-def _exact(share: float) -> Fraction:
+def exact(share: float) -> Fraction:
+    """A share as the decimal that users write."""
     return Fraction(repr(share))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.vllm_contract.attributes import ATTRIBUTES
+from metok_vllm.vllm_contract.families import FAMILIES
 from metok_vllm.vllm_contract.methods import SIGNATURES
 
 SUPPORTED = "0.32"
@@ -52,6 +53,12 @@ def check(
     for target, names in attributes.items():
         found_problems += [_check_attributes(target, names)]
     return problems + [f"{problem} ({name} {version})" for problem in found_problems if problem]
+
+
+def check_family(architecture: str) -> list[str]:
+    """What does not fit of the table of one model family, by its architecture in vLLM."""
+    family = FAMILIES[architecture]
+    return check(family.methods, family.attributes)
 
 
 def _check_signature(target: str, wanted: tuple[str, ...]) -> str | None:

@@ -61,7 +61,4 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
         *("hf_config", "hf_text_config", "model_arch_config", "multimodal_config"),
         *("registry", "architecture", "_model_info", "_architecture"),
     ),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration": (
-        *("config", "language_model", "vision_tower", "multi_modal_projector", "image_newline"),
-    ),
 }

@@ -1,4 +1,4 @@
-"""Methods of vLLM that the engine and the models override or call, with their parameters."""
+"""Methods of vLLM that METok overrides or calls for every model, with their parameters."""
 
 from __future__ import annotations
 
@@ -136,35 +136,9 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "model_id",
         "hash_algorithm",
     ),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionMultiModalProcessor."
-    "_apply_hf_processor_main": ("mm_items", "hf_kwargs"),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionMultiModalProcessor."
-    "_get_mm_fields_config": ("hf_inputs", "hf_processor_mm_kwargs"),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionMultiModalProcessor."
-    "_get_prompt_updates": ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionProcessingInfo."
-    "get_num_frames_with_most_features": ("seq_len", "mm_counts"),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration."
-    "embed_multimodal": ("kwargs",),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration."
-    "_process_video_pixels": ("inputs",),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration."
-    "load_weights": ("weights",),
     "vllm.model_executor.models.config:VerifyAndUpdateConfig.verify_and_update_config": (
         "vllm_config",
     ),
     "vllm.multimodal.video:VideoLoader.load_bytes": ("data", "kwargs"),
-    "vllm.model_executor.models.llava_onevision:LlavaOnevisionForConditionalGeneration.forward": (
-        "input_ids",
-        "positions",
-        "intermediate_tensors",
-        "inputs_embeds",
-        "kwargs",
-    ),
-    "vllm.model_executor.models.qwen2:Qwen2DecoderLayer.forward": (
-        "positions",
-        "hidden_states",
-        "residual",
-    ),
     **STAGING,
 }

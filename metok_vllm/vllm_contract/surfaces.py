@@ -83,6 +83,25 @@ class WorkerSurface:
         raise NotImplementedError
 
 
+class ModelSurface:
+    """A video model of vLLM, an nn.Module with `embed_multimodal` and a `language_model`."""
+
+    config: Any
+    language_model: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        raise NotImplementedError
+
+    def load_weights(self, weights: Any) -> Any:
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        raise NotImplementedError
+
+
 class ProcessorSurface:
     """vllm.multimodal.processing.processor.BaseMultiModalProcessor."""
 

@@ -127,7 +127,7 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str
         video.duration_s,
         question=arguments.question,
         query_source="user_turn" if arguments.question.strip() else "none",
-        grid=features.grid,
+        video=features.video,
         config=config,
         rule=arguments.rule,
     )

@@ -25,19 +25,22 @@ from metok_vllm.alignment import (
 )
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
+from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.torch_shims import ensure_torchvision_ops
 
 
 @dataclass(frozen=True)
 class FrameFeatures:
-    """`feature_TD`: mean over a frame's projected patches, float32. `grid`: patches per side.
+    """`feature_TD`: mean over a frame's projected patches, float32. `video`: the layout of a
+    video.
 
     `relevance_T` is None without alignment towers or without a question.
     """
 
     feature_TD: Tensor
     relevance_T: Tensor | None
-    grid: int
+    video: VideoLayout
 
 
 class FrameEncoder:
@@ -47,7 +50,7 @@ class FrameEncoder:
         self.model = model
         self.processor = processor
         vision = model.config.vision_config
-        self.grid: int = vision.image_size // vision.patch_size
+        self.video = video_layout(model.config)
         self.pixels = Normalisation.of(processor.image_mean, processor.image_std, vision.image_size)
         self.towers: AlignmentTowers | None = None
         self.shared = False
@@ -104,7 +107,7 @@ class FrameEncoder:
         relevance_T = None
         if text_D is not None:
             relevance_T = AlignmentTowers.relevance(torch.cat(images), text_D)
-        return FrameFeatures(torch.cat(means), relevance_T, self.grid)
+        return FrameFeatures(torch.cat(means), relevance_T, self.video)
 
     def _pixels(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
         frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)

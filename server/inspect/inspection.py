@@ -9,7 +9,7 @@ from typing import Any
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.events import COARSE, FINE, MEDIUM, EventMap
-from metok_vllm.plan.tokens import dense_tokens, pooled_length
+from metok_vllm.plan.layout import VideoLayout
 
 RULES = ("budgeted", "natural")
 
@@ -88,15 +88,13 @@ def build_inspection(
     *,
     question: str,
     query_source: str,
-    grid: int,
+    video: VideoLayout,
     config: METokConfig,
-    pooling: str = "bilinear",
     rule: str = "budgeted",
 ) -> Inspection:
     """Convert an event map (T frames) to plain values under one of the two rules.
 
-    `grid` is the side of a frame's patch grid after the projector, before pooling. Raises
-    ConfigError for an unknown rule.
+    `video` is the model's layout of a video. Raises ConfigError for an unknown rule.
     """
     if rule not in RULES:
         raise ConfigError(f"rule must be one of {', '.join(RULES)}, got {rule!r}", "rule")
@@ -105,7 +103,7 @@ def build_inspection(
     class_T = event_map.class_T.tolist() if rule == "budgeted" else natural_T
     key_E = event_map.key_E.tolist()
     times = [float(t) for t in timestamps_s]
-    per_frame = tuple(pooled_length(grid, stride, pooling) for stride in config.strides)
+    per_frame = tuple(video.frame_tokens(stride) for stride in config.strides)
     frames = tuple(
         InspectedFrame(
             index=int(indices[t]),
@@ -136,6 +134,6 @@ def build_inspection(
         similarity=tuple(float(c) for c in similarity),
         strides=config.strides,
         tokens_per_frame=per_frame,
-        dense_tokens=dense_tokens(len(frames), grid, pooling),
-        encoded_tokens=sum(per_frame[c] for c in class_T) + len(events),
+        dense_tokens=video.of_frames(len(frames)).dense_tokens(),
+        encoded_tokens=sum(per_frame[c] for c in class_T) + len(events) * video.closes_events,
     )

@@ -15,9 +15,8 @@ from torch import Tensor
 from metok_vllm.baselines import encoder, evs, random, vidcom2
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import ENCODER_RULES, FASTV
-from metok_vllm.plan.request import video_tokens
-from metok_vllm.plan.tokens import dense_tokens, kept_tokens
 from tests.baselines import naive
+from tests.layouts import square
 from tests.reference.stage1 import exact
 from tests.reference.strategies import bounded, shares
 
@@ -79,17 +78,17 @@ def test_counts_and_order_hold_whatever_the_content(x_TPD: Tensor, share: float,
 @given(frames=st.integers(1, 130), grid=st.integers(1, 27), share=shares)
 @bounded
 def test_the_count_follows_from_the_settings(frames: int, grid: int, share: float) -> None:
-    per_frame = dense_tokens(1, grid) - 1
+    per_frame = square(1, grid).dense_tokens() - 1
     kept = math.ceil(exact(share) * frames * per_frame)
-    assert kept_tokens(frames, grid, share) == kept
+    assert square(frames, grid).kept_features(share) == kept
     for stages in ((1, 2, 3), (2,)):
         for rule in ENCODER_RULES:
             config = METokConfig(rule=rule, rule_keep=share, stages=stages)
-            assert video_tokens(frames, grid, config) == kept + 1
+            assert square(frames, grid).tokens(config) == kept + 1
         fastv = METokConfig(rule=FASTV, rule_keep=share, stages=stages)
-        assert video_tokens(frames, grid, fastv) == dense_tokens(frames, grid)
+        assert square(frames, grid).tokens(fastv) == square(frames, grid).dense_tokens()
     off = METokConfig(rule=ENCODER_RULES[0], rule_keep=share, enabled=False)
-    assert video_tokens(frames, grid, off) == dense_tokens(frames, grid)
+    assert square(frames, grid).tokens(off) == square(frames, grid).dense_tokens()
 
 
 class TestRandom:

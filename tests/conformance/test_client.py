@@ -14,16 +14,16 @@ from PIL import Image
 
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.plan.tokens import encoded_tokens
 from metok_vllm.processes.child_server import ChildServer
 from tests.conformance.requests import MODEL, SAMPLE_URL, messages, metric, video_part
+from tests.layouts import square
 from tests.video import clips
 
 pytestmark = pytest.mark.slow
 
 QUESTION = "What is in the black scene?"
 SERVED = METokConfig.load(config_file=CONFIG_FILE, environ={})
-MAX_TOKENS = encoded_tokens(32, 8, SERVED.for_request({"preset": "max"}))
+MAX_TOKENS = square(32, 8).encoded_tokens(SERVED.for_request({"preset": "max"}))
 FIELDS = {
     "applied",
     "reason",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from metok_vllm.demo import MODEL_DIR, SAMPLE_QUESTION
-from metok_vllm.plan.tokens import dense_tokens
 from metok_vllm.processes.child_server import SERVE, ChildServer
 from tests.conformance.requests import chat_body, post, video_part
 from tests.environment import STARTED_WITH
+from tests.layouts import square
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
@@ -49,7 +49,7 @@ def test_a_prompt_longer_than_a_step_is_pruned(
     assert answer["usage"]["prompt_tokens"] > BUDGET
     report = answer["metok"]
     assert report["unpruned"] is None
-    assert report["visual_tokens"]["dense"] == dense_tokens(FRAMES, GRID)
+    assert report["visual_tokens"]["dense"] == square(FRAMES, GRID).dense_tokens()
     stages = report["visual_tokens"]["stages"]
     assert len(stages) == 4
     assert stages == sorted(set(stages), reverse=True), "each stage has fewer than the one before"

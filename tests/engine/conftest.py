@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.checkpoints import LLAVA_ONEVISION, Checkpoint, write_family
 from tests.engine.engines import UNTRAINED, EnginePool
 from tests.engine.staged import StagedEngine
 from tests.reference.decoder import LanguageModel
@@ -39,6 +41,23 @@ def metok(engines: EnginePool) -> Any:
 def staged_reference(staged_model: Any) -> LanguageModel:
     """The staged checkpoint's decoder in Hugging Face."""
     return language_model(staged_model)
+
+
+@pytest.fixture(scope="package")
+def checkpoint_of(
+    staged_checkpoint: Path,
+    staged_reference: LanguageModel,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Checkpoint]:
+    """Checkpoints by the name of their family; each is written once."""
+
+    @cache
+    def get(name: str) -> Checkpoint:
+        if name == LLAVA_ONEVISION:
+            return Checkpoint(name, staged_checkpoint, staged_reference)
+        return write_family(name, tmp_path_factory.mktemp(name) / "model")
+
+    return get
 
 
 @pytest.fixture(scope="package")

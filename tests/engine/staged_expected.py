@@ -20,8 +20,9 @@ from metok_vllm.config import METokConfig
 from metok_vllm.models.request import FIELD
 from tests.engine import engines
 from tests.engine.staged import NEW_TOKENS, StagedEngine
-from tests.engine.staged_prompts import Parts, make_prompt, planned_video
+from tests.engine.staged_prompts import Frame, Parts, make_prompt, planned_video
 from tests.reference.decoder import Generated, LanguageModel, generate
+from tests.reference.stage1 import EVENT, NOWHERE, ROW
 from tests.reference.staged_checkpoint import embed_prompt
 
 # Below these margins another order of summation may decide otherwise: selections by the
@@ -76,6 +77,16 @@ def config_of(engine: StagedEngine, prompt: Any) -> METokConfig:
     return config
 
 
+def frame_of(config: Any) -> Frame:
+    """How the model of a Hugging Face configuration pools its frames."""
+    vision = config.vision_config
+    grid = int(vision.image_size // vision.patch_size)
+    if config.model_type != "llava_qwen":
+        return Frame(grid)
+    where = {"grid": ROW, "one_token": EVENT, "no_token": NOWHERE}
+    return Frame(grid, config.mm_spatial_pool_mode, where[config.mm_newline_position])
+
+
 def expected_answer(
     engine: StagedEngine,
     prompt: Any,
@@ -89,13 +100,12 @@ def expected_answer(
     config = config_of(engine, prompt)
     length = len(rendered.ids)
     stages, decode_keep = set(config.stages), config.decode_keep
-    vision = engine.model.config.vision_config
-    grid = int(vision.image_size // vision.patch_size)
+    frame = frame_of(engine.model.config)
     videos = []
     if config.enabled:
         for start, decision in zip(rendered.videos, rendered.decisions, strict=True):
             tokens = len(rendered.visual[start])
-            videos.append(planned_video(start, decision, config, tokens, length, grid))
+            videos.append(planned_video(start, decision, config, tokens, length, frame))
     return generate(
         reference,
         embed_prompt(reference, rendered.ids, rendered.visual),

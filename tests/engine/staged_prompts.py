@@ -14,7 +14,7 @@ from metok_vllm.config import METokConfig
 from tests.engine.prompts import scenes, video
 from tests.reference.decoder import Video
 from tests.reference.pruning import planned_tokens
-from tests.reference.stage1 import key_events, pooled_side
+from tests.reference.stage1 import EVENT, frame_length, key_events
 from tests.untrained import MODEL_DIR
 
 OFF = {"enabled": False}
@@ -30,6 +30,15 @@ class Clip:
 
 class Picture(Clip):
     """An image, the first frame of such a video."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How a model pools frames of grid x grid patches, and where its newlines stand."""
+
+    grid: int
+    mode: str = "bilinear"
+    newlines: str = EVENT
 
 
 Parts = Sequence[int | Clip]
@@ -64,19 +73,20 @@ def make_prompt(parts: Parts, options: Mapping[str, Any] | None = None, seed: in
 
 
 def planned_video(
-    start: int, decision: Any, config: METokConfig, tokens: int, prompt_length: int, grid: int
+    start: int, decision: Any, config: METokConfig, tokens: int, prompt_length: int, frame: Frame
 ) -> Video:
     """The reference decoder's view of a video whose stage 1 came to `decision`.
 
-    Frames are pooled at their class's stride; a newline token follows each event.
+    Frames are pooled at their class's stride; `frame` says how, and where newlines stand.
     """
     events, classes = decision["event_of_frame"], decision["class_of_frame"]
     event_of: list[int] = []
-    for frame, event in enumerate(events):
-        stride = config.strides[classes[frame]] if 1 in config.stages else 2
-        event_of += [event] * pooled_side(grid, stride, "bilinear") ** 2
-        last = frame == len(events) - 1
-        if last or (1 in config.stages and events[frame + 1] != event):
+    for number, event in enumerate(events):
+        stride = config.strides[classes[number]] if 1 in config.stages else 2
+        event_of += [event] * frame_length(frame.grid, stride, frame.mode, frame.newlines)
+        last = number == len(events) - 1
+        closes = last or (1 in config.stages and events[number + 1] != event)
+        if closes and frame.newlines == EVENT:
             event_of.append(event)
     assert len(event_of) == tokens
     important = key_events(events, decision["relevance_of_frame"], config.key_event_ratio)
@@ -89,8 +99,10 @@ def planned_video(
         config.key_event_ratio,
         config.key_frames_per_event,
         config.strides,
-        grid,
+        frame.grid,
         config.keep_ratio,
         1 in config.stages,
+        frame.mode,
+        frame.newlines,
     )
     return Video(start, event_of, key, decision["event_relevance"], totals)

@@ -1,12 +1,15 @@
 """Memory and work at LongVA-7B's geometry: 28 layers, 24 x 24 patches per frame, tiny widths.
 
-Blocks are the scheduler's and rows the layers' own; FLOPs are those of LongVA-7B's widths on these
-rows. The bounds are the figures of the paper's abstract.
+The checkpoint is in LongVA's own layout. Blocks are the scheduler's and rows the layers' own; FLOPs
+and bytes are those of LongVA-7B's widths on these rows and blocks. The bounds are the figures of
+the paper's abstract, and docs/models.md has the table.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,18 +20,26 @@ from tests.engine.engines import SMALL_DUMMIES, EnginePool
 from tests.engine.staged import BLOCK, StagedEngine
 from tests.engine.staged_prompts import OFF, Clip, make_prompt
 from tests.reference.decoder import LanguageModel
-from tests.reference.staged_checkpoint import Sizes, write_checkpoint
+from tests.reference.llava_qwen_checkpoint import LONGVA, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 LAYERS = 28
-SIZES = Sizes(layers=LAYERS, hidden=32, heads=1, kv_heads=1, intermediate=32, image=192, patch=8)
+SIZES = replace(
+    LONGVA, side=192, patch=8, layers=LAYERS, hidden=32, tower_hidden=32, heads=1, kv_heads=1
+)
 # The paper's boundaries, rounded to multiples of four: cache groups of equal size waste no memory.
 BOUNDARIES = (4, 12, 20)
+# As published: cache groups of three layers, and two layers' worth of memory wasted.
+PAPER = (3, 10, 19)
 # LongVA-7B: Qwen2-7B with 4 key-value heads of 128.
 D, D_KV, D_MLP = 3584, 512, 18944
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODELS = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 FEWER_BLOCKS, FEWER_FLOPS, MORE_REQUESTS = 0.935, 0.806, 8
 MAX_LEN = 18944
+TEXT, PER_FRAME = 60, 144
 # Blocks of all layers, in blocks of one: two dense requests of 64 frames, and some growth.
 POOL = 28 * 600
 SETTINGS: dict[str, Any] = {
@@ -63,9 +74,14 @@ def dense_at_once(make_engine: Any) -> int:
 @pytest.fixture(scope="module")
 def engine(make_engine: Any) -> StagedEngine:
     engine: StagedEngine = make_engine(BOUNDARIES, num_gpu_blocks_override=POOL // BOUNDARIES[0])
-    groups = engine.runner.kv_cache_config.kv_cache_groups
-    assert [len(group.layer_names) for group in groups] == [BOUNDARIES[0]] * len(groups)
+    assert layers_by_group(engine) == [BOUNDARIES[0]] * 7
     return engine
+
+
+def layers_by_group(engine: StagedEngine) -> list[int]:
+    """Layers of each cache group."""
+    groups = engine.runner.kv_cache_config.kv_cache_groups
+    return [len(group.layer_names) for group in groups]
 
 
 def at_once(engine: StagedEngine) -> int:
@@ -97,15 +113,56 @@ def test_requests_at_once_in_one_pool(engine: StagedEngine, dense_at_once: int) 
 
 def test_blocks_and_flops_of_128_frames(engine: StagedEngine) -> None:
     # Dense rows and blocks follow from the length, as a short clip shows.
-    text, per_frame = 60, 144
     held, rows = engine.measure(make_prompt((20, Clip(8, (3, 5)), 40), OFF))
-    assert (rows, sum(held)) == dense_cost(8 * per_frame + 1 + text)
-    dense_rows, dense_blocks = dense_cost(128 * per_frame + 1 + text)
+    assert (rows, sum(held)) == dense_cost(8 * PER_FRAME + TEXT)
+    dense_rows, dense_blocks = dense_cost(128 * PER_FRAME + TEXT)
 
     held, rows = cost_of_128_frames(engine)
     assert len(rows) == LAYERS
     assert 1 - sum(held) / dense_blocks >= FEWER_BLOCKS
     assert 1 - sum(map(layer_flops, rows)) / sum(map(layer_flops, dense_rows)) >= FEWER_FLOPS
+    row = table_row("default", BOUNDARIES, rows, held, BOUNDARIES[0])
+    assert row in MODELS
+    dense = f"| dense | | {total(dense_rows)} | | {total_blocks(dense_blocks * BOUNDARIES[0])} | |"
+    assert dense in MODELS
+    fewer_flops, less_memory = (row.split(" | ")[n].strip(" |") for n in (4, 7))
+    readme = f"{fewer_flops} fewer prefill FLOPs and holds {less_memory} less KV memory"
+    assert readme in README
+
+
+@pytest.mark.thorough
+def test_blocks_and_flops_at_the_paper_s_layers(make_engine: Any) -> None:
+    # Ten groups must hold the longest prompt that the engine admits.
+    engine = make_engine(PAPER, num_gpu_blocks_override=2 * POOL // PAPER[0])
+    groups = layers_by_group(engine)
+    assert max(groups) == PAPER[0]
+    held, rows = cost_of_128_frames(engine)
+    assert table_row("paper", PAPER, rows, held, PAPER[0]) in MODELS
+
+
+def table_row(
+    name: str, boundaries: tuple[int, ...], rows: list[int], held: list[int], group: int
+) -> str:
+    """The line of docs/models.md for what was measured; shares are less than dense."""
+    dense_rows, dense_blocks = dense_cost(128 * PER_FRAME + TEXT)
+    fewer_flops = 1 - sum(map(layer_flops, rows)) / sum(map(layer_flops, dense_rows))
+    fewer_blocks = 1 - sum(held) * group / (dense_blocks * BOUNDARIES[0])
+    layers = ", ".join(map(str, boundaries))
+    work = f"{total(rows)} | {fewer_flops:.1%}".replace("%", " %")
+    memory = f"{total_blocks(sum(held) * group)} | {fewer_blocks:.1%}".replace("%", " %")
+    row = f"| {name} | {layers} | {work} | {memory} |"
+    print(row)
+    return row
+
+
+def total(rows: list[int]) -> str:
+    """Rows over all layers, and the FLOPs of LongVA-7B's widths on them."""
+    return f"{sum(rows):,} | {sum(map(layer_flops, rows)) / 1e12:,.1f} T"
+
+
+def total_blocks(blocks: int) -> str:
+    """Blocks of one layer, and their bytes with LongVA-7B's keys and values in 16 bits."""
+    return f"{blocks:,} | {blocks * BLOCK * 2 * D_KV * 2 / 2**20:,.1f} MiB"
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,36 @@
 """The engine's answers equal the naive decoder's: every stage, boundary, ratio and prompt shape.
 
-All requests of a matrix are in flight together, so each case also covers batching.
+All requests of a matrix are in flight together, so each case also covers batching. The checkpoint
+is a parameter: LLaVA-OneVision at all boundaries, the other families at the first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from math import inf
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
 
+from tests.engine.checkpoints import LLAVA_ONEVISION, NAMES, Checkpoint
 from tests.engine.engines import EnginePool
 from tests.engine.staged import BLOCK, StagedEngine
-from tests.engine.staged_expected import expected_answer, without_ties
+from tests.engine.staged_expected import expected_answer, frame_of, without_ties
 from tests.engine.staged_prompts import OFF, Clip, Parts, Picture
 from tests.reference.decoder import Generated, LanguageModel
 from tests.reference.pruning import planned_tokens
-from tests.reference.staged_checkpoint import language_model, load_model
+from tests.reference.stage1 import EVENT, frame_length
 
 pytestmark = pytest.mark.slow
 
 # Stages of 2, 2, 2, 2 layers, of 1, 2, 2, 3 (the default) and of 3, 2, 1, 2.
 BOUNDARIES = ((2, 4, 6), (1, 3, 5), (3, 5, 6))
+MODELS = [(LLAVA_ONEVISION, boundaries) for boundaries in BOUNDARIES] + [
+    (name, BOUNDARIES[0]) for name in NAMES if name != LLAVA_ONEVISION
+]
 STAGES = ((), (2,), (3,), (2, 3), (1, 2, 3))
 RATIOS, DECODE_KEEPS = (0.3, 0.76, 1.0), (0.0, 0.25, 1.0)
 
@@ -107,20 +112,21 @@ class Run:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(boundaries, marks=[pytest.mark.thorough] if number else [])
-        for number, boundaries in enumerate(BOUNDARIES)
+        pytest.param((name, boundaries), marks=[pytest.mark.thorough] if number else [])
+        for number, (name, boundaries) in enumerate(MODELS)
     ],
     ids=str,
 )
 def run(
     request: pytest.FixtureRequest,
     engines: EnginePool,
-    staged_checkpoint: Path,
-    staged_reference: LanguageModel,
+    checkpoint_of: Callable[[str], Checkpoint],
 ) -> Run:
-    engine = StagedEngine(engines, staged_checkpoint, staged_reference, request.param)
-    run = Run(engine, language_model(load_model(staged_checkpoint).double()))
-    cases = matrix(request.param)
+    name, boundaries = request.param
+    checkpoint = checkpoint_of(name)
+    engine = StagedEngine(engines, checkpoint.folder, checkpoint.language, boundaries)
+    run = Run(engine, checkpoint.in_float64())
+    cases = matrix(boundaries)
     prompts = [without_ties(engine, SHAPES[case.shape], case.options) for case in cases]
     answers = engine.answer([prompt for prompt, _ in prompts])
     for case, answer, (prompt, expected) in zip(cases, answers, prompts, strict=True):
@@ -166,8 +172,10 @@ def test_stages_that_end_at_a_block_edge(run: Run, offset: int) -> None:
     """The text is so long that one stage, in prefill or in decoding, fills its last block."""
     ratio, keep = 0.76, 0.25
     frames = sum(SHORT.lengths)
-    dense = frames * 16 + 1
-    ran = planned_tokens(frames, dense, 5, 0.6, 6, (2, 4, 8), 8, ratio, stage1=False)
+    frame = frame_of(run.engine.model.config)
+    dense = frames * frame_length(frame.grid, 2, frame.mode, frame.newlines)
+    dense += frame.newlines == EVENT
+    ran = planned_tokens(frames, dense, 5, 0.6, 6, (2, 4, 8), frame.grid, ratio, stage1=False)
     held = [-(-tokens // 4) for tokens in ran[1:3]]
     prompts = []
     for tokens in (*ran, *held):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from metok_vllm.config import METokConfig
 from metok_vllm.events import budgeted_classes, segment
 from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive, pack_index, pool_frames
-from metok_vllm.plan.tokens import encoded_tokens, frame_budget
+from metok_vllm.plan.tokens import frame_budget
+from tests.layouts import square
 from tests.reference import stage1
 from tests.reference.strategies import (
     Rule,
@@ -143,7 +144,7 @@ def test_the_budget_is_the_packed_length(
     tokens, _ = adaptive_pool(
         random_patches(frames, grid), classes, event_of, torch.zeros(WIDTH), grid, strides_
     )
-    assert len(tokens) == encoded_tokens(frames, grid, config)
+    assert len(tokens) == square(frames, grid).encoded_tokens(config)
 
 
 def test_a_bad_frame_stays_in_its_own_tokens() -> None:
@@ -159,7 +160,10 @@ def test_a_bad_frame_stays_in_its_own_tokens() -> None:
 
 def test_rows_address_the_three_poolings_and_the_newline() -> None:
     rows, events = pack_index(
-        torch.tensor([1, 0, 2]), torch.tensor([0, 1, 1]), (4, 2, 1), total=4 + 2 + 1 + 2
+        torch.tensor([1, 0, 2]),
+        torch.tensor([0, 1, 1]),
+        [(2, 2), (1, 2), (1, 1)],
+        total=4 + 2 + 1 + 2,
     )
     # Fine rows 0-11, medium 12-17, coarse 18-20, newline 21.
     assert rows.tolist() == [12, 13, 21, 4, 5, 6, 7, 20, 21]

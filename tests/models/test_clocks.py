@@ -15,6 +15,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.models.stopwatch import Stopwatch
+from tests.layouts import square
 
 CPU = torch.device("cpu")
 TIMES = ("seconds", "own_seconds", "prefill_seconds", "pruning_seconds")
@@ -85,7 +86,6 @@ def test_towers_and_projector_are_not_stage_1_s_own(
         METokConfig(encoder_chunk_frames=2),
         lambda pixels: takes(4.0, pixels.flatten(2).mT),
         lambda seen: takes(1.0, seen),
-        5,
         Normalisation((0.5,) * 3, (0.5,) * 3, 5),
         None,
     )
@@ -98,7 +98,8 @@ def test_towers_and_projector_are_not_stage_1_s_own(
     monkeypatch.setattr(stage1.video, "compute", slower)
     newline_D = torch.zeros(3)
     for key in "ab":
-        stage1.encode(torch.randn(3, 3, 5, 5), newline_D, EncodeRequest(key, METokConfig(), ()))
+        request = EncodeRequest(key, METokConfig(), ())
+        stage1.encode(torch.randn(3, 3, 5, 5), newline_D, request, square(3, 5))
     watch = Stopwatch(CPU)
     with watch.lap():
         clock[0] += 0.5
@@ -118,12 +119,11 @@ def test_another_prefill_of_an_encoded_video_is_told_alone(clock: list[float]) -
         METokConfig(),
         lambda pixels: pixels.flatten(2).mT,
         lambda seen: seen,
-        5,
         Normalisation((0.5,) * 3, (0.5,) * 3, 5),
         None,
     )
     request = EncodeRequest("a", METokConfig(), ())
-    stage1.encode(torch.randn(3, 3, 5, 5), torch.zeros(3), request)
+    stage1.encode(torch.randn(3, 3, 5, 5), torch.zeros(3), request, square(3, 5))
     stage1.events.report("a")
     watch = Stopwatch(CPU)
     clock[0] += 2.0

@@ -17,6 +17,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.models.feature_cache import FeatureCache, VideoFeatures
 from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
+from tests.layouts import square
 from tests.reference.strategies import bounded
 
 GRID, WIDTH, CHUNK = 4, 6, 5
@@ -43,17 +44,17 @@ def test_bound_and_order_are_those_of_a_plain_list(
     kept: list[tuple[str, int]] = []
     for video in lookups:
         content, frames = video
-        found = cache.find(content, frames, (), False)
+        found = cache.find(content, square(frames, 1), (), False)
         assert (found is not None) == (video in kept)
         if found is None:
-            cache.keep(content, of_frames(frames))
+            cache.keep(content, square(frames, 1), of_frames(frames))
             if frames <= most_frames:
                 kept.append(video)
         else:
             kept.append(kept.pop(kept.index(video)))
         while sum(number for _, number in kept) > most_frames:
             kept.pop(0)
-        assert list(cache.entries) == kept
+        assert list(cache.entries) == [(name, square(number, 1)) for name, number in kept]
         held = sum(features.nbytes for features in cache.entries.values())
         assert cache.held_bytes == held == FRAME_BYTES * sum(number for _, number in kept)
         assert held <= cache.most_bytes
@@ -62,7 +63,7 @@ def test_bound_and_order_are_those_of_a_plain_list(
 def test_the_same_video_is_held_once() -> None:
     cache = FeatureCache(10 * FRAME_BYTES)
     for _ in range(3):
-        cache.keep("a", of_frames(4))
+        cache.keep("a", square(4, 1), of_frames(4))
     assert cache.held_bytes == 4 * FRAME_BYTES
     cache.clear()
     assert (cache.held_bytes, cache.entries) == (0, OrderedDict())
@@ -76,12 +77,14 @@ def test_a_view_counts_with_all_it_keeps() -> None:
 
 def test_features_without_a_requested_part_are_no_hit() -> None:
     cache = FeatureCache(1000)
-    cache.keep("a", VideoFeatures(torch.zeros(1, WIDTH), None, {2: (torch.zeros(1, 1, 1),)}))
-    assert cache.find("a", 1, (2,), False) is not None
-    assert cache.find("a", 1, (2, 4), False) is None
-    assert cache.find("a", 1, (2,), True) is None
-    assert cache.find("a", 2, (2,), False) is None
-    assert cache.find(None, 1, (2,), False) is None
+    features = VideoFeatures(torch.zeros(1, WIDTH), None, {2: (torch.zeros(1, 1, 1),)})
+    one, two = square(1, 1), square(2, 1)
+    cache.keep("a", one, features)
+    assert cache.find("a", one, (2,), False) is not None
+    assert cache.find("a", one, (2, 4), False) is None
+    assert cache.find("a", one, (2,), True) is None
+    assert cache.find("a", two, (2,), False) is None
+    assert cache.find(None, one, (2,), False) is None
 
 
 def test_memory_is_set_aside_until_the_first_video() -> None:
@@ -97,7 +100,7 @@ def test_memory_is_set_aside_until_the_first_video() -> None:
     assert reserved(cache) == reserved(off) == 0
     cache.reserve(device)
     assert reserved(cache) == 1000
-    cache.keep("a", of_frames(1))
+    cache.keep("a", square(1, 1), of_frames(1))
     assert reserved(cache) == 0
 
 
@@ -131,7 +134,7 @@ class Setting:
         stand_in: Any = self.towers if towers else None
         weight_CD = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
         self.stage1 = Stage1Encoder(
-            self.base, self.see, lambda x: (x @ weight_CD).tanh(), GRID, PIXELS, stand_in
+            self.base, self.see, lambda x: (x @ weight_CD).tanh(), PIXELS, stand_in
         )
 
     def see(self, pixels_TCHW: Tensor) -> Tensor:
@@ -147,7 +150,8 @@ class Setting:
     ) -> Tensor:
         config = replace(self.base, **settings)
         key = f"{content}{query}{settings}"
-        return self.stage1.encode(pixels_TCHW, NEWLINE, EncodeRequest(key, config, query, content))
+        request = EncodeRequest(key, config, query, content)
+        return self.stage1.encode(pixels_TCHW, NEWLINE, request, square(len(pixels_TCHW), GRID))
 
 
 def clip(frames: int, seed: int = 3) -> Tensor:

@@ -16,10 +16,11 @@ from metok_vllm.plan.costs import (
     request_costs,
 )
 from metok_vllm.plan.layers import StageLayout
+from tests.layouts import square
 
 # 8 x 8 patches: 16, 4 and 1 tokens a frame. Stages of 2, 4, 2 and 2 layers in groups of 2.
 ENGINE = EngineSizes(
-    grid=8,
+    video=square(1, 8),
     layout=StageLayout((2, 6, 8), 10),
     block_size=32,
     chunk_tokens=256,
@@ -32,7 +33,7 @@ HALF = METokConfig(num_events=4, key_event_ratio=0.5, keep_ratio=0.5)
 OFF = METokConfig(enabled=False)
 # LongVA's frames: 24 x 24 patches, pooled to 12 x 12; decoder layers as in Qwen2-7B.
 LONGVA = EngineSizes(
-    grid=24,
+    video=square(1, 24),
     layout=StageLayout((4, 12, 20), 28),
     block_size=32,
     chunk_tokens=8192,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import ENCODER_RULES
 from metok_vllm.plan.layers import NUM_STAGES
-from metok_vllm.plan.prompt import PromptPlan, Pruning, key_share
-from metok_vllm.plan.request import RequestPlan, VideoPlan, video_tokens
-from metok_vllm.plan.tokens import encoded_tokens, key_event_count
+from metok_vllm.plan.prompt import PromptPlan, Pruning
+from metok_vllm.plan.request import RequestPlan, VideoPlan
+from metok_vllm.plan.tokens import key_event_count
+from tests.layouts import square
 from tests.reference.pruning import planned_tokens
 
 KEEP = Fraction("0.76")
@@ -86,8 +87,8 @@ class TestCounts:
             key_frames_per_event=per_event,
             keep_ratio=keep,
         )
-        encoded = video_tokens(frames, grid, config)
-        pruning = Pruning.of(config, key_share(frames, grid, config))
+        encoded = square(frames, grid).tokens(config)
+        pruning = Pruning.of(config, square(frames, grid).key_share(config))
         strides = config.strides
         assert pruning.counts(encoded).prefill == planned_tokens(
             frames, encoded, events, ratio, per_event, strides, grid, keep, stage1
@@ -113,12 +114,12 @@ class TestCounts:
 
     def test_the_share_of_key_events_without_stage_1_is_theirs(self) -> None:
         config = METokConfig(stages=(2, 3))
-        assert key_share(32, 14, config) == Fraction(key_event_count(5, 0.6), 5)
+        assert square(32, 14).key_share(config) == Fraction(key_event_count(5, 0.6), 5)
 
     def test_one_event_is_all_key(self) -> None:
         config = METokConfig(num_events=1)
-        assert key_share(32, 14, config) == 1
-        encoded = encoded_tokens(32, 14, config)
+        assert square(32, 14).key_share(config) == 1
+        encoded = square(32, 14).encoded_tokens(config)
         counts = Pruning.of(config, Fraction(1)).counts(encoded)
         assert counts.prefill[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
 

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metok_vllm.config import METokConfig
-from metok_vllm.plan.tokens import (
-    dense_tokens,
-    encoded_tokens,
-    frame_budget,
-    key_event_count,
-    pooled_length,
-)
+from metok_vllm.plan.tokens import frame_budget, key_event_count
 from tests.reference import stage1
 from tests.reference.strategies import (
     Rule,
     bounded,
-    configurable_strides,
     frame_counts,
-    grids,
-    modes,
     rules,
-    scores,
 )
 
 
@@ -81,55 +69,3 @@ def test_budget_hands_out_every_frame_once(frames: int, rule: Rule) -> None:
     budget = frame_budget(frames, rule.num_events, rule.ratio, rule.per_event)
     assert budget.fine + budget.medium + budget.coarse == frames
     assert min(budget.fine, budget.medium, budget.coarse) >= 0
-
-
-@bounded
-@given(grids, st.integers(1, 9), modes)
-def test_pooled_length_is_what_pooling_gives(grid: int, stride: int, mode: str) -> None:
-    pooled = stage1.pool_frame(torch.zeros(grid * grid, 2), grid, stride, mode)
-    assert pooled_length(grid, stride, mode) == len(pooled)
-
-
-@bounded
-@given(st.data(), frame_counts, rules, grids, configurable_strides, modes)
-def test_encoded_tokens_is_the_length_of_the_packed_sequence(
-    data: st.DataObject,
-    frames: int,
-    rule: Rule,
-    grid: int,
-    strides_: tuple[int, int, int],
-    mode: str,
-) -> None:
-    event_of = stage1.event_of_frames(data.draw(scores(frames - 1)), rule.num_events)
-    relevance = data.draw(scores(frames))
-    natural = stage1.natural_classes(event_of, relevance, rule.ratio, rule.per_event)
-    fine, medium, _ = stage1.budget(frames, rule.num_events, rule.ratio, rule.per_event)
-    classes = stage1.budgeted_classes(natural, relevance, fine, medium)
-    patches = torch.zeros(frames, grid * grid, 1)
-    packed = stage1.pack(patches, classes, event_of, torch.zeros(1), grid, strides_, mode)
-    config = METokConfig(
-        num_events=rule.num_events,
-        key_event_ratio=rule.ratio,
-        key_frames_per_event=rule.per_event,
-        strides=strides_,
-    )
-    assert encoded_tokens(frames, grid, config, mode) == len(packed.tokens_ND)
-
-
-@bounded
-@given(frame_counts, grids, modes)
-def test_dense_is_every_frame_at_stride_2_and_one_newline(
-    frames: int, grid: int, mode: str
-) -> None:
-    patches = torch.zeros(frames, grid * grid, 1)
-    one_event = [0] * frames
-    packed = stage1.pack(patches, one_event, one_event, torch.zeros(1), grid, (2, 2, 2), mode)
-    assert dense_tokens(frames, grid, mode) == len(packed.tokens_ND)
-
-
-def test_known_sizes_of_the_published_models() -> None:
-    # LLaVA-OneVision: 27 x 27 patches, 196 tokens a frame.
-    assert dense_tokens(32, 27) == 32 * 196 + 1
-    assert encoded_tokens(32, 27, METokConfig()) == 18 * 196 + 13 * 49 + 1 * 16 + 5
-    # LongVA: 24 x 24 patches, average pooling, 144 tokens a frame.
-    assert dense_tokens(64, 24, "average") == 64 * 144 + 1

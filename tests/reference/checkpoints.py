@@ -87,15 +87,15 @@ def save_siglip(path: Path, image_size: int = 30, window: int = 8) -> None:
     _write_pixels(path / "preprocessor_config.json", [0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 
 
-def save_clip(path: Path, image_size: int = 24, window: int = 8) -> None:
-    """CLIP: text between <s> and </s>, pooled at the first </s>."""
+def save_clip(path: Path, image_size: int = 24, window: int = 8, **vision: int) -> None:
+    """CLIP: text between <s> and </s>, pooled at the first </s>. `vision` are other tower sizes."""
     torch.manual_seed(2)
     tokenizer = _tokenizer(window, "<s> $A </s>")
     tokenizer.save_pretrained(path)
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPConfig(
         text_config=_text(len(tokenizer), max_position_embeddings=window, **ids),
-        vision_config=_vision(image_size),
+        vision_config=_vision(image_size, **vision),
         projection_dim=12,
     )
     model = CLIPModel(config)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tests.reference.stage1 import exact, key_event_count, key_frames_wanted, pooled_side
+from tests.reference.stage1 import EVENT, exact, frame_length, key_event_count, key_frames_wanted
 
 
 def planned_tokens(
@@ -27,10 +27,12 @@ def planned_tokens(
     grid: int,
     keep_ratio: float,
     stage1: bool,
+    mode: str = "bilinear",
+    newlines: str = EVENT,
 ) -> tuple[int, int, int, int]:
     """(N1, M0, M1, 0): visual tokens of one video before and after each pruning layer.
 
-    `encoded` is N1, newlines included; frames are pooled bilinearly from grid x grid patches.
+    `encoded` is N1, newlines included; frames are pooled by `mode` from grid x grid patches.
     """
     events = min(num_events, frames)
     keep = exact(keep_ratio)
@@ -38,7 +40,9 @@ def planned_tokens(
         return encoded, math.ceil(keep * encoded), math.ceil(keep * keep * encoded), 0
     key = key_event_count(events, key_event_ratio)
     if stage1:
-        in_key, in_others = equal_event_tokens(frames, events, key_frames_per_event, strides, grid)
+        in_key, in_others = equal_event_tokens(
+            frames, events, key_frames_per_event, strides, grid, mode, newlines
+        )
         dense_key, dense_others = key * in_key, (events - key) * in_others
         key_tokens = encoded * dense_key / (dense_key + dense_others)
     else:
@@ -49,14 +53,21 @@ def planned_tokens(
 
 
 def equal_event_tokens(
-    frames: int, events: int, per_event: int | float, strides: Sequence[int], grid: int
+    frames: int,
+    events: int,
+    per_event: int | float,
+    strides: Sequence[int],
+    grid: int,
+    mode: str = "bilinear",
+    newlines: str = EVENT,
 ) -> tuple[Fraction, Fraction]:
     """Tokens of one key event and of one other event of T/K frames, newline included."""
     length = Fraction(frames, events)
     finer = min(Fraction(key_frames_wanted(length, per_event)), length)
-    fine, medium, coarse = (pooled_side(grid, stride, "bilinear") ** 2 for stride in strides)
-    key = finer * fine + (length - finer) * medium + 1
-    other = finer * medium + (length - finer) * coarse + 1
+    fine, medium, coarse = (frame_length(grid, stride, mode, newlines) for stride in strides)
+    closing = 1 if newlines == EVENT else 0
+    key = finer * fine + (length - finer) * medium + closing
+    other = finer * medium + (length - finer) * coarse + closing
     return key, other
 
 

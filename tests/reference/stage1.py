@@ -204,6 +204,16 @@ def pool_frame(patches_PD: Tensor, grid: int, stride: int, mode: str) -> Tensor:
     return torch.stack(rows) if rows else patches_PD[:0]
 
 
+# Where newlines stand: after each event (LLaVA-OneVision), each pooled row (LLaVA-Video), nowhere.
+EVENT, ROW, NOWHERE = "event", "row", "nowhere"
+
+
+def frame_length(grid: int, stride: int, mode: str, newlines: str) -> int:
+    """Tokens of one frame, the newlines of its rows included."""
+    side = pooled_side(grid, stride, mode)
+    return side * side + (side if newlines == ROW else 0)
+
+
 @dataclass(frozen=True)
 class Packed:
     """What the decoder is given, and which event every token belongs to."""
@@ -220,16 +230,24 @@ def pack(
     grid: int,
     strides: Sequence[int],
     mode: str,
+    newlines: str = EVENT,
 ) -> Packed:
-    """Frames in time order at their class's stride, one newline after each event's last frame."""
+    """Frames in time order at their class's stride, with newlines where `newlines` says."""
     parts: list[Tensor] = []
     event_of_token: list[int] = []
     last = len(event_of) - 1
     for frame, event in enumerate(event_of):
-        pooled = pool_frame(patches_TPD[frame], grid, strides[classes[frame]], mode)
+        stride = strides[classes[frame]]
+        pooled = pool_frame(patches_TPD[frame], grid, stride, mode)
+        if newlines == ROW:
+            side = pooled_side(grid, stride, mode)
+            rows = [
+                torch.cat([pooled[y * side : (y + 1) * side], newline_D[None]]) for y in range(side)
+            ]
+            pooled = torch.cat(rows) if rows else pooled
         parts.append(pooled)
         event_of_token += [event] * len(pooled)
-        if frame == last or event_of[frame + 1] != event:
+        if newlines == EVENT and (frame == last or event_of[frame + 1] != event):
             parts.append(newline_D[None])
             event_of_token.append(event)
     return Packed(torch.cat(parts), event_of_token)

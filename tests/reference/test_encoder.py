@@ -18,7 +18,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
-from metok_vllm.plan.tokens import encoded_tokens
+from tests.layouts import square
 from tests.reference import checkpoints, features, stage1
 from tests.reference.strategies import bounded
 
@@ -165,12 +165,12 @@ def test_encoded_video_equals_the_reference(
         config,
         see,
         video_model.model.multi_modal_projector,
-        5,
         PIXELS,
         None if family is None else towers[family],
     )
     pixels_TCHW = random_pixels(frames)
-    tokens = encoder.encode(pixels_TCHW, video_model.model.image_newline, request)
+    video = square(frames, 5)
+    tokens = encoder.encode(pixels_TCHW, video_model.model.image_newline, request, video)
     expected = features.stage1_from_checkpoint(
         root / "video", root / family if family else None, mode, pixels_TCHW, QUERY, config
     )
@@ -205,6 +205,22 @@ def test_shared_runs_the_layers_that_the_video_model_left_out(root: Path, layer:
     assert torch.allclose(embedded_TD, whole.embed_frames(pixels_TCHW), atol=1e-5)
     weights = sum(p.numel() for p in shared.model.vision_model.parameters())
     assert weights < sum(p.numel() for p in whole.model.vision_model.parameters())
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_clip_is_shared_by_its_class_token(root: Path, layer: int) -> None:
+    """A video model with CLIP's tower drops the class token from its own tokens, not from here."""
+    whole, shared = (AlignmentTowers.load(str(root / "clip")) for _ in range(2))
+    own = whole.model.config.vision_config
+    pixels_TCHW = torch.randn(4, 3, own.image_size, own.image_size)
+    with torch.no_grad():
+        states = whole.model.vision_model(pixels_TCHW, output_hidden_states=True).hidden_states
+    video_config = SimpleNamespace(
+        vision_config=own, vision_feature_layer=layer, vision_feature_select_strategy="default"
+    )
+    shared.share_vision(video_config, class_token=True)
+    embedded_TD = shared.embed_features(states[layer])
+    assert torch.allclose(embedded_TD, whole.embed_frames(pixels_TCHW), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -246,16 +262,17 @@ def test_half_precision_keeps_the_contract(
         config,
         lambda pixels: half.vision_tower(pixels).last_hidden_state,
         half.multi_modal_projector,
-        5,
         PIXELS,
         AlignmentTowers.load(str(root / "siglip"), dtype=dtype),
     )
     payload = selection_payload(config, encode_query(tokenizers["siglip"], QUERY))
     (request,) = unpack([pack("a-video", payload)], config)
     assert request is not None
-    tokens_ND = encoder.encode(random_pixels(13).to(dtype), half.image_newline, request)
+    tokens_ND = encoder.encode(
+        random_pixels(13).to(dtype), half.image_newline, request, square(13, 5)
+    )
     assert tokens_ND.dtype == dtype
-    assert len(tokens_ND) == encoded_tokens(13, 5, config)
+    assert len(tokens_ND) == square(13, 5).encoded_tokens(config)
     decided = encoder.events.report("a-video")
     assert decided is not None
     assert all(map(math.isfinite, decided["relevance_of_frame"]))
@@ -264,13 +281,11 @@ def test_half_precision_keeps_the_contract(
 
 def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metok_vllm.models.event_store.MIN_CAPACITY", 2)
-    encoder = Stage1Encoder(
-        METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, 5, PIXELS, None, 2
-    )
+    encoder = Stage1Encoder(METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, PIXELS, None, 2)
 
     def encode(key: str) -> None:
         request = EncodeRequest(key, METokConfig(), ())
-        encoder.encode(torch.randn(4, 3, 5, 5), torch.zeros(3), request)
+        encoder.encode(torch.randn(4, 3, 5, 5), torch.zeros(3), request, square(4, 5))
 
     encode("a")
     encode("b")

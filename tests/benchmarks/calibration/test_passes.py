@@ -92,7 +92,7 @@ def naive_answer(
         config.key_event_ratio,
         config.key_frames_per_event,
         config.strides,
-        model.grid,
+        model.video().rows,
         keep,
         1 in prompt.stages,
     )
@@ -112,7 +112,7 @@ def naive_answer(
 @torch.no_grad()
 def pruned(model: CalibratedModel, prompt: Prompt, tokens: list[int], setting: Setting) -> Tensor:
     dense = run_dense(model.decoder, prompt, tokens[:-1])
-    plan = plan_of(setting, prompt, model.grid, model.config)
+    plan = plan_of(setting, prompt, model.video(), model.config)
     (got_SV,) = run_pruned(model.decoder, prompt, dense, setting.boundaries, [plan])
     return got_SV
 

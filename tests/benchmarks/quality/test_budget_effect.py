@@ -17,7 +17,6 @@ from metok_vllm.benchmarks.quality import budget_effect
 from metok_vllm.benchmarks.questions.prompts import read_folder
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import ALIGNMENT_DIR, CONFIG_FILE, MODEL_DIR, SAMPLE_VIDEO
-from metok_vllm.plan.tokens import encoded_tokens, pooled_length
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.video import read_video
 
@@ -35,10 +34,10 @@ def model() -> CalibratedModel:
 def test_content_decides_how_many_tokens_an_unbudgeted_prompt_has(model: CalibratedModel) -> None:
     frames = read_video(SAMPLE_VIDEO.read_bytes(), FRAMES).frames_THWC
     fixed = model.prompt(frames, QUESTION, (1, 2, 3))
-    assert fixed.tokens == encoded_tokens(FRAMES, model.grid, model.config)
+    assert fixed.tokens == model.video(FRAMES).encoded_tokens(model.config)
     free = budget_effect.unbudgeted(model, frames, QUESTION)
     classes = model.encoder.events.entries[KEY].events.natural_T.tolist()
-    by_class = [pooled_length(model.grid, stride) for stride in model.config.strides]
+    by_class = [model.video().frame_features(stride) for stride in model.config.strides]
     assert free.tokens == sum(by_class[c] for c in classes) + model.config.num_events
     assert len(free) - free.tokens == len(fixed) - fixed.tokens
 

@@ -19,7 +19,7 @@ from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.questions.settings import Setting, request_config
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import ENCODER_RULES
-from metok_vllm.plan.tokens import dense_tokens
+from tests.layouts import square
 
 SERVER = METokConfig()
 frame_counts = st.integers(1, 256)
@@ -52,7 +52,10 @@ def test_token_rules(metok: Setting, frames: int, geometry: Geometry, rule: str)
     request = {"rule": rule, "rule_keep": solved.share}
     assert held(Setting("x", rule, request), frames, geometry) == solved.token_layers
     # A token rule holds at least one visual token and the newline.
-    least, most = 2 * geometry.layers, geometry.layers * dense_tokens(frames, geometry.grid)
+    least, most = (
+        2 * geometry.layers,
+        geometry.layers * square(frames, geometry.grid).dense_tokens(),
+    )
     assert abs(solved.token_layers - min(max(target, least), most)) <= geometry.layers / 2
 
 
@@ -62,14 +65,14 @@ def test_fastv(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
     first = geometry.layout(None).boundaries[0]
     solved = solve_fastv(target, frames, geometry, None)
-    below = first * dense_tokens(frames, geometry.grid)
+    below = first * square(frames, geometry.grid).dense_tokens()
     deeper = geometry.layers - first
     if solved is None:
         assert target < below + deeper
         return
     request = {"rule": "fastv", "rule_keep": solved.share}
     assert held(Setting("x", "FastV", request), frames, geometry) == solved.token_layers
-    most = geometry.layers * dense_tokens(frames, geometry.grid)
+    most = geometry.layers * square(frames, geometry.grid).dense_tokens()
     assert abs(solved.token_layers - min(target, most)) <= deeper / 2
 
 
@@ -79,8 +82,8 @@ def test_fewer_frames(metok: Setting, frames: int, geometry: Geometry) -> None:
     target = held(metok, frames, geometry)
     solved = solve_frame_dropping(target, frames, geometry)
     kept = Setting("x", "fewer", {"enabled": False}, solved.share).frames(frames, frames)
-    each = dense_tokens(1, geometry.grid) - 1
-    assert solved.token_layers == geometry.layers * dense_tokens(kept, geometry.grid)
+    each = square(1, geometry.grid).dense_tokens() - 1
+    assert solved.token_layers == geometry.layers * square(kept, geometry.grid).dense_tokens()
     if 1 < kept < frames:
         assert abs(solved.token_layers - target) <= geometry.layers * each / 2
 

@@ -15,7 +15,6 @@ from metok_vllm.benchmarks.questions.prompts import ALL, read_folder
 from metok_vllm.benchmarks.questions.settings import DENSE, OFF, Setting, pooling, request_config
 from metok_vllm.config import METokConfig
 from metok_vllm.demo import MODEL_DIR
-from metok_vllm.plan.tokens import dense_tokens
 from tests.benchmarks.quality.canned import write_folder
 
 FRAMES = 8
@@ -48,7 +47,8 @@ def test_through_the_engine(tmp_path: Path) -> None:
         assert again.kl == pytest.approx(0, abs=1e-5)
     assert any((a.kl or 0) > 1e-4 for a in answers["METok"])
 
-    text = [(a.prompt_tokens or 0) - dense_tokens(FRAMES, geometry.grid) for a in answers["dense"]]
+    dense = geometry.video(FRAMES).dense_tokens()
+    text = [(a.prompt_tokens or 0) - dense for a in answers["dense"]]
     for setting in (DENSE, METOK, pooling(8), *others):
         if setting.frames_share < 1:
             continue

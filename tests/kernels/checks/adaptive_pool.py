@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -39,6 +40,17 @@ def checks() -> Iterator[Check]:
         yield _check(f"total not given {mode}", 6, 5, 16, mode, total=False)
         yield _check(f"frames apart {mode}", 6, 5, 16, mode, every_other=True)
         yield _check(f"other strides {mode}", 6, 9, 16, mode, strides=(1, 3, 5))
+    for mode in MODES:
+        for row_newline in (False, True):
+            case = f"row newlines {row_newline} {mode}"
+            newlines = {"closes_events": False, "row_newline": row_newline}
+            yield _check(case, 6, 9, 33, mode, newlines=newlines)
+            yield _check(f"{case}, total not given", 6, 5, 16, mode, total=False, newlines=newlines)
+        both = {"closes_events": True, "row_newline": True}
+        yield _check(f"all newlines {mode}", 6, 7, 16, mode, newlines=both)
+        for rectangle in ((9, 5), (4, 11)):
+            yield _check(f"{rectangle} {mode}", 5, rectangle, 16, mode, newlines=both)
+            yield _check(f"{rectangle} {mode}, events alone", 5, rectangle, 16, mode)
     yield _check("more frames than are added up at a time", 150, 1, 3, "bilinear")
     yield _check("no frames", 0, 3, 8, "bilinear")
 
@@ -46,18 +58,21 @@ def checks() -> Iterator[Check]:
 def _check(
     case: str,
     frames: int,
-    grid: int,
+    grid: int | tuple[int, int],
     width: int,
     mode: str,
     dtype: torch.dtype = torch.float32,
     every_other: bool = False,
     strides: tuple[int, int, int] = (2, 4, 8),
     total: bool = True,
+    newlines: dict[str, Any] | None = None,
 ) -> Check:
     def run(device: str) -> None:
         random = generator(case)
+        rows, columns = (grid, grid) if isinstance(grid, int) else grid
+        where = newlines or {}
         apart = 2 if every_other else 1
-        x = torch.randn(frames * apart, grid * grid, width, generator=random).to(dtype)
+        x = torch.randn(frames * apart, rows * columns, width, generator=random).to(dtype)
         class_T = torch.randint(0, 3, (frames,), generator=random)
         begins_T = torch.rand(frames, generator=random) < 0.3
         begins_T[:1] = False
@@ -71,11 +86,11 @@ def _check(
             assert event_N.shape == (0,)
             return
         expected_ND, expected_N = naive.adaptive_pool(
-            x[::apart].double(), class_T, event_T, newline_D.double(), grid, strides, mode
+            x[::apart].double(), class_T, event_T, newline_D.double(), grid, strides, mode, **where
         )
         known = len(expected_N) if total else None
         with poisoned():
-            tokens_ND, event_N = adaptive_pool(x_TPD, *given, known)
+            tokens_ND, event_N = adaptive_pool(x_TPD, *given, known, **where)
         assert tokens_ND.dtype == dtype
         assert_same(event_N, expected_N)
         assert_close(tokens_ND, expected_ND, BOUNDS[dtype])

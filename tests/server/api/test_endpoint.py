@@ -42,7 +42,8 @@ def test_a_model_that_metok_does_not_support_is_not_served(settings: dict[str, A
     with pytest.raises(ConfigError) as caught:
         init({}, {"metok": settings})
     assert str(caught.value) == (
-        "METok does not support Qwen2ForCausalLM; supported: LlavaOnevisionForConditionalGeneration"
+        "METok does not support Qwen2ForCausalLM; "
+        "supported: LlavaOnevisionForConditionalGeneration, LlavaQwenForCausalLM"
     )
 
 

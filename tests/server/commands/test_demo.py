@@ -16,8 +16,8 @@ import pytest
 from metok_vllm.config import METokConfig
 from metok_vllm.console import CommandError
 from metok_vllm.demo import CONFIG_FILE
-from metok_vllm.plan.tokens import dense_tokens, encoded_tokens
 from metok_vllm.server.commands.demo_report import FRAMES, Run, verify, with_median_times
+from tests.layouts import square
 
 
 def answer(encoded: int, prompt: int) -> Run:
@@ -98,7 +98,7 @@ def test_the_demo_runs_and_leaves_nothing_behind() -> None:
         if len(cells := line.strip("│ ").split("│")) == 4
     }
     served = METokConfig.load(config_file=CONFIG_FILE, environ={})
-    dense, encoded = dense_tokens(FRAMES, 8), encoded_tokens(FRAMES, 8, served)
+    dense, encoded = square(FRAMES, 8).dense_tokens(), square(FRAMES, 8).encoded_tokens(served)
     assert rows["visual tokens"][:2] == [f"{dense:,}", f"{encoded:,}"]
     prompts = [int(cell.replace(",", "")) for cell in rows["prompt tokens"][:2]]
     assert prompts[0] - prompts[1] == dense - encoded

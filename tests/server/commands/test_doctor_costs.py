@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.demo import MODEL_DIR
-from metok_vllm.plan.tokens import dense_tokens
+from tests.layouts import square
 
 # Each case is a process of ten seconds.
 THOROUGH = pytest.mark.thorough
@@ -45,7 +45,7 @@ def test_default_flags(shown: dict[str, Any]) -> None:
     assert shown["model"] == str(MODEL_DIR)
     assert [request["frames"] for request in shown["requests"]] == [32, 64, 128]
     for request in shown["requests"]:
-        dense = dense_tokens(request["frames"], GRID)
+        dense = square(request["frames"], GRID).dense_tokens()
         assert request["dense"]["visual_tokens"] == dense
         assert request["metok"]["visual_tokens"] < dense
         blocks = request["kv_blocks"]

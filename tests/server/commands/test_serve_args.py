@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
-from metok_vllm.plan.tokens import dense_tokens
 from metok_vllm.server.commands import serve_args
 from metok_vllm.server.commands.serve_args import parse
 from metok_vllm.video.limits import MediaLimits
+from tests.layouts import square
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +116,7 @@ def test_the_demo() -> None:
         "float32",
         True,
     )
-    assert args.max_num_batched_tokens > dense_tokens(MediaLimits().max_frames, 14)
+    assert args.max_num_batched_tokens > square(MediaLimits().max_frames, 14).dense_tokens()
     assert args.block_size == 32
     assert args.additional_config["metok"]["stages"] == [1, 2, 3]
     assert args.additional_config["metok"]["alignment_model"] == str(ALIGNMENT_DIR)

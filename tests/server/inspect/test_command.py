@@ -20,8 +20,8 @@ from metok_vllm.demo import (
     SAMPLE_VIDEO,
     SCENES,
 )
-from metok_vllm.plan.tokens import dense_tokens, encoded_tokens
 from metok_vllm.server.inspect.frame_features import FrameEncoder
+from tests.layouts import square
 
 
 def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,8 +37,8 @@ def test_sample_video(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     served = METokConfig.load(config_file=CONFIG_FILE)
     grid = 8
     assert report["visual_tokens"] == {
-        "dense": dense_tokens(32, grid),
-        "encoded": encoded_tokens(32, grid, served),
+        "dense": square(32, grid).dense_tokens(),
+        "encoded": square(32, grid).encoded_tokens(served),
     }
     assert report["query_source"] == "user_turn"
     assert report["fallback"] is None
@@ -65,7 +65,7 @@ def test_a_configuration_file_is_inspected(
     report = json.loads(capsys.readouterr().out)
     assert [len(report["events"]), sum(event["key"] for event in report["events"])] == [5, 2]
     config = METokConfig.load(config_file=file)
-    assert report["visual_tokens"]["encoded"] == encoded_tokens(16, 8, config)
+    assert report["visual_tokens"]["encoded"] == square(16, 8).encoded_tokens(config)
     # Flags override the file.
     assert main([*arguments, "--metok-config", str(file), "--num-events", "3"]) == 0
     assert len(json.loads(capsys.readouterr().out)["events"]) == 3

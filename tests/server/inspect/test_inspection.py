@@ -8,8 +8,8 @@ import torch
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from metok_vllm.events import EventMap
-from metok_vllm.plan.tokens import dense_tokens, encoded_tokens
 from metok_vllm.server.inspect.inspection import Inspection, build_inspection
+from tests.layouts import square
 
 # Six frames, two events: the first is key with two key frames; the budget moved frame 2 and 5.
 EVENTS = EventMap(
@@ -31,7 +31,7 @@ def inspect(rule: str = "budgeted") -> Inspection:
         6.0,
         question="Q",
         query_source="user_turn",
-        grid=14,
+        video=square(1, 14),
         config=METokConfig(num_events=2),
         rule=rule,
     )
@@ -90,5 +90,5 @@ def test_token_counts_are_those_the_server_lays_out(frames: int) -> None:
 
     config = METokConfig()
     inspection = synthetic(frames, config)
-    assert inspection.encoded_tokens == encoded_tokens(frames, 14, config)
-    assert inspection.dense_tokens == dense_tokens(frames, 14)
+    assert inspection.encoded_tokens == square(frames, 14).encoded_tokens(config)
+    assert inspection.dense_tokens == square(frames, 14).dense_tokens()

@@ -22,6 +22,7 @@ from metok_vllm.server.inspect.timeline_style import (
     font,
     wrapped,
 )
+from tests.layouts import square
 
 DURATION_S = 60.0
 
@@ -41,7 +42,7 @@ def synthetic(frames: int, config: METokConfig, question: str = "What?") -> Insp
         DURATION_S,
         question=question,
         query_source="user_turn",
-        grid=14,
+        video=square(1, 14),
         config=config,
     )
 

@@ -1,0 +1,127 @@
+"""Counts of a video's tokens in every layout, against sequences that the reference packs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metok_vllm.config import METokConfig
+from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.layout import AVERAGE, VideoLayout
+from metok_vllm.plan.prompt import Pruning
+from tests.layouts import square
+from tests.reference import stage1
+from tests.reference.pruning import planned_tokens
+from tests.reference.strategies import (
+    Rule,
+    bounded,
+    configurable_strides,
+    frame_counts,
+    grids,
+    modes,
+    rules,
+    scores,
+)
+
+NEWLINES: dict[str, dict[str, Any]] = {
+    stage1.EVENT: {"closes_events": True},
+    stage1.ROW: {"row_newline": True},
+    stage1.NOWHERE: {},
+}
+newlines = st.sampled_from(list(NEWLINES))
+
+
+@bounded
+@given(grids, st.integers(1, 9), modes)
+def test_a_frame_has_as_many_features_as_pooling_gives(grid: int, stride: int, mode: str) -> None:
+    pooled = stage1.pool_frame(torch.zeros(grid * grid, 2), grid, stride, mode)
+    assert square(1, grid, mode).frame_features(stride) == len(pooled)
+
+
+@bounded
+@given(st.data(), frame_counts, rules, grids, configurable_strides, modes, newlines)
+def test_counts_are_the_lengths_of_packed_sequences(
+    data: st.DataObject,
+    frames: int,
+    rule: Rule,
+    grid: int,
+    strides: tuple[int, int, int],
+    mode: str,
+    where: str,
+) -> None:
+    video = VideoLayout(frames, grid, grid, pooling=mode, **NEWLINES[where])
+    config = METokConfig(
+        num_events=rule.num_events,
+        key_event_ratio=rule.ratio,
+        key_frames_per_event=rule.per_event,
+        strides=strides,
+    )
+    event_of = stage1.event_of_frames(data.draw(scores(frames - 1)), rule.num_events)
+    relevance = data.draw(scores(frames))
+    natural = stage1.natural_classes(event_of, relevance, rule.ratio, rule.per_event)
+    fine, medium, _ = stage1.budget(frames, rule.num_events, rule.ratio, rule.per_event)
+    classes = stage1.budgeted_classes(natural, relevance, fine, medium)
+    patches = torch.zeros(frames, grid * grid, 1)
+    packed = stage1.pack(patches, classes, event_of, torch.zeros(1), grid, strides, mode, where)
+    encoded = len(packed.tokens_ND)
+    assert video.encoded_tokens(config) == video.tokens(config) == encoded
+    alike = [0] * frames
+    dense = stage1.pack(patches, alike, alike, torch.zeros(1), grid, (2, 2, 2), mode, where)
+    off = METokConfig(enabled=False)
+    assert video.dense_tokens() == video.tokens(off) == len(dense.tokens_ND)
+    if encoded:
+        rule_of_stage_1 = (rule.num_events, rule.ratio, rule.per_event, strides, grid)
+        how = (config.keep_ratio, True, mode, where)
+        planned = planned_tokens(frames, encoded, *rule_of_stage_1, *how)
+        pruning = Pruning.of(config, video.key_share(config))
+        assert pruning.counts(encoded).prefill == planned
+
+
+def test_encoder_rules_keep_features_and_the_last_newline() -> None:
+    config = METokConfig(rule="evs", rule_keep=0.25)
+    for where, kept in ((stage1.EVENT, 5), (stage1.ROW, 4), (stage1.NOWHERE, 4)):
+        assert VideoLayout(4, 4, 4, **NEWLINES[where]).tokens(config) == kept
+
+
+def test_rectangles_temporal_patches_and_separators() -> None:
+    """Counts of a family whose features are merged patches with timestamps between frames."""
+    stamps = tuple((1, 2, number) for number in range(8))
+    video = VideoLayout(8, 6, 11, unit=2, before=stamps, after=((9,),) * 8)
+    assert (video.separators, video.dense_stride) == (8 * 4, 2)
+    assert [video.pooled(stride) for stride in (2, 4, 8)] == [(6, 11), (3, 6), (2, 3)]
+    assert [video.feature_stride(stride) for stride in (2, 4, 8)] == [1, 2, 4]
+    assert video.dense_tokens() == 8 * 66 + 32
+    config = METokConfig(num_events=2, key_event_ratio=0.5, key_frames_per_event=2)
+    # Two events of four frames: two at 66, two and two at 18, two at 6.
+    assert video.encoded_tokens(config) == 2 * 66 + 4 * 18 + 2 * 6 + 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "dense"),
+    [
+        ({}, 32 * 196 + 1),
+        ({"mm_newline_position": "one_token"}, 32 * 196 + 1),
+        ({"mm_newline_position": "grid"}, 32 * 14 * 15),
+        ({"mm_newline_position": "grid", "mm_spatial_pool_mode": AVERAGE}, 32 * 13 * 14),
+    ],
+)
+def test_dense_tokens_of_published_models_with_siglip(fields: dict[str, str], dense: int) -> None:
+    vision = SimpleNamespace(image_size=384, patch_size=14)
+    assert video_layout(SimpleNamespace(vision_config=vision, **fields), 32).dense_tokens() == dense
+
+
+def test_llava_onevision_with_metok_s_defaults() -> None:
+    assert square(32, 27).encoded_tokens(METokConfig()) == 18 * 196 + 13 * 49 + 1 * 16 + 5
+
+
+def test_longva_has_144_tokens_a_frame_and_no_newline() -> None:
+    vision = SimpleNamespace(image_size=336, patch_size=14)
+    fields = {"mm_newline_position": "no_token", "mm_spatial_pool_mode": AVERAGE}
+    video = video_layout(SimpleNamespace(vision_config=vision, **fields), 128)
+    assert video.dense_tokens() == 128 * 144
+    assert video.encoded_tokens(METokConfig()) == 18 * 144 + 71 * 36 + 39 * 9
