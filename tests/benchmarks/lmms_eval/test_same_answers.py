@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from metok_vllm.processes.child_server import SERVE, ChildServer
@@ -29,7 +28,6 @@ from tests.environment import STARTED_WITH
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(1200)]
 
-ALIAS = "metok-demo:max"
 # lmms-eval's runs and the settings of `metok bench` that they are compared with.
 SETTINGS = {"served": "balanced", "alias": "max", "off": "dense", "max": "max"}
 DRAW, BENCH = shell_blocks("The task: your own questions")[0].splitlines()
@@ -56,12 +54,10 @@ def server(lmms: Lmms, folder: Path) -> Iterator[ChildServer]:
 
 @pytest.fixture(scope="module")
 def commands(server: ChildServer) -> list[str]:
-    """The lines below "Run", for this server; one by an alias only where it has aliases."""
-    names = [model["id"] for model in httpx.get(f"{server.url}/v1/models").json()["data"]]
+    """The lines below "Run", for this server."""
     text = shell_blocks("Run")[0].replace("http://localhost:8000", server.url)
     text = text.replace("benchmarks/lmms_eval", f"{ROOT}/benchmarks/lmms_eval")
-    lines = [line for line in text.splitlines() if line]
-    return [line for line in lines if ALIAS not in line or ALIAS in names]
+    return [line for line in text.splitlines() if line]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +109,7 @@ def test_the_environment_is_checked_by_its_last_line(lmms: Lmms, folder: Path) -
 def test_answers_and_scores_are_equal(
     own: dict[str, Answers], theirs: dict[str, list[dict[str, Any]]], folder: Path
 ) -> None:
-    assert {"served", "off", "max"} <= theirs.keys()
+    assert theirs.keys() == SETTINGS.keys()
     questions = json.loads((folder / "eventqa" / "questions.json").read_text())
     for name, found in theirs.items():
         mine = own[SETTINGS[name]]
