@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,18 @@ def test_host_time_of_a_decode_step() -> None:
         step = [row[name] for name in ("plain_step_ms", "off_step_ms", "on_step_ms")]
         cells = [f"{value:.2f}" for value in host] + [f"{value:.1f}" for value in step]
         line = f"| {row['groups']} | {row['running']} | {' | '.join(cells)} |"
+        assert line in STEP_TIMES
+
+
+def test_the_longest_gap_beside_a_long_prompt() -> None:
+    result = _result("neighbour_gap.cpu.json")
+    names = {"plain": "plain vLLM", "balanced": "METok, `balanced`", "quality": "METok, `quality`"}
+    for name, shown in names.items():
+        row = result["medians"][name]
+        ratios = result["gap_ratios"].get(name)
+        ratio = f"{statistics.median(ratios):.2f} " if ratios else ""
+        cells = [f"{row['prompt_tokens']:.0f}", f"{row['steps']:.0f}", f"{row['gap_s']:.1f}"]
+        line = f"| {shown} | {' | '.join(cells)} | {ratio}| {row['first_token_s']:.1f} |"
         assert line in STEP_TIMES
 
 
