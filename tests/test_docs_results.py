@@ -109,6 +109,15 @@ def test_host_time_of_a_decode_step() -> None:
         assert line in STEP_TIMES
 
 
+def test_host_time_of_a_step_with_a_chunk() -> None:
+    row = _result("chunk_overhead.cpu.json")["row"]
+    for kind, shown in (("chunk", "a chunk"), ("last_chunk", "the last chunk")):
+        host = [f"{row[f'{name}_{kind}_host_ms']:.2f}" for name in ("plain", "on")]
+        low, high = row[f"{kind}_host_ratio_range"]
+        ratio = f"{row[f'{kind}_host_ratio']:.2f} ({low:.2f} to {high:.2f})"
+        assert f"| {shown} | {' | '.join(host)} | {ratio} |" in STEP_TIMES
+
+
 def test_the_longest_gap_beside_a_long_prompt() -> None:
     result = _result("neighbour_gap.cpu.json")
     names = {"plain": "plain vLLM", "balanced": "METok, `balanced`", "quality": "METok, `quality`"}

@@ -166,13 +166,18 @@ class StagedRunner(RunnerSurface):
         geometry = BatchGeometry.of(batch, computed_R, scheduled_R, self.metok_output.buffer_rows)
         if geometry.staged is not None:
             self.metok_geometry = geometry
+        staged = geometry.staged
+        # Where no prompt ends, stages that decode with equal lengths have equal rows as well.
+        equal = staged is None or not any(prompt.ends for prompt in staged.prompts)
         for stage in range(1, NUM_STAGES):
-            first = batch.decodes_as[stage] if geometry.staged is None else stage
+            first = batch.decodes_as[stage] if equal else stage
+            if staged is not None:
+                first = max(first, 1)  # stage 0 runs the chunks
             view = self.metok_views.of(first)
             if first == stage and geometry.query_SR[stage].any():
                 # Of a stage in row blocks, vLLM builds the metadata of the first one.
                 query_R, start_R = geometry.blocks(stage, self.max_num_tokens)[0]
-                view = StageView.of(query_R, start_R, self.device, geometry.staged is None)
+                view = StageView.of(query_R, start_R, self.device, staged is None)
             self.metok_views.put(stage, view)
 
     def metok_staged_input(self, geometry: BatchGeometry) -> StagedInput:
