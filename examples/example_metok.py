@@ -17,7 +17,6 @@ from typing import Any
 
 from vllm import LLM, SamplingParams
 
-from metok_vllm.config import METokConfig
 from metok_vllm.demo import ALIGNMENT_DIR, CONFIG_FILE, MODEL_DIR, SAMPLE_QUESTION, SAMPLE_VIDEO
 
 
@@ -40,14 +39,15 @@ def main() -> None:
         args.model, engine = str(MODEL_DIR), {"dtype": "float32", "enforce_eager": True}
         args.alignment_model = args.alignment_model or str(ALIGNMENT_DIR)
         args.metok_config = args.metok_config or CONFIG_FILE
-    metok = METokConfig.load({"alignment_model": args.alignment_model}, args.metok_config)
+    named = {"alignment_model": args.alignment_model, "config_file": args.metok_config}
+    metok = {name: str(value) for name, value in named.items() if value}
     llm = LLM(
         args.model,
         **engine,
         max_model_len=args.max_model_len,
         limit_mm_per_prompt={"video": 1},
         media_io_kwargs={"video": {"video_backend": "metok", "num_frames": args.frames}},
-        additional_config={"metok": metok.to_dict()},
+        additional_config={"metok": metok},
     )
     video = "data:video/mp4;base64," + base64.b64encode(args.video.read_bytes()).decode()
     content = [

@@ -11,8 +11,6 @@ import base64
 import json
 import mimetypes
 import os
-import re
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -21,6 +19,7 @@ from typing import Any
 
 from metok_vllm.benchmarks.client.videos import LIMITS, VideoFolder
 from metok_vllm.benchmarks.client.workloads import QUESTIONS
+from metok_vllm.benchmarks.questions.choices import LETTERS, chosen, normalised, with_choices
 from metok_vllm.errors import ConfigError, MediaError
 from metok_vllm.video import probe
 
@@ -29,7 +28,6 @@ ALL = "all"  # the kind of figures over all kinds, so of no question
 FREE, CHOICE = "free-form", "multiple choice"  # the same over the questions of a form
 IN_FOLDER = ("questions.json", "questions.txt")  # the first that exists is read
 CACHED_VIDEOS = 8
-LETTERS = string.ascii_uppercase
 
 
 @dataclass(frozen=True)
@@ -122,29 +120,6 @@ def read_chance(folder: Path) -> dict[str, float]:
     if not good:
         raise ConfigError(f"{path.name} must map kinds to shares in 0 to 1", "chance")
     return {str(kind): float(share) for kind, share in content.items()}
-
-
-def normalised(text: str) -> str:
-    """An answer without case, outer white space and a final full stop, for comparison."""
-    return text.strip().casefold().removesuffix(".").rstrip()
-
-
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    """A question as it is sent: with its choices below it, a letter each."""
-    if not choices:
-        return question
-    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
-    return "\n".join([question, *lines, "Answer with the letter of the right choice."])
-
-
-def chosen(text: str, choices: Sequence[str]) -> str:
-    """The choice that an answer names by its letter or its text; any other answer is unchanged."""
-    answer = normalised(text)
-    if any(answer == normalised(choice) for choice in choices):
-        return text
-    letter = re.match(r"\(?([a-z])(?:[).:]|$)", answer)
-    place = LETTERS.find(letter[1].upper()) if letter else -1
-    return choices[place] if 0 <= place < len(choices) else text
 
 
 @lru_cache(maxsize=CACHED_VIDEOS)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
-import string
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metok_vllm.benchmarks.questions.choices import chosen, normalised, with_choices
+
 FOLDER = Path(os.environ.get("QUESTIONS_FOLDER", ".")).resolve()
 QUESTIONS = str(FOLDER / "questions.json")
 NO_KIND = "question"
-LETTERS = string.ascii_uppercase
 
 
 def with_answers(docs: Any) -> Any:
@@ -28,26 +27,7 @@ def doc_to_visual(doc: Mapping[str, Any]) -> list[str]:
 
 def doc_to_text(doc: Mapping[str, Any], lmms_eval_specific_kwargs: Any = None) -> str:
     """The question as it is sent: with its choices below it, if it has any."""
-    choices = doc.get("choices") or []
-    if not choices:
-        return str(doc["question"])
-    lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False)]
-    return "\n".join([doc["question"], *lines, "Answer with the letter of the right choice."])
-
-
-def chosen(text: str, choices: Sequence[str]) -> str:
-    """The choice that an answer names by its letter or its text; any other answer is unchanged."""
-    answer = normalised(text)
-    if any(answer == normalised(choice) for choice in choices):
-        return text
-    letter = re.match(r"\(?([a-z])(?:[).:]|$)", answer)
-    place = LETTERS.find(letter[1].upper()) if letter else -1
-    return choices[place] if 0 <= place < len(choices) else text
-
-
-def normalised(text: str) -> str:
-    """An answer without case, outer white space and a final full stop, for comparison."""
-    return text.strip().casefold().removesuffix(".").rstrip()
+    return with_choices(doc["question"], doc.get("choices") or [])
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:

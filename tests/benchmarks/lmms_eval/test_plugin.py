@@ -11,7 +11,6 @@ import pytest
 
 from metok_vllm.benchmarks.lmms_eval import plugin
 from metok_vllm.benchmarks.lmms_eval.task import utils
-from metok_vllm.benchmarks.questions import prompts
 from metok_vllm.demo import SAMPLE_VIDEO
 
 
@@ -97,19 +96,6 @@ def test_answers_that_do_not_measure_the_settings(
 ) -> None:
     found = plugin.unusable(report, settings)
     assert found is None if reason is None else reason in str(found)
-
-
-@pytest.mark.parametrize("text", ["Red.", " red ", "RED", "red.. ", "", "two\n", "İx."])
-def test_the_task_compares_answers_as_bench_does(text: str) -> None:
-    assert utils.normalised(text) == prompts.normalised(text)
-
-
-@pytest.mark.parametrize("text", ["B", "b.", "(C)", "A. red", "red", "Red.", "d", "a red one", ""])
-@pytest.mark.parametrize("choices", [["red", "green", "b"], ["yes", "no"], []])
-def test_the_task_asks_and_judges_choices_as_bench_does(text: str, choices: list[str]) -> None:
-    assert utils.chosen(text, choices) == prompts.chosen(text, choices)
-    doc: dict[str, Any] = {"question": "Which?", "choices": choices or None}
-    assert utils.doc_to_text(doc) == prompts.with_choices("Which?", choices)
 
 
 def test_every_function_of_the_task_exists() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from metok_vllm.benchmarks.quality.command import read_cells
-from metok_vllm.benchmarks.questions.prompts import normalised, read_chance, read_folder
+from metok_vllm.benchmarks.questions.choices import normalised
+from metok_vllm.benchmarks.questions.prompts import read_chance, read_folder
 from metok_vllm.benchmarks.questions.settings import DENSE, Setting, presets, read_settings
 from metok_vllm.errors import ConfigError
 from tests.benchmarks.quality.canned import write_folder
