@@ -70,6 +70,8 @@ def launches() -> dict[str, Launch]:
         ]
         if dtype != torch.float16:  # nearly the same code as for bfloat16
             calls += [(model.mode, partial(_pooling, dtype, model)) for model in MODELS]
+            calls += [("area with separators", partial(_rectangles, dtype))]
+            calls += [("one row", partial(_one_row, dtype))]
         calls += [("", partial(_rows, dtype))]
         for variant, call in calls:
             with recording(pooling, mass, topk, gather) as recorded:
@@ -125,8 +127,26 @@ def _pooling(dtype: torch.dtype, model: ModelSizes) -> None:
     x_TPD = _empty(FRAMES, model.grid**2, model.hidden, dtype=dtype)
     frame_T = _empty(FRAMES, dtype=torch.int64)
     newline_D = _empty(model.hidden, dtype=dtype)
-    how = (model.grid, STRIDES, model.mode, model.tokens(FRAMES), True, False)
+    how = (model.grid, STRIDES, model.mode, model.tokens(FRAMES), True, False, None, None, None)
     pooling.adaptive_pool(x_TPD, frame_T, frame_T, newline_D, *how)
+
+
+def _rectangles(dtype: torch.dtype) -> None:
+    """Qwen3-VL: features of three more levels beside each other, timestamps around each frame."""
+    hidden = 4 * 4096
+    x_TPD = _empty(FRAMES, 12 * 21, hidden, dtype=dtype)
+    frame_T = _empty(FRAMES, dtype=torch.int64)
+    separator_SD = _empty(9 * FRAMES, hidden, dtype=dtype)
+    how = ((12, 21), (1, 2, 4), "area", FRAMES * (63 + 9), False, False)
+    pooling.adaptive_pool(x_TPD, frame_T, frame_T, None, *how, separator_SD, frame_T, frame_T)
+
+
+def _one_row(dtype: torch.dtype) -> None:
+    """Numbers that are 1 become constants of the kernel."""
+    hidden = LLAVA_ONEVISION_7B.hidden
+    x_TPD, frame_T = _empty(1, 16, hidden, dtype=dtype), _empty(1, dtype=torch.int64)
+    how = ((1, 16), STRIDES, "bilinear", 9, True, False, None, None, None)
+    pooling.adaptive_pool(x_TPD, frame_T, frame_T, _empty(hidden, dtype=dtype), *how)
 
 
 def _rows(dtype: torch.dtype) -> None:

@@ -84,7 +84,7 @@ def _checks(device: str) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "attention_mass", partial(_mass, device, dtype)
         for tied in (False, True):
             yield "event_topk", partial(_topk, device, dtype, tied)
-        for mode in ("bilinear", "average"):
+        for mode in ("bilinear", "average", "area"):
             yield "adaptive_pool", partial(_pool, device, dtype, mode)
         yield "gather_rows", partial(_gather, device, dtype)
 

@@ -8,13 +8,13 @@ Shape suffixes: T frames, P patches of a frame, D features, N packed tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MODES = ("bilinear", "average")
+from metok_vllm.kernels.adaptive_pool.index import pack_index
+
+MODES = ("bilinear", "average", "area")
 
 # Rows and columns of a frame's patches, or one number for both.
 Grid = int | tuple[int, int]
@@ -28,17 +28,18 @@ def sides_of(grid: Grid) -> tuple[int, int]:
 def pooled_sides(grid: Grid, stride: int, mode: str) -> tuple[int, int]:
     """Rows and columns of a pooled frame."""
     rows, columns = sides_of(grid)
-    if mode == "bilinear":
-        return -(-rows // stride), -(-columns // stride)
-    return rows // stride, columns // stride
+    if mode == "average":
+        return rows // stride, columns // stride
+    return -(-rows // stride), -(-columns // stride)
 
 
 def pool_frames(x_TPD: Tensor, grid: Grid, stride: int, mode: str = "bilinear") -> Tensor:
     """Every frame pooled at one stride: [T, pooled, D].
 
     Bilinear as LLaVA-OneVision's `apply_pooling` (sides ceil(side/stride)), average as LongVA's
-    `get_2dPool` (floor). Raises ValueError when the patches do not fill the grid or the mode is
-    unknown.
+    `get_2dPool` (floor). Area (ceil) is the mean of the patches that a cell has: cells at the last
+    row and column may have fewer than stride^2. Raises ValueError when the patches do not fill the
+    grid or the mode is unknown.
     """
     T, P, D = x_TPD.shape
     rows, columns = sides_of(grid)
@@ -54,58 +55,8 @@ def pool_frames(x_TPD: Tensor, grid: Grid, stride: int, mode: str = "bilinear") 
     if mode == "bilinear":
         x = F.interpolate(x, size=sides, mode="bilinear")
     else:
-        x = F.avg_pool2d(x, stride)
+        x = F.avg_pool2d(x, stride, ceil_mode=mode == "area", count_include_pad=False)
     return x.permute(0, 2, 3, 1).reshape(T, -1, D)
-
-
-def pack_index(
-    class_T: Tensor,
-    event_T: Tensor,
-    sides_of_class: Sequence[tuple[int, int]],
-    total: int,
-    *,
-    closes_events: bool = True,
-    row_newline: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Row of each packed token, and its event: two int64 tensors of length `total`.
-
-    Rows address the concatenation [all frames fine | all medium | all coarse | newline];
-    `sides_of_class` are the rows and columns of a pooled frame of each class. `total` is known from
-    the budget, so nothing here waits for the device.
-    """
-    T = class_T.shape[0]
-    device = class_T.device
-    fine, medium, coarse = (height * width for height, width in sides_of_class)
-    newline = T * (fine + medium + coarse)
-    closes_T = torch.zeros_like(event_T)
-    if closes_events:
-        closes_T[-1:] = 1
-        closes_T[:-1] = event_T[1:] - event_T[:-1]
-    # Python numbers become kernel arguments; a table would have to be copied to the device.
-    is_fine, is_medium = class_T == 0, class_T == 1
-
-    def of_class(first: int, second: int, third: int) -> Tensor:
-        return torch.where(is_fine, first, torch.where(is_medium, second, third))
-
-    pooled_T = of_class(fine, medium, coarse)
-    first_of_class_T = of_class(0, T * fine, T * (fine + medium))
-    length_T = pooled_T
-    if row_newline:
-        (_, width0), (_, width1), (_, width2) = sides_of_class
-        length_T = of_class(*(height * (width + 1) for height, width in sides_of_class))
-    end_T = (length_T + closes_T).cumsum(0)
-    position_N = torch.arange(total, device=device)
-    frame_N = torch.searchsorted(end_T, position_N, right=True).clamp_(max=T - 1)
-    within_N = position_N - (end_T - length_T - closes_T)[frame_N]
-    first_T = first_of_class_T + torch.arange(T, device=device) * pooled_T
-    feature_N, is_feature_N = within_N, within_N < length_T[frame_N]
-    if row_newline:
-        width_N = of_class(width0, width1, width2)[frame_N]
-        line_N, place_N = within_N // (width_N + 1), within_N % (width_N + 1)
-        feature_N = line_N * width_N + place_N
-        is_feature_N = is_feature_N & (place_N < width_N)
-    row_N = torch.where(is_feature_N, first_T[frame_N] + feature_N, newline)
-    return row_N, event_T[frame_N]
 
 
 def adaptive_pool(
@@ -119,12 +70,23 @@ def adaptive_pool(
     total: int,
     closes_events: bool,
     row_newline: bool,
+    separator_SD: Tensor | None,
+    head_T: Tensor | None,
+    tail_T: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See the package."""
     pooled = [pool_frames(x_TPD, grid, stride, mode).flatten(0, 1) for stride in strides]
-    sides = [pooled_sides(grid, stride, mode) for stride in strides]
     row_N, event_N = pack_index(
-        class_T, event_T, sides, total, closes_events=closes_events, row_newline=row_newline
+        class_T,
+        event_T,
+        [pooled_sides(grid, stride, mode) for stride in strides],
+        total,
+        closes_events=closes_events,
+        row_newline=row_newline,
+        head_T=head_T,
+        tail_T=tail_T,
     )
-    newline = [] if newline_D is None else [newline_D[None].to(x_TPD.dtype)]
-    return torch.cat([*pooled, *newline])[row_N], event_N
+    given = [newline_D[None]] if newline_D is not None and (closes_events or row_newline) else []
+    if separator_SD is not None:
+        given.append(separator_SD)
+    return torch.cat([*pooled, *(rows.to(x_TPD.dtype) for rows in given)])[row_N], event_N

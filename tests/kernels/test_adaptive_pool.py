@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
 from metok_vllm.events import budgeted_classes, segment
-from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive, pack_index, pool_frames
+from metok_vllm.kernels.adaptive_pool import adaptive_pool, naive, pool_frames
+from metok_vllm.plan.cells import cell_centres
 from metok_vllm.plan.tokens import frame_budget
 from tests.layouts import square
 from tests.reference import stage1
@@ -35,7 +36,7 @@ def random_patches(frames: int, grid: int, dtype: torch.dtype = torch.float32) -
     return torch.randn(frames, grid * grid, WIDTH, generator=generator, dtype=dtype)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "average"])
+@pytest.mark.parametrize("mode", ["bilinear", "average", "area"])
 @pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("grid", [1, 2, 3, 7, 8, 24, 27])
 def test_pooling_equals_one_frame_at_a_time(grid: int, stride: int, mode: str) -> None:
@@ -158,16 +159,35 @@ def test_a_bad_frame_stays_in_its_own_tokens() -> None:
     assert bad.nonzero().flatten().tolist() == list(range(before, before + own))
 
 
-def test_rows_address_the_three_poolings_and_the_newline() -> None:
-    rows, events = pack_index(
-        torch.tensor([1, 0, 2]),
-        torch.tensor([0, 1, 1]),
-        [(2, 2), (1, 2), (1, 1)],
-        total=4 + 2 + 1 + 2,
-    )
-    # Fine rows 0-11, medium 12-17, coarse 18-20, newline 21.
-    assert rows.tolist() == [12, 13, 21, 4, 5, 6, 7, 20, 21]
-    assert events.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+def test_area_cells_at_the_edge_are_means_of_what_they_have() -> None:
+    ramp = torch.arange(15.0).reshape(1, 15, 1)
+    pooled = pool_frames(ramp, (3, 5), 2, "area").flatten().tolist()
+    assert pooled == [3.0, 5.0, 6.5, 10.5, 12.5, 14.0]
+    # A cell larger than the frame is the frame.
+    assert pool_frames(ramp, (3, 5), 8, "area").flatten().tolist() == [7.0]
+    # Where no cell is cut off, it is the average.
+    even = random_patches(2, 8)
+    assert pool_frames(even, 8, 4, "area").equal(pool_frames(even, 8, 4, "average"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_area_adds_up_in_float32(dtype: torch.dtype) -> None:
+    # A sum of 256 ones and small numbers would lose the small ones in the features' own type.
+    cell = torch.ones(1, 256, 1, dtype=dtype)
+    cell[0, ::2] = 1 + 2 * torch.finfo(dtype).eps
+    assert pool_frames(cell, 16, 16, "area").item() == 1 + torch.finfo(dtype).eps
+
+
+@bounded
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9))
+def test_centres_are_in_the_order_of_pooled_features(rows: int, columns: int, factor: int) -> None:
+    # Every patch holds the number of its cell, so pooling keeps it.
+    across = -(-columns // factor)
+    cells = [y // factor * across + x // factor for y in range(rows) for x in range(columns)]
+    patches = torch.tensor(cells, dtype=torch.float32).reshape(1, -1, 1)
+    pooled = pool_frames(patches, (rows, columns), factor, "area").flatten()
+    centres = torch.tensor(cell_centres(rows, columns, factor))
+    assert patches.flatten()[centres].tolist() == pooled.round().tolist()
 
 
 def test_wrong_shapes_and_modes_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,10 @@ def test_no_row_is_left_undecided_by_counts_that_do_not_add_up() -> None:
         kept = event_topk(score_N, event_N, torch.tensor(counts), 4)
         assert kept.shape == (4,)
         assert ((kept >= 0) & (kept < 6)).all()
+
+
+def _separated(**where: Any) -> object:
+    return adaptive_pool(x[:, :1], index, index, x[0, 0], 1, (2, 4, 8), "area", **where)
 
 
 REFUSED: list[tuple[str, Callable[[], object]]] = [
@@ -115,6 +120,23 @@ REFUSED: list[tuple[str, Callable[[], object]]] = [
     (
         "'max'",
         lambda: adaptive_pool(x[:, :1], index, index, x[0, 0], 1, (2, 4, 8), "max"),
+    ),
+    ("closes_events=False, got True", lambda: _separated(separator_SD=x[0], head_T=index)),
+    (
+        r"separators \[S, D\] are needed",
+        lambda: _separated(closes_events=False, tail_T=index),
+    ),
+    (
+        r"separators \[S, 8\] beside the features; got separators \[2, 7\]",
+        lambda: _separated(closes_events=False, separator_SD=x[0, :, 1:], head_T=index),
+    ),
+    (
+        r"numbers of separators \[4\] beside the features; got head \[3\]",
+        lambda: _separated(closes_events=False, separator_SD=x[0], head_T=index[1:]),
+    ),
+    (
+        r"tail \[4\] torch.int32",
+        lambda: _separated(closes_events=False, separator_SD=x[0], tail_T=index.int()),
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Adaptive pooling against one frame at a time in float64: grids, widths, modes, types."""
+"""Adaptive pooling against one frame at a time in float64: grids, widths, modes, separators."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from tests.kernels.checks import (
 # Half a unit in the last place of the result, or a whole one where rounding is cut off (Triton's
 # interpreter does that to bfloat16); for float32 the sample points are themselves rounded.
 BOUNDS = {torch.float32: 3e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
-MODES = ("bilinear", "average")
-MODEL_GRIDS = {"bilinear": 27, "average": 24}  # LLaVA-OneVision, LongVA
+MODES = ("bilinear", "average", "area")
+# LLaVA-OneVision, LongVA, Qwen3-VL at 448 pixels of height.
+MODEL_GRIDS: dict[str, int | tuple[int, int]] = {"bilinear": 27, "average": 24, "area": (12, 21)}
 
 
 def checks() -> Iterator[Check]:
@@ -51,6 +52,37 @@ def checks() -> Iterator[Check]:
         for rectangle in ((9, 5), (4, 11)):
             yield _check(f"{rectangle} {mode}", 5, rectangle, 16, mode, newlines=both)
             yield _check(f"{rectangle} {mode}, events alone", 5, rectangle, 16, mode)
+        for row_newline in (False, True):
+            alone = {"closes_events": False, "row_newline": row_newline}
+            case = f"separators, row newlines {row_newline} {mode}"
+            yield _check(case, 9, (7, 4), 33, mode, newlines=alone, around=(3, 2))
+            yield _check(
+                f"{case}, total not given",
+                9,
+                (4, 7),
+                16,
+                mode,
+                torch.bfloat16,
+                total=False,
+                newlines=alone,
+                around=(3, 2),
+            )
+    apart = {"closes_events": False}
+    yield _check("heads alone", 5, 3, 16, "area", newlines=apart, around=(3, None))
+    yield _check("tails alone", 5, 3, 16, "area", newlines=apart, around=(None, 3))
+    yield _check("no separator in any frame", 5, 3, 16, "area", newlines=apart, around=(0, 0))
+    yield _check("more separators than a tile", 4, 2, 300, "area", newlines=apart, around=(40, 40))
+    yield _check(
+        "separators and no features",
+        4,
+        2,
+        16,
+        "average",
+        strides=(3, 4, 5),
+        newlines=apart,
+        around=(3, 3),
+    )
+    yield _check("separators of 150 frames", 150, 1, 3, "area", newlines=apart, around=(2, 1))
     yield _check("more frames than are added up at a time", 150, 1, 3, "bilinear")
     yield _check("no frames", 0, 3, 8, "bilinear")
 
@@ -66,11 +98,12 @@ def _check(
     strides: tuple[int, int, int] = (2, 4, 8),
     total: bool = True,
     newlines: dict[str, Any] | None = None,
+    around: tuple[int | None, int | None] | None = None,
 ) -> Check:
     def run(device: str) -> None:
         random = generator(case)
         rows, columns = (grid, grid) if isinstance(grid, int) else grid
-        where = newlines or {}
+        where = dict(newlines or {})
         apart = 2 if every_other else 1
         x = torch.randn(frames * apart, rows * columns, width, generator=random).to(dtype)
         class_T = torch.randint(0, 3, (frames,), generator=random)
@@ -85,8 +118,22 @@ def _check(
             assert tokens_ND.shape == (0, width)
             assert event_N.shape == (0,)
             return
+        exact = dict(where)
+        if around is not None:
+            # At most this many rows before and after a frame; None for no such argument.
+            counts = {
+                name: None
+                if most is None
+                else torch.randint(0, most + 1, (frames,), generator=random)
+                for name, most in zip(("head_T", "tail_T"), around, strict=True)
+            }
+            rows = sum(int(count_T.sum()) for count_T in counts.values() if count_T is not None)
+            separator_SD = torch.randn(rows, width, generator=random).to(dtype)
+            exact |= {**counts, "separator_SD": separator_SD.double()}
+            where |= {name: None if c is None else c.to(device) for name, c in counts.items()}
+            where["separator_SD"] = separator_SD.to(device)
         expected_ND, expected_N = naive.adaptive_pool(
-            x[::apart].double(), class_T, event_T, newline_D.double(), grid, strides, mode, **where
+            x[::apart].double(), class_T, event_T, newline_D.double(), grid, strides, mode, **exact
         )
         known = len(expected_N) if total else None
         with poisoned():
