@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def share_out(total: int, size_E: Tensor, weight_E: Tensor, relevance_E: Tensor) -> Tensor:
+def share_out(total: int | Tensor, size_E: Tensor, weight_E: Tensor, relevance_E: Tensor) -> Tensor:
     """Tokens that each event keeps, int64 [E], `total` in all.
 
     In proportion to weight times size with the largest-remainder rule (ties: the earlier event),

@@ -7,20 +7,27 @@ tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from tests.reference.decoder import Generated, LanguageModel, Prefill, Video, decode
+from tests.reference.mrope import Positions
 from tests.reference.stage1 import exact
 
 
-def video_at(start: int, tokens: int, share: float, prompt_length: int) -> Video:
-    """A video of one event, of which `share` stays from the first boundary on."""
+def video_at(
+    start: int, tokens: int, share: float, prompt_length: int, separators: Collection[int] = ()
+) -> Video:
+    """A video of one event: from the first boundary on, `share` of its visual tokens stay.
+
+    `separators` are its text, counted from its start; they all stay.
+    """
     droppable = tokens - (start + tokens == prompt_length)
-    kept = math.ceil(exact(share) * droppable)
-    return Video(start, [0] * tokens, [True], [0.0], (droppable, kept, kept, kept))
+    text = sum(token < droppable for token in separators)
+    kept = text + math.ceil(exact(share) * (droppable - text))
+    return Video(start, [0] * tokens, [True], [0.0], (droppable, kept, kept, kept), separators)
 
 
 class FastVPrefill(Prefill):
@@ -32,8 +39,10 @@ class FastVPrefill(Prefill):
         embeds_ND: Tensor,
         videos: Sequence[Video],
         boundaries: tuple[int, int, int],
+        rotary: Positions | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> None:
-        super().__init__(model, embeds_ND, videos, boundaries)
+        super().__init__(model, embeds_ND, videos, boundaries, rotary, deepstack)
         self.question = [len(embeds_ND) - 1]
 
     def _enter(
@@ -52,8 +61,10 @@ def generate(
     videos: Sequence[Video],
     boundaries: tuple[int, int, int],
     new_tokens: int,
+    rotary: Positions | None = None,
+    deepstack: Sequence[Tensor] = (),
 ) -> Generated:
     """Greedy answer to one prompt, given as embeddings with the visual rows in place."""
-    prefill = FastVPrefill(model, embeds_ND, videos, boundaries)
+    prefill = FastVPrefill(model, embeds_ND, videos, boundaries, rotary, deepstack)
     hidden_PD = prefill.run(prune=True)
     return decode(model, prefill, hidden_PD, len(embeds_ND), new_tokens)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from tests.reference.pruning import share_out
+from tests.reference.stage1 import best_places
 
 Video = list[list[list[float]]]
 
@@ -61,6 +62,56 @@ def vidcom2_budgets(to_video: Sequence[Sequence[float]], keep: int) -> list[int]
     return share_out(keep, [P] * T, weights, distinct)
 
 
+def vcast(x: Video, keep: int) -> list[int]:
+    """Of each frame, as many tokens as its budget says: those that stand out most."""
+    P = len(x[0])
+    middles = [mean([unit(token) for token in frame]) for frame in x]
+    kept = []
+    for t, count in enumerate(vcast_budgets(vcast_turns(middles), P, keep)):
+        kept += [t * P + place for place in best_places(x[t], count)]
+    return kept
+
+
+def vcast_turns(middles: Sequence[Sequence[float]]) -> list[float]:
+    """c to four decimals; a step shorter than a thousandth has no direction."""
+    turns = []
+    for t in range(len(middles)):
+        turn = 1.0
+        if 0 < t < len(middles) - 1:
+            steps = [
+                [b - a for a, b in zip(middles[i], middles[i + 1], strict=True)] for i in (t - 1, t)
+            ]
+            if all(math.hypot(*step) >= 1e-3 for step in steps):
+                turn -= cosine(*steps)
+        turns.append(round(turn, 4))
+    return turns
+
+
+def vcast_budgets(turns: Sequence[float], P: int, keep: int) -> list[int]:
+    """One token a frame, then shares of the frames with room, again until none has too many."""
+    T = len(turns)
+    if keep < T:
+        first = sorted(range(T), key=lambda t: (-turns[t], t))[:keep]
+        return [int(t in first) for t in range(T)]
+    powers = [math.exp((turn - max(turns)) / 0.7) for turn in turns]
+    weights = [round(power * (1 << 20)) for power in powers]
+    full: set[int] = set()
+    while True:
+        rest = keep - T - len(full) * (P - 1)
+        open_ = [t for t in range(T) if t not in full]
+        whole = sum(weights[t] for t in open_)
+        share = {t: Fraction(rest * weights[t], whole) for t in open_}
+        over = {t for t in open_ if share[t] > P - 1}
+        if not over:
+            break
+        full |= over
+    counts = [P if t in full else 1 + math.floor(share[t]) for t in range(T)]
+    by_remainder = sorted(open_, key=lambda t: (math.floor(share[t]) - share[t], t))
+    for t in by_remainder[: keep - sum(counts)]:
+        counts[t] += 1
+    return counts
+
+
 def likeness(token: Sequence[float], centre: Sequence[float]) -> float:
     """Five Gaussian kernels of growing width, summed."""
     distance = sum((a - b) ** 2 for a, b in zip(token, centre, strict=True))
@@ -73,7 +124,7 @@ def cosine(a: Sequence[float], b: Sequence[float]) -> float:
 
 def unit(a: Sequence[float]) -> list[float]:
     length = math.sqrt(sum(value * value for value in a))
-    return [value / length for value in a]
+    return [value / length if length else 0.0 for value in a]
 
 
 def mean(rows: Sequence[Sequence[float]]) -> list[float]:

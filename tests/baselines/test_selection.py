@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metok_vllm.baselines import encoder, evs, random, vidcom2
+from metok_vllm.baselines import encoder, evs, random, vcast, vidcom2
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import ENCODER_RULES, FASTV
+from metok_vllm.selecting import token_scores
 from tests.baselines import naive
 from tests.layouts import square
 from tests.reference.stage1 import exact
@@ -49,6 +50,7 @@ def test_as_in_python_loops(shape: tuple[int, int, int], share: float, seed: int
     keep = math.ceil(exact(share) * shape[0] * shape[1])
     assert evs.select(x_TPD, keep).tolist() == naive.evs(x_TPD.tolist(), keep)
     assert vidcom2.select(x_TPD, keep).tolist() == naive.vidcom2(x_TPD.tolist(), keep)
+    assert vcast.select(x_TPD, keep).tolist() == naive.vcast(x_TPD.tolist(), keep)
 
 
 @st.composite
@@ -69,10 +71,22 @@ def test_counts_and_order_hold_whatever_the_content(x_TPD: Tensor, share: float,
     index_N = encoder.select(rule, x_TPD, keep, "a video")
     assert is_selection(index_N, keep, tokens)
     assert torch.equal(index_N, encoder.select(rule, x_TPD, keep, "a video"))
-    newline_D = torch.full(x_TPD.shape[-1:], 7.0)
-    rows_ND = encoder.compress(rule, x_TPD, newline_D, keep, "a video")
-    assert torch.equal(rows_ND[:-1], x_TPD.flatten(0, 1)[index_N])
-    assert torch.equal(rows_ND[-1], newline_D)
+
+
+@given(x_TPD=videos(), share=shares)
+@bounded
+def test_vcast_breaks_ties_as_python_loops_do(x_TPD: Tensor, share: float) -> None:
+    keep = math.ceil(exact(share) * x_TPD.shape[0] * x_TPD.shape[1])
+    assert vcast.select(x_TPD, keep).tolist() == naive.vcast(x_TPD.tolist(), keep)
+
+
+@pytest.mark.parametrize("shape", [(5, 9, 12), (2, 9, 12), (1, 9, 12)])
+@pytest.mark.parametrize("rule", ENCODER_RULES)
+def test_nothing_waits_for_the_device(rule: str, shape: tuple[int, int, int]) -> None:
+    """Tensors without values: reading one, or a shape that depends on one, raises."""
+    x_TPD = torch.empty(shape, device="meta")
+    for keep in (1, 5, 9):
+        assert encoder.select(rule, x_TPD, keep, "a video").shape == (keep,)
 
 
 @given(frames=st.integers(1, 130), grid=st.integers(1, 27), share=shares)
@@ -159,3 +173,47 @@ def test_vidcom2_gives_a_distinctive_frame_more_and_none_too_much() -> None:
         assert sum(count_T) == keep
         assert max(count_T) == count_T[5] <= 16
     assert vidcom2.budgets(to_video_TP, 64).tolist()[5] > 8
+
+
+@given(
+    turns=st.lists(st.integers(0, 20_000) | st.sampled_from([0, 10_000, 20_000]), min_size=1),
+    tokens=st.integers(1, 200),
+    share=shares,
+)
+@bounded
+def test_vcast_shares_out_as_in_python_loops(turns: list[int], tokens: int, share: float) -> None:
+    """Any curvatures: full frames, ties, fewer tokens than frames."""
+    T = len(turns)
+    for keep in (math.ceil(exact(share) * T * tokens), T, 1, T * tokens):
+        count_T = vcast.budgets(torch.tensor(turns), tokens, keep)
+        by_hand = naive.vcast_budgets([turn / 10_000 for turn in turns], tokens, keep)
+        assert count_T.tolist() == by_hand
+        assert sum(by_hand) == keep
+        assert max(by_hand) <= tokens
+        assert min(by_hand) >= (keep >= T)
+
+
+def test_vcast_gives_a_turn_more_and_a_straight_run_less() -> None:
+    """A walk in a line to frame 4 and back: it turns there and nowhere else."""
+    place_T = torch.tensor([0, 1, 2, 3, 4, 3, 2, 1, 0]) / 10
+    frame_TD = torch.stack([place_T, torch.ones(9), torch.zeros(9)], dim=1)
+    ends, straight, turn = [10_000], [0] * 3, [20_000]
+    assert vcast.curvature(frame_TD).tolist() == [*ends, *straight, *turn, *straight, *ends]
+    counts = vcast.budgets(vcast.curvature(frame_TD), 16, 50).tolist()
+    assert counts[4] > counts[0] == counts[8] > counts[1]
+
+
+def test_vcast_takes_rounding_for_neither_a_step_nor_a_norm() -> None:
+    """A still video whose tokens differ in their last bits: frames alike, and no token first."""
+    noise = 1e-6 * torch.randn(6, 8, 32, generator=torch.Generator().manual_seed(4))
+    x_TPD = torch.nn.functional.normalize(torch.ones(6, 8, 32) + noise, dim=-1)
+    score_TP, frame_TD = token_scores(x_TPD)
+    assert vcast.curvature(frame_TD).tolist() == [10_000] * 6
+    assert score_TP.abs().max() < 1e-5
+    counts = torch.bincount(vcast.select(x_TPD, 27) // 8)
+    assert counts.tolist() == [5, 5, 5, 4, 4, 4]
+
+
+def test_vcast_reads_half_precision_in_float32() -> None:
+    x_TPD = scenes((8, 16, 32), 2).bfloat16()
+    assert torch.equal(vcast.select(x_TPD, 40), vcast.select(x_TPD.float(), 40))
