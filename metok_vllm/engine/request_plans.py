@@ -53,6 +53,9 @@ def plan_of(
         start, length = int(feature.mm_position.offset), int(feature.mm_position.length)
         if start < end or length < 1 or start + length > prompt_tokens:
             return None
+        # A video that does not end in a separator ends in a visual token.
+        if found[1].separators + (not found[1].ends_in_separator) > length:
+            return None
         end = start + length
         videos.append((found[0], start, length, found[1]))
     return PromptPlan.of(prompt_tokens, videos)
@@ -64,8 +67,8 @@ def _pruning_of(feature: Any) -> tuple[str, Pruning] | None:
         return None
     try:
         found = read_pruning(feature.data[FIELD].data)
-        if found is not None and not (isinstance(found[0], str) and 0 <= found[1].key_share <= 1):
-            raise ValueError("key or share")
+        if found is not None and not _is_valid(*found):
+            raise ValueError("key, share or separators")
     except Exception as error:
         # A renderer without METok or of another version may have made the features, and an
         # exception in the scheduler ends the engine.
@@ -75,3 +78,9 @@ def _pruning_of(feature: Any) -> tuple[str, Pruning] | None:
         )
         return None
     return found
+
+
+def _is_valid(key: object, pruning: Pruning) -> bool:
+    separators, last = pruning.separators, pruning.ends_in_separator
+    counted = isinstance(separators, int) and isinstance(last, bool) and separators >= last
+    return isinstance(key, str) and 0 <= pruning.key_share <= 1 and counted

@@ -1,4 +1,4 @@
-"""What stages 2 and 3 will do to one prompt: visual tokens per stage, fixed before it runs.
+"""What stages 2 and 3 will do to one prompt: tokens of its videos per stage, fixed before it runs.
 
 The scheduler computes this plan and sends it to the workers with the request: block tables,
 sequence lengths and slots follow from it. Pure Python, exact arithmetic.
@@ -17,6 +17,7 @@ from functools import cached_property
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import FASTV, METOK
 from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.layout import VideoLayout
 
 PRUNE, EVICT = 2, 3
 
@@ -25,9 +26,10 @@ PRUNE, EVICT = 2, 3
 class Pruning:
     """Settings of stages 2 and 3 for one video.
 
-    `key_share` is the share of its tokens that belongs to key events if all events were equally
-    long. `fastv_keep` is set for the FastV method: that share stays from the first boundary on,
-    for decoding too.
+    `key_share` is the share of its visual tokens that belongs to key events if all events were
+    equally long. `fastv_keep` is set for the FastV method: that share stays from the first boundary
+    on, for decoding too. `separators` of the video's tokens are text between its frames, which
+    always stays; `ends_in_separator`: the last token is one of them.
     """
 
     stages: tuple[int, ...]
@@ -35,41 +37,70 @@ class Pruning:
     decode_keep: Fraction
     key_share: Fraction
     fastv_keep: Fraction | None = None
+    separators: int = 0
+    ends_in_separator: bool = False
 
     @classmethod
-    def of(cls, config: METokConfig, share: Fraction) -> Pruning:
+    def of(
+        cls,
+        config: METokConfig,
+        share: Fraction,
+        separators: int = 0,
+        ends_in_separator: bool = False,
+    ) -> Pruning:
         """From a configuration; shares are read as the decimals that users write."""
-        keep, decode = Fraction(repr(config.keep_ratio)), Fraction(repr(config.decode_keep))
-        if config.rule == FASTV:
-            return cls((PRUNE,), keep, decode, share, Fraction(repr(config.rule_keep)))
         own = config.stages if config.rule == METOK else ()
-        stages = tuple(stage for stage in own if stage in (PRUNE, EVICT))
-        return cls(stages, keep, decode, share)
+        fastv = config.rule == FASTV
+        return cls(
+            (PRUNE,) if fastv else tuple(stage for stage in own if stage in (PRUNE, EVICT)),
+            Fraction(repr(config.keep_ratio)),
+            Fraction(repr(config.decode_keep)),
+            share,
+            Fraction(repr(config.rule_keep)) if fastv else None,
+            separators,
+            ends_in_separator,
+        )
+
+    @classmethod
+    def of_video(cls, config: METokConfig, video: VideoLayout) -> Pruning:
+        """From a configuration and the layout of the video."""
+        share = video.key_share(config)
+        return cls.of(config, share, video.separators, video.ends_in_separator)
+
+    def without_last_token(self) -> Pruning:
+        """The same for a video whose last token is left out."""
+        last = int(self.ends_in_separator)
+        return replace(self, separators=self.separators - last, ends_in_separator=False)
 
     def counts(self, tokens: int) -> VideoCounts:
-        """Visual tokens of a video that enters the decoder with `tokens`, stage by stage."""
-        prefill = (tokens,) * NUM_STAGES
+        """Tokens of a video that enters the decoder with `tokens`, stage by stage."""
+        fixed, visual = self.separators, tokens - self.separators
+        assert 0 <= fixed <= tokens, (fixed, tokens)
+        ran: tuple[int, ...] = (visual,) * (NUM_STAGES - 1)
         if PRUNE in self.stages and self.fastv_keep is not None:
-            kept = math.ceil(self.fastv_keep * tokens)
-            prefill = (tokens, kept, kept, kept)
+            ran = (math.ceil(self.fastv_keep * visual),) * (NUM_STAGES - 1)
         elif PRUNE in self.stages:
-            key, other = self.key_share * tokens, (1 - self.key_share) * tokens
+            key, other = self.key_share * visual, (1 - self.key_share) * visual
             first = math.ceil(self.keep_ratio * (key + other / 2))
-            second = math.ceil(self.keep_ratio * self.keep_ratio * key)
-            prefill = (tokens, first, second, 0)
-        decode = prefill
+            ran = (first, math.ceil(self.keep_ratio * self.keep_ratio * key), 0)
+        held = ran
         if EVICT in self.stages:
-            first, second = (math.ceil(self.decode_keep * n) for n in prefill[1:3])
-            decode = (tokens, first, second, 0)
-        return VideoCounts(prefill, decode)
+            first, second = (math.ceil(self.decode_keep * n) for n in ran[:2])
+            held = (first, second, 0)
+        prefill, decode = ((tokens, *(fixed + n for n in counts)) for counts in (ran, held))
+        return VideoCounts(prefill, decode, fixed)
 
 
 @dataclass(frozen=True)
 class VideoCounts:
-    """Visual tokens of one video by stage: run on in the prefill, and cached for decoding."""
+    """Tokens of one video by stage: run on in the prefill, and cached for decoding.
+
+    Each of them counts the video's `separators`.
+    """
 
     prefill: tuple[int, ...]
     decode: tuple[int, ...]
+    separators: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,16 +131,17 @@ class PromptPlan:
         """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
         The prompt's last row gives the first new token, so a video that ends the prompt leaves its
-        last token to the text.
+        last token to the text, be it visual or a separator.
         """
         if not videos or not videos[0][3].stages:
             return None
         stages = videos[0][3].stages
         spans = []
         for key, start, tokens, pruning in sorted(videos, key=lambda video: video[1]):
-            prunable = tokens - 1 if start + tokens == prompt_tokens else tokens
-            counts = replace(pruning, stages=stages).counts(prunable)
-            spans.append(VideoSpan(key, start, prunable, counts))
+            wanted = replace(pruning, stages=stages)
+            if start + tokens == prompt_tokens:
+                tokens, wanted = tokens - 1, wanted.without_last_token()
+            spans.append(VideoSpan(key, start, tokens, wanted.counts(tokens)))
         fastv = videos[0][3].fastv_keep is not None
         return cls(prompt_tokens, tuple(spans), PRUNE in stages, EVICT in stages, fastv)
 
@@ -131,7 +163,10 @@ class PromptPlan:
 
     @property
     def needs_scores(self) -> bool:
-        """Whether visual tokens are ranked at the first two boundaries."""
+        """Whether visual tokens are ranked at the first two boundaries.
+
+        Separators ask for it as well: the ranking is what tells them from visual tokens.
+        """
         return self.prunes or any(video.counts.decode[1] for video in self.videos)
 
     @property
@@ -162,7 +197,8 @@ class PromptPlan:
         return num_tokens if stage == 0 else 0
 
     def visual_tokens(self, *, decode: bool = False) -> tuple[int, ...]:
-        """Visual tokens of all videos by stage: run on in the prefill, or cached for decoding."""
+        """Tokens of all videos by stage, with separators: run on in the prefill, or cached for
+        decoding."""
         return tuple(
             sum((v.counts.decode if decode else v.counts.prefill)[stage] for v in self.videos)
             for stage in range(NUM_STAGES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -40,22 +41,23 @@ def plan(prompt: int, *videos: tuple[int, int], **wanted: Any) -> PromptPlan | N
 
 @st.composite
 def plans(draw: st.DrawFn) -> PromptPlan:
-    """Prompts with one to three videos, text between them or not."""
-    videos, end = [], 0
-    for _ in range(draw(st.integers(1, 3))):
-        start = end + draw(st.integers(0, 5))
-        tokens = draw(st.integers(1, 60))
-        videos.append((start, tokens))
-        end = start + tokens
-    prompt = end + draw(st.integers(0, 5))
-    made = plan(
-        prompt,
-        *videos,
+    """Prompts with one to three videos, text between them or not, some with separators."""
+    pruning = wishes(
         stages=draw(st.sampled_from([(2, 3), (2,), (3,)])),
         keep=Fraction(repr(draw(hundredths))),
         decode=Fraction(draw(st.integers(0, 100)), 100),
         share=Fraction(draw(st.integers(1, 5)), 5),
     )
+    videos, end = [], 0
+    for number in range(draw(st.integers(1, 3))):
+        start = end + draw(st.integers(0, 5))
+        tokens = draw(st.integers(1, 60))
+        fixed = draw(st.just(0) | st.integers(0, tokens))
+        last = fixed == tokens or (fixed > 0 and draw(st.booleans()))
+        of_video = replace(pruning, separators=fixed, ends_in_separator=last)
+        videos.append((str(number), start, tokens, of_video))
+        end = start + tokens
+    made = PromptPlan.of(end + draw(st.integers(0, 5)), videos)
     assert made is not None
     return made
 
@@ -69,6 +71,8 @@ class TestCounts:
         per_event=st.one_of(st.integers(1, 40), hundredths),
         keep=hundredths,
         stage1=st.booleans(),
+        before=st.integers(0, 3),
+        after=st.integers(0, 2),
     )
     def test_as_the_reference_counts(
         self,
@@ -79,6 +83,8 @@ class TestCounts:
         per_event: int | float,
         keep: float,
         stage1: bool,
+        before: int,
+        after: int,
     ) -> None:
         config = METokConfig(
             stages=(1, 2, 3) if stage1 else (2, 3),
@@ -87,11 +93,24 @@ class TestCounts:
             key_frames_per_event=per_event,
             keep_ratio=keep,
         )
-        encoded = square(frames, grid).tokens(config)
-        pruning = Pruning.of(config, square(frames, grid).key_share(config))
+        video = replace(
+            square(frames, grid), before=((1,) * before,) * frames, after=((2,) * after,) * frames
+        )
+        encoded, separators = video.tokens(config), frames * (before + after)
         strides = config.strides
-        assert pruning.counts(encoded).prefill == planned_tokens(
-            frames, encoded, events, ratio, per_event, strides, grid, keep, stage1
+        counts = Pruning.of_video(config, video).counts(encoded)
+        assert counts.separators == separators
+        assert counts.prefill == planned_tokens(
+            frames,
+            encoded,
+            events,
+            ratio,
+            per_event,
+            strides,
+            grid,
+            keep,
+            stage1,
+            separators=separators,
         )
 
     def test_by_hand(self) -> None:
@@ -99,6 +118,24 @@ class TestCounts:
         counts = wishes(decode=Fraction(1, 4)).counts(100)
         assert counts.prefill == (100, 61, 35, 0)
         assert counts.decode == (100, 16, 9, 0)
+
+    @pytest.mark.parametrize(
+        ("stages", "decode", "ran", "held"),
+        [
+            # The hundred others as by hand above, and 20 separators everywhere.
+            ((2,), 0, (81, 55, 20), (81, 55, 20)),
+            ((2, 3), 0, (81, 55, 20), (20, 20, 20)),
+            ((2, 3), Fraction(1, 2), (81, 55, 20), (51, 38, 20)),
+            ((3,), 0, (120, 120, 120), (20, 20, 20)),
+            ((3,), Fraction(1, 2), (120, 120, 120), (70, 70, 20)),
+        ],
+    )
+    def test_separators_stay_beside_what_is_kept(
+        self, stages: Any, decode: Any, ran: Any, held: Any
+    ) -> None:
+        pruning = replace(wishes(stages, decode=Fraction(decode)), separators=20)
+        counts = pruning.counts(120)
+        assert (counts.prefill, counts.decode) == ((120, *ran), (120, *held))
 
     def test_stages_that_are_off_leave_the_tokens(self) -> None:
         assert wishes((2,)).counts(100).decode == (100, 61, 35, 0)
@@ -123,12 +160,14 @@ class TestCounts:
         counts = Pruning.of(config, Fraction(1)).counts(encoded)
         assert counts.prefill[1:] == (-(-encoded * 76 // 100), -(-encoded * 76 * 76 // 10_000), 0)
 
-    @given(tokens=st.integers(1, 500), share=hundredths)
-    def test_fastv_drops_once_and_holds_what_it_ran_on(self, tokens: int, share: float) -> None:
+    @given(tokens=st.integers(1, 500), share=hundredths, fixed=st.integers(0, 90))
+    def test_fastv_drops_once_and_holds_what_it_ran_on(
+        self, tokens: int, share: float, fixed: int
+    ) -> None:
         config = METokConfig(rule="fastv", rule_keep=share, decode_keep=0.5)
-        counts = Pruning.of(config, Fraction(1, 2)).counts(tokens)
-        kept = -(-Fraction(repr(share)) * tokens // 1)
-        assert counts.prefill == counts.decode == (tokens, kept, kept, kept)
+        counts = Pruning.of(config, Fraction(1, 2), fixed).counts(tokens + fixed)
+        kept = fixed - (-Fraction(repr(share)) * tokens // 1)
+        assert counts.prefill == counts.decode == (tokens + fixed, kept, kept, kept)
 
     @pytest.mark.parametrize("rule", ENCODER_RULES)
     def test_a_rule_in_the_encoder_leaves_the_decoder_alone(self, rule: str) -> None:
@@ -179,6 +218,11 @@ class TestSlots:
             == text + 1 + made.visual_tokens(decode=True)[last]
         )
         assert text >= 1
+        separators = sum(video.counts.separators for video in made.videos)
+        assert made.visual_tokens()[last] >= separators
+        assert made.visual_tokens(decode=True)[last] >= separators
+        if made.evicts:
+            assert made.visual_tokens(decode=True)[last] == separators
 
 
 class TestOnePrompt:
@@ -199,6 +243,18 @@ class TestOnePrompt:
         assert made.query_rows == 1
         assert made.slots(NUM_STAGES - 1, 110) == 11
 
+    @pytest.mark.parametrize(("last", "kept"), [(True, 19), (False, 20)])
+    def test_a_last_token_that_is_a_separator_is_one_less(self, last: bool, kept: int) -> None:
+        """Either way 20 separators stay: the last row of the prompt, or one of the video's."""
+        pruning = replace(wishes(), separators=20, ends_in_separator=last)
+        made = PromptPlan.of(130, [("a", 10, 120, pruning)])
+        inside = PromptPlan.of(131, [("a", 10, 120, pruning)])
+        assert made is not None
+        assert inside is not None
+        assert made.visual_tokens(decode=True) == (119, kept, kept, kept)
+        assert made.slots(3, 131) == 10 + kept + 1 + 1
+        assert inside.visual_tokens(decode=True) == (120, 20, 20, 20)
+
     def test_a_video_of_one_token_that_ends_the_prompt(self) -> None:
         made = plan(11, (10, 1))
         assert made is not None
@@ -216,11 +272,14 @@ class TestOnePrompt:
         some = Fraction(1, 10)
         pruned, kept = plan(120, (10, 100)), plan(120, (10, 100), stages=(3,), decode=some)
         evicted = plan(120, (10, 100), stages=(3,))
+        separated = PromptPlan.of(120, [("a", 10, 100, replace(wishes((3,)), separators=1))])
         assert pruned is not None
         assert kept is not None
         assert evicted is not None
+        assert separated is not None
         assert (pruned.needs_scores, kept.needs_scores) == (True, True)
         assert not evicted.needs_scores
+        assert separated.needs_scores, "or nothing would tell its separators from visual tokens"
 
     def test_fastv_asks_the_last_token_alone_and_evicts_nothing(self) -> None:
         pruning = Pruning.of(METokConfig(rule="fastv"), Fraction(1))

@@ -5,16 +5,25 @@ wrote. Paper: arXiv 2506.02850, sections 3.2 and 3.3.
 
 Symbols: T frames, K events, N1 visual tokens after stage 1, M0 and M1 those left at the first and
 the second pruning layer, Kt and Nt tokens of key and of other events were all events equally long.
+Separators, the text tokens inside a video, are in N1 and all that is left; M0, M1, Kt and Nt count
+the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tests.reference.stage1 import EVENT, exact, frame_length, key_event_count, key_frames_wanted
+from tests.reference.stage1 import (
+    EVENT,
+    Grid,
+    exact,
+    frame_length,
+    key_event_count,
+    key_frames_wanted,
+)
 
 
 def planned_tokens(
@@ -24,16 +33,23 @@ def planned_tokens(
     key_event_ratio: float,
     key_frames_per_event: int | float,
     strides: Sequence[int],
-    grid: int,
+    grid: Grid,
     keep_ratio: float,
     stage1: bool,
     mode: str = "bilinear",
     newlines: str = EVENT,
+    separators: int = 0,
 ) -> tuple[int, int, int, int]:
-    """(N1, M0, M1, 0): visual tokens of one video before and after each pruning layer.
+    """(N1, S + M0, S + M1, S): tokens of one video before and after each pruning layer.
 
-    `encoded` is N1, newlines included; frames are pooled by `mode` from grid x grid patches.
+    `encoded` is N1, newlines and S separators included; frames are pooled by `mode` from
+    a grid of patches.
     """
+    if separators:
+        rest = encoded - separators
+        of_rest = (frames, rest, num_events, key_event_ratio, key_frames_per_event, strides, grid)
+        _, first, second, _ = planned_tokens(*of_rest, keep_ratio, stage1, mode, newlines)
+        return encoded, separators + first, separators + second, separators
     events = min(num_events, frames)
     keep = exact(keep_ratio)
     if events == 1:
@@ -57,7 +73,7 @@ def equal_event_tokens(
     events: int,
     per_event: int | float,
     strides: Sequence[int],
-    grid: int,
+    grid: Grid,
     mode: str = "bilinear",
     newlines: str = EVENT,
 ) -> tuple[Fraction, Fraction]:
@@ -131,7 +147,40 @@ def select(scores: Sequence[float], event_of: Sequence[int], counts: Sequence[in
     return Selection(sorted(kept), margin)
 
 
-def decode_kept(scores: Sequence[float], share: float) -> Selection:
-    """The ceil(share * n) best-scored of a video's n tokens, whatever their event."""
-    count = math.ceil(exact(share) * len(scores))
-    return select(scores, [0] * len(scores), [count])
+def staying(
+    entry: int,
+    total: int,
+    scores: Sequence[float],
+    event_of: Sequence[int],
+    key: Sequence[bool],
+    relevance: Sequence[float],
+    separators: Collection[int] = (),
+) -> Selection:
+    """`total` tokens of a video that pruning layer `entry` (0, 1, 2) lets pass.
+
+    All `separators` are among them; the others are shared out over the events. The last layer lets
+    no other pass.
+    """
+    visual = [token for token in range(len(scores)) if token not in separators]
+    events = [event_of[token] for token in visual]
+    counts = [0] * len(key)
+    if entry < 2:
+        sizes = [events.count(event) for event in range(len(key))]
+        weights = quota_weights(key, entry)
+        counts = share_out(total - len(separators), sizes, weights, relevance)
+    chosen = select([scores[token] for token in visual], events, counts)
+    kept = sorted([*separators, *(visual[index] for index in chosen.kept)])
+    assert len(kept) == total
+    return Selection(kept, chosen.margin)
+
+
+def decode_kept(
+    scores: Sequence[float], share: float, separators: Collection[int] = ()
+) -> Selection:
+    """The ceil(share * n) best-scored of a video's n visual tokens, whatever their event, and all
+    its separators."""
+    visual = [token for token in range(len(scores)) if token not in separators]
+    count = math.ceil(exact(share) * len(visual))
+    chosen = select([scores[token] for token in visual], [0] * len(visual), [count])
+    kept = sorted([*separators, *(visual[index] for index in chosen.kept)])
+    return Selection(kept, chosen.margin)

@@ -66,6 +66,12 @@ def test_without_stage_1_key_events_have_their_share_of_the_tokens() -> None:
     assert plan == (101, 41, 16, 0)
 
 
+def test_separators_are_added_to_the_plan_of_the_others() -> None:
+    # Kt = 60.6 and Nt = 40.4 of 101 tokens that may be dropped, as above.
+    plan = pruning.planned_tokens(10, 108, 5, 0.6, 6, STRIDES, 14, 0.5, stage1=False, separators=7)
+    assert plan == (108, 48, 23, 7)
+
+
 @bounded
 @given(frame_counts, rules, strides, grids, shares, st.booleans(), st.integers(0, 3000))
 def test_plans_never_grow(
@@ -205,6 +211,18 @@ def test_kept_tokens_are_those_with_the_highest_scores(data: st.DataObject) -> N
         assert all(k < d for k in kept for d in dropped if values[k] == values[d])
     assert selection.margin == min(gaps, default=math.inf)
     assert selection.margin >= 0
+
+
+def test_separators_stay_whatever_their_score() -> None:
+    scores = [0.0, 0.5, 0.1, 0.4, 0.9, 0.3, 0.0]
+    video = ([0, 0, 0, 0, 1, 1, 1], [True, False], [0.5, 0.1])
+    # Tokens 0 and 6 are separators: of 3 and 2 others, quotas 3 * 3/4 and 3 * 1/4 give 2 and 1.
+    assert pruning.staying(0, 5, scores, *video, [0, 6]).kept == [0, 1, 3, 4, 6]
+    # At the second layer the other event keeps its separator alone.
+    assert pruning.staying(1, 4, scores, *video, [0, 6]).kept == [0, 1, 3, 6]
+    assert pruning.staying(2, 2, scores, *video, [0, 6]).kept == [0, 6]
+    # ceil(0.3 * 5) = 2 of the others.
+    assert pruning.decode_kept(scores, 0.3, [0, 6]).kept == [0, 1, 4, 6]
 
 
 def test_decoding_keeps_the_best_of_the_whole_video() -> None:

@@ -41,11 +41,16 @@ PRUNINGS = (
     ((1,), 0.76, 0.0),
 )
 CLIPS = (MAX_VIDEO, 20, 9, 1)
+# Separators of each clip where a prompt is `separated`; those clips end in one.
+SEPARATORS = (6, 0, 3, 1)
 
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """A prompt: `texts[0]`, clip, `texts[1]`, clip, ... `pruning` None turns METok off."""
+    """A prompt: `texts[0]`, clip, `texts[1]`, clip, ... `pruning` None turns METok off.
+
+    `separated`: some of its clips have separators.
+    """
 
     texts: tuple[int, ...]
     clips: tuple[int, ...] = ()
@@ -55,6 +60,7 @@ class PromptSpec:
     ends_itself: bool = False
     resumable: bool = False
     urgency: int = 0
+    separated: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -75,6 +81,7 @@ def pick_spec(pick: Pick) -> PromptSpec:
         pick(0, 1),
         bool(pick(0, 1)),
         urgency=pick(0, 2),
+        separated=bool(pick(0, 1)),
     )
 
 
@@ -130,7 +137,14 @@ def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
         settings = {"stages": stages, "keep_ratio": keep_ratio, "decode_keep": decode_keep}
         config = METokConfig().updated(settings)
         payload = selection_payload(config, torch.zeros(0, 1, dtype=torch.long))
-    field = pack(key, payload, Fraction(3, 5))
+    separators = SEPARATORS[clip] if spec.separated else 0
+    field = pack(
+        key,
+        payload,
+        Fraction(3, 5),
+        separators=separators,
+        ends_in_separator=separators > 0,
+    )
     item = MultiModalKwargsItem({FIELD: MultiModalFieldElem(field, MultiModalBatchedField())})
     place = PlaceholderRange(offset=offset, length=CLIPS[clip])
     return MultiModalFeatureSpec(item, "video", f"{key} {payload}", place)

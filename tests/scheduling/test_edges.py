@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from vllm.multimodal.inputs import (
 
 from metok_vllm.engine.request_plans import plan_of
 from metok_vllm.models.request import FIELD
-from tests.scheduling.arrivals import PromptSpec, make_arrival
+from tests.scheduling.arrivals import CLIPS, PromptSpec, make_arrival
 from tests.scheduling.drive import Drive, Life
 from tests.scheduling.invariants import check_waiting_requests_hold_nothing
 from tests.scheduling.runs import deliver, finish, schedule, steps_to_finish
@@ -106,6 +107,20 @@ def test_prompt_longer_than_a_step_is_pruned_at_its_end() -> None:
     finish(drive)
 
 
+@pytest.mark.parametrize("pruning", [PRUNED, EVICTED])
+def test_separators_hold_their_blocks_in_every_stage(pruning: Any) -> None:
+    """They are text, and the last token of a prompt is so in any case."""
+    drive = Drive(Settings(batched=110))
+    inside = drive.arrive(PromptSpec((5, 20), (0,), pruning, answer=10, separated=True))
+    at_end = drive.arrive(PromptSpec((20, 0), (2,), pruning, answer=10, separated=True))
+    step(drive, 2)
+    # Prompt and one new token; of these, without the 18 and the 6 visual tokens.
+    for name, tokens, kept in ((inside, 50, 32), (at_end, 30, 24)):
+        held = [len(m.req_to_blocks[name]) for m in drive.managers]
+        assert held == [-(-tokens // 4), *[-(-kept // 4)] * 3]
+    finish(drive)
+
+
 def test_prompt_as_long_as_a_step_does_not_hold_up_those_behind_it() -> None:
     """A prompt that needs a whole step to itself would wait for the longest answer in flight."""
     drive = Drive(Settings(batched=64))
@@ -145,25 +160,38 @@ def test_plain_prompts_do_not_wait_for_metok_ones() -> None:
     finish(drive)
 
 
+WHOLE_FIELD = {
+    "key": "k",
+    "payload": "{}",
+    "key_share": [1, 2],
+    "separators": 0,
+    "ends_in_separator": False,
+}
+
+
+def field_of(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+
+def field_with(**changes: Any) -> torch.Tensor:
+    return field_of(json.dumps(WHOLE_FIELD | changes))
+
+
 BROKEN_FIELDS: dict[str, Any] = {
     "not bytes": torch.tensor([300, -1]),
-    "not JSON": torch.frombuffer(bytearray(b"{key"), dtype=torch.uint8),
-    "no object": torch.frombuffer(bytearray(b"[1, 2]"), dtype=torch.uint8),
-    "nothing": torch.frombuffer(bytearray(b"{}"), dtype=torch.uint8),
-    "another version": torch.frombuffer(
-        bytearray(b'{"key": "k", "payload": "{\\"stages\\": [9]}", "key_share": [1, 2]}'),
-        dtype=torch.uint8,
-    ),
-    "share of nothing": torch.frombuffer(
-        bytearray(b'{"key": "k", "payload": "{}", "key_share": [1, 0]}'), dtype=torch.uint8
-    ),
-    "more than all": torch.frombuffer(
-        bytearray(b'{"key": "k", "payload": "{}", "key_share": [9, 1]}'), dtype=torch.uint8
-    ),
-    "key is no text": torch.frombuffer(
-        bytearray(b'{"key": [1], "payload": "{}", "key_share": [1, 2]}'), dtype=torch.uint8
-    ),
-    "deep": torch.frombuffer(bytearray(b"[" * 100_000), dtype=torch.uint8),
+    "not JSON": field_of("{key"),
+    "no object": field_of("[1, 2]"),
+    "nothing": field_of("{}"),
+    "another version": field_with(payload='{"stages": [9]}'),
+    "share of nothing": field_with(key_share=[1, 0]),
+    "more than all": field_with(key_share=[9, 1]),
+    "key is no text": field_with(key=[1]),
+    "separators are no number": field_with(separators="3"),
+    "separators below zero": field_with(separators=-1),
+    "more separators than tokens": field_with(separators=CLIPS[0] + 1, ends_in_separator=True),
+    "separators alone, and another end": field_with(separators=CLIPS[0]),
+    "ends in a separator without one": field_with(ends_in_separator=True),
+    "deep": field_of("[" * 100_000),
     "no tensor": None,
 }
 
@@ -178,6 +206,12 @@ def arrive_with(field: Any, drive: Drive, *, without: bool = False) -> None:
     drive.lives["odd"] = Life(arrival, None)
     drive.contents["odd"] = arrival.content
     drive.scheduler.add_request(arrival.request)
+
+
+def test_the_field_that_is_broken_below_is_whole() -> None:
+    drive = Drive(Settings())
+    arrive_with(field_with(), drive)
+    assert drive.scheduler.evictor_state.plans
 
 
 @pytest.mark.parametrize("kind", [*BROKEN_FIELDS, "no field"])
