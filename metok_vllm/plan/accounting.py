@@ -9,14 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from metok_vllm.plan.decoder_flops import layer_costs
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
 from metok_vllm.plan.prompt import PromptPlan
-
-
-def layer_prefill_flops(tokens: int, hidden_size: int, kv_size: int, intermediate_size: int) -> int:
-    """FLOPs of one decoder layer (grouped-query attention, gated MLP) on `tokens` tokens."""
-    n, d = tokens, hidden_size
-    return 2 * (n * d * (2 * d + 2 * kv_size) + 2 * n * n * d + 3 * n * d * intermediate_size)
 
 
 def decoder_prefill_flops(
@@ -29,21 +24,11 @@ def decoder_prefill_flops(
 
     With a plan, each layer counts with the rows that its stage runs on.
     """
-    heads = text_config.num_attention_heads
-    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-
-    def layer(rows: int) -> int:
-        return layer_prefill_flops(
-            rows, text_config.hidden_size, kv_heads * head_size, text_config.intermediate_size
-        )
-
+    costs = layer_costs(text_config)
     if layout is None or plan is None:
-        return int(text_config.num_hidden_layers) * layer(tokens)
-    return sum(
-        layers * layer(tokens - dropped)
-        for layers, dropped in zip(layout.stage_sizes, plan.prefill_dropped, strict=True)
-    )
+        return sum(cost.flops(tokens) for cost in costs)
+    rows = [tokens - dropped for dropped in plan.prefill_dropped]
+    return sum(cost.flops(rows[layout.stage_of_layer(n)]) for n, cost in enumerate(costs))
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

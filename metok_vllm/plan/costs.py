@@ -6,12 +6,13 @@ so `metok doctor` and the engine's log give them before any request runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.accounting import request_blocks
+from metok_vllm.plan.families import FPS, SIZE
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
 from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.plan.prompt import PromptPlan, Pruning
@@ -26,12 +27,12 @@ POSITION_BYTES = 8
 class EngineSizes:
     """Sizes of an engine that decide what a request costs.
 
-    `video`: a video of one frame. `layout`: None for a decoder that runs whole.
-    `chunk_tokens`: the most prompt tokens of a request in one step. `block_rows`: the most rows of
-    a row block. `buffer_rows` and `row_bytes`: the prefill buffer of one worker.
+    `video`: from sampled frames to the layout of a video. `layout`: None for a decoder that runs
+    whole. `chunk_tokens`: the most prompt tokens of a request in one step. `block_rows`: the most
+    rows of a row block. `buffer_rows` and `row_bytes`: the prefill buffer of one worker.
     """
 
-    video: VideoLayout
+    video: Callable[[int], VideoLayout]
     layout: StageLayout | None
     block_size: int
     chunk_tokens: int
@@ -76,23 +77,24 @@ class RequestCost:
     decode_blocks: int
 
 
-def buffer_row_bytes(hidden_size: int, kv_size: int, value_bytes: int) -> int:
+def buffer_row_bytes(hidden_size: int, kv_size: int, value_bytes: int, axes: int = 1) -> int:
     """Bytes of one row of the prefill buffer: hidden state, keys of one layer, and a position.
 
-    `kv_size` is the number of KV heads of one worker times the size of a head.
+    `kv_size` is the number of KV heads of one worker times the size of a head, `axes` those of
+    rotary positions.
     """
-    return (hidden_size + kv_size) * value_bytes + POSITION_BYTES
+    return (hidden_size + kv_size) * value_bytes + axes * POSITION_BYTES
 
 
 def request_cost(frames: int, config: METokConfig, engine: EngineSizes) -> RequestCost:
     """The cost of a request with METok's settings `config` and TEXT_TOKENS tokens of text."""
-    video = engine.video.of_frames(frames)
+    video = engine.video(frames)
     encoded = video.tokens(config)
     dense = _prompt_cost(video.dense_tokens(), engine)
     metok = _prompt_cost(encoded, engine)
     plan = None
     if config.compresses:
-        pruning = Pruning.of(config, video.key_share(config))
+        pruning = Pruning.of_video(config, video)
         plan = PromptPlan.of(metok.prompt_tokens, [("video", TEXT_BEFORE, encoded, pruning)])
     row_blocks: tuple[int, ...] = ()
     if plan is not None:
@@ -129,6 +131,7 @@ def costs_json(costs: Sequence[RequestCost], engine: EngineSizes) -> dict[str, A
         "chunk_tokens": engine.chunk_tokens,
         "block_size": engine.block_size,
         "text_tokens": TEXT_TOKENS,
+        "assumed": assumed(engine),
         "prefill_buffer": {"rows": engine.buffer_rows, "bytes": engine.buffer_bytes},
         "requests": [
             {
@@ -144,6 +147,15 @@ def costs_json(costs: Sequence[RequestCost], engine: EngineSizes) -> dict[str, A
             for cost in costs
         ],
     }
+
+
+def assumed(engine: EngineSizes) -> dict[str, float] | None:
+    """What is assumed of a video whose tokens depend on more than its number of frames: height and
+    width in pixels, sampled frames a second. None for models with square frames."""
+    if engine.video(1).sampled_frames == 1:
+        return None
+    height, width = SIZE
+    return {"height": height, "width": width, "fps": FPS}
 
 
 def _prompt_cost(visual_tokens: int, engine: EngineSizes) -> PromptCost:

@@ -27,8 +27,10 @@ class StageLayout:
     num_layers: int
 
     @classmethod
-    def of(cls, boundaries: tuple[int, int, int] | None, num_layers: int) -> StageLayout:
-        """Checked layout; `None` means the default for this number of layers.
+    def of(
+        cls, boundaries: tuple[int, int, int] | None, num_layers: int, first: int = 1
+    ) -> StageLayout:
+        """Checked layout; `None` means the default for this number of layers, from `first` on.
 
         Raises ConfigError when the boundaries do not fit or waste too much of the cache.
         """
@@ -39,7 +41,7 @@ class StageLayout:
                 "stages",
             )
         if boundaries is None:
-            return cls(default_boundaries(num_layers), num_layers)
+            return cls(default_boundaries(num_layers, first), num_layers)
         if boundaries[2] >= num_layers:
             raise ConfigError(
                 f"metok.pruning_layers must be below the decoder's {num_layers} layers, got "
@@ -94,13 +96,14 @@ class StageLayout:
         return sum(layer >= boundary for boundary in self.boundaries)
 
 
-def default_boundaries(num_layers: int) -> tuple[int, int, int]:
+def default_boundaries(num_layers: int, first: int = 1) -> tuple[int, int, int]:
     """The paper's boundaries scaled to `num_layers`, as multiples of one group size.
 
     The group size lies between a ninth and a sixth of the layers (the paper's first boundary is at
     a ninth): of those, the one that wastes least, then the largest, as host work grows with groups.
+    No boundary comes before `first`.
     """
-    smallest = max(1, -(-num_layers // 9))
+    smallest = max(first, -(-num_layers // 9))
     largest = max(smallest, num_layers // 6)
     candidates = [_scaled(num_layers, size) for size in range(smallest, largest + 1)]
     return min(

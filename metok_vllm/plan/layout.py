@@ -11,9 +11,17 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from metok_vllm.config import METokConfig
-from metok_vllm.plan.tokens import exact, frame_budget, key_event_count, key_frame_count
+from metok_vllm.config.methods import POOL, SELECT
+from metok_vllm.errors import ConfigError
+from metok_vllm.plan.tokens import (
+    FrameBudget,
+    exact,
+    frame_budget,
+    key_event_count,
+    key_frame_count,
+)
 
-BILINEAR, AVERAGE = "bilinear", "average"
+BILINEAR, AVERAGE, AREA = "bilinear", "average", "area"
 # Patches a side that become one token of a video's dense input, in all LLaVA models.
 DENSE_STRIDE = 2
 
@@ -22,11 +30,13 @@ DENSE_STRIDE = 2
 class VideoLayout:
     """A video of `frames` frames with `rows` x `columns` features each.
 
-    `frames` are what stage 1 decides about; they may be temporal patches of several sampled frames.
+    `frames` are what stage 1 decides about; each is made of `sampled_frames` frames of the video.
+    `positions`: rotary positions of the dense video; 0 where each token has one.
     `unit` is the stride in patches that the features already have. `pooling` is the kernel's mode.
     `before` and `after` are text ids in front of and behind each frame's features, empty or one
     tuple a frame. A newline embedding closes the video, and each event, where `closes_events` is
-    set, and each row of a frame where `row_newline` is.
+    set, and each row of a frame where `row_newline` is. `reductions` are the values of `reduce`
+    that the family has; none of them changes a count.
     """
 
     frames: int
@@ -38,12 +48,9 @@ class VideoLayout:
     after: tuple[tuple[int, ...], ...] = ()
     closes_events: bool = False
     row_newline: bool = False
-
-    def of_frames(self, frames: int) -> VideoLayout:
-        """The same frames in another number, for layouts without separators."""
-        assert not self.before
-        assert not self.after
-        return replace(self, frames=frames)
+    sampled_frames: int = 1
+    positions: int = 0
+    reductions: tuple[str, ...] = (POOL, SELECT)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -54,6 +61,11 @@ class VideoLayout:
     def separators(self) -> int:
         """Text tokens inside the video; they do not depend on content."""
         return sum(map(len, (*self.before, *self.after)))
+
+    @property
+    def ends_in_separator(self) -> bool:
+        """Whether the video's last token is a separator."""
+        return bool(self.after and self.after[-1])
 
     @property
     def dense_stride(self) -> int:
@@ -82,6 +94,28 @@ class VideoLayout:
         rows, columns = self.pooled(stride)
         return rows * (columns + self.row_newline)
 
+    def at(self, stride: int) -> VideoLayout:
+        """The same frames with as many features as pooling at `stride` leaves."""
+        rows, columns = self.pooled(stride)
+        return replace(self, rows=rows, columns=columns)
+
+    def budget(self, config: METokConfig) -> FrameBudget:
+        """How many frames stage 1 gives each stride."""
+        return frame_budget(
+            self.frames, config.num_events, config.key_event_ratio, config.key_frames_per_event
+        )
+
+    def check_reduction(self, reduction: str) -> None:
+        """Raise ConfigError for a reduction that the family does not have."""
+        if reduction in self.reductions:
+            return
+        reason = ": a newline ends each row of a frame" if self.row_newline else ""
+        raise ConfigError(
+            f"metok.reduce {reduction!r} is not available for this model{reason}; it has "
+            f"{', '.join(self.reductions)}",
+            "reduce",
+        )
+
     def dense_tokens(self) -> int:
         """N0: the model's own input."""
         return (
@@ -91,10 +125,8 @@ class VideoLayout:
         )
 
     def encoded_tokens(self, config: METokConfig) -> int:
-        """N1: visual tokens after stage 1."""
-        budget = frame_budget(
-            self.frames, config.num_events, config.key_event_ratio, config.key_frames_per_event
-        )
+        """N1: tokens after stage 1, separators included."""
+        budget = self.budget(config)
         fine, medium, coarse = map(self.frame_tokens, config.strides)
         closing = min(config.num_events, self.frames) if self.closes_events else 0
         return (
@@ -121,10 +153,37 @@ class VideoLayout:
             return self.encoded_tokens(config)
         return self.dense_tokens()
 
+    def prompt_ids(self, config: METokConfig, token: int) -> list[int]:
+        """Token ids that stand for the video under `config`; `token` is its placeholder.
+
+        All features stand in the first frame's place: which frame they belong to is not known yet.
+        """
+        visual = [token] * (self.tokens(config) - self.separators)
+        if not self.before:
+            return visual
+        ids = [*self.before[0], *visual, *self.after[0]]
+        for before, after in zip(self.before[1:], self.after[1:], strict=True):
+            ids += [*before, *after]
+        return ids
+
+    def dense_ids(self, token: int) -> list[int]:
+        """Token ids of the model's own input, for layouts without newlines."""
+        assert not self.closes_events
+        assert not self.row_newline
+        features = [token] * self.frame_features(self.dense_stride)
+        if not self.before:
+            return features * self.frames
+        return [
+            token_id
+            for before, after in zip(self.before, self.after, strict=True)
+            for token_id in (*before, *features, *after)
+        ]
+
     def key_share(self, config: METokConfig) -> Fraction:
         """Share of the tokens in key events, as if its K = min(num_events, T) were equally long.
 
-        Newlines included. Without stage 1 all frames are alike: it is the share of key events.
+        Newlines included, separators not. Without stage 1 all frames are alike: it is the share of
+        key events.
         """
         K = min(config.num_events, self.frames)
         key_events = key_event_count(K, config.key_event_ratio)

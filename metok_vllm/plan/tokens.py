@@ -20,6 +20,11 @@ class FrameBudget:
     medium: int
     coarse: int
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """The three in the order of the strides."""
+        return self.fine, self.medium, self.coarse
+
 
 def key_event_count(num_events: int, ratio: float) -> int:
     """ceil(alpha * K), the number of key events among K."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -20,7 +21,7 @@ from tests.layouts import square
 
 # 8 x 8 patches: 16, 4 and 1 tokens a frame. Stages of 2, 4, 2 and 2 layers in groups of 2.
 ENGINE = EngineSizes(
-    video=square(1, 8),
+    video=partial(square, grid=8),
     layout=StageLayout((2, 6, 8), 10),
     block_size=32,
     chunk_tokens=256,
@@ -33,7 +34,7 @@ HALF = METokConfig(num_events=4, key_event_ratio=0.5, keep_ratio=0.5)
 OFF = METokConfig(enabled=False)
 # LongVA's frames: 24 x 24 patches, pooled to 12 x 12; decoder layers as in Qwen2-7B.
 LONGVA = EngineSizes(
-    video=square(1, 24),
+    video=partial(square, grid=24),
     layout=StageLayout((4, 12, 20), 28),
     block_size=32,
     chunk_tokens=8192,
