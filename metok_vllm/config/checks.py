@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metok_vllm.config.methods import FASTV, RULES
+from metok_vllm.config.methods import FASTV, REDUCTIONS, RULES
 from metok_vllm.errors import ConfigError
 
 ALIGNMENT_MODES = ("shared", "separate", "none")
@@ -32,7 +32,9 @@ def check_types(config: Any) -> None:
     layers = config.pruning_layers
     wanted = "a list of three layer numbers"
     _require(layers is None or _are_ints(layers), config, "pruning_layers", wanted)
-    _require(isinstance(config.rule, str), config, "rule", f"one of {', '.join(RULES)}")
+    for name, known in (("rule", RULES), ("reduce", REDUCTIONS)):
+        wanted = f"one of {', '.join(known)}"
+        _require(isinstance(getattr(config, name), str), config, name, wanted)
     model = config.alignment_model
     wanted = "a path or a model name"
     _require(model is None or isinstance(model, str), config, "alignment_model", wanted)
@@ -52,6 +54,7 @@ def check_values(config: Any) -> None:
     # Dense is stride 2: a finer stride could exceed the memory that vLLM profiled.
     ok = rising and strides[0] >= 2 and strides[-1] <= 64
     _require(ok, config, "strides", "three strides from 2 to 64, finest first")
+    _require(config.reduce in REDUCTIONS, config, "reduce", f"one of {', '.join(REDUCTIONS)}")
     layers = config.pruning_layers
     ok = layers is None or (len(layers) == 3 and 0 < layers[0] < layers[1] < layers[2])
     _require(ok, config, "pruning_layers", "three rising layer numbers")

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metok_vllm.config.checks import check_types, check_values, shown
-from metok_vllm.config.environment import PREFIX, read_environ, setting
-from metok_vllm.config.methods import ENCODER_RULES, METOK
-from metok_vllm.config.presets import OFF, check_presets, preset_values
+from metok_vllm.config.environment import setting
+from metok_vllm.config.families import KEY_FRAME_SHARES, STATEFUL
+from metok_vllm.config.methods import ENCODER_RULES, METOK, POOL
+from metok_vllm.config.presets import OFF, check_presets, preset_values, with_shares
+from metok_vllm.config.sources import check_known, given_values
 from metok_vllm.errors import ConfigError
 
 # Fields that a request may set. Block tables are laid out once, so layer boundaries are not here.
@@ -30,14 +30,13 @@ REQUEST_FIELDS = frozenset(
         "key_event_ratio",
         "key_frames_per_event",
         "strides",
+        "reduce",
         "keep_ratio",
         "decode_keep",
         "rule",
         "rule_keep",
     }
 )
-# Names a YAML file of fields in `additional_config["metok"]`; it is no field itself.
-CONFIG_FILE = "config_file"
 # Fields that a request may set only where the stage that reads them runs.
 STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
 
@@ -47,7 +46,8 @@ class METokConfig:
     """Settings of METok, checked at construction. Raises ConfigError with the offending value.
 
     `key_frames_per_event` is a count (int) or a share of the event's frames (float in (0, 1]).
-    `strides` are the pooling strides of the three frame classes, finest first (section 3.1).
+    `strides` are the pooling strides of the three frame classes, finest first (section 3.1). A
+    model family may not have every `reduce` (`VideoLayout.reductions`).
     """
 
     enabled: bool = setting(True, "whether METok runs for requests that do not set it")
@@ -64,12 +64,15 @@ class METokConfig:
     strides: tuple[int, int, int] = setting(
         (2, 4, 8), "pooling strides of the three frame classes, finest first"
     )
+    reduce: str = setting(
+        POOL, "how a frame gets coarser: pool, select (tokens on the grid) or resize"
+    )
     pruning_layers: tuple[int, int, int] | None = setting(
         None, "layers at which stage 2 drops visual tokens"
     )
     keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
     decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
-    rule: str = setting(METOK, "metok, or a baseline: random, evs, vidcom2 or fastv")
+    rule: str = setting(METOK, "metok, or a baseline: random, evs, vidcom2, vcast or fastv")
     rule_keep: float = setting(0.25, "share of the dense visual tokens that a baseline keeps")
     alignment_model: str | None = setting(
         None, "SigLIP or CLIP (path or hub name) that ranks frames by the question"
@@ -118,7 +121,7 @@ class METokConfig:
 
     def updated(self, values: Mapping[str, Any]) -> METokConfig:
         """A copy with `values`. A preset among them is applied first, so explicit fields win."""
-        _check_known(values)
+        check_known(METokConfig, values)
         merged = dict(values)
         own = merged.get("presets", self.presets)
         # New `presets` also apply to the preset that is chosen already.
@@ -140,7 +143,7 @@ class METokConfig:
 
         A request that names a preset gets that preset's values for everything it may set.
         """
-        _check_known(values)
+        check_known(METokConfig, values)
         for name in values:
             if name not in REQUEST_FIELDS:
                 raise ConfigError(
@@ -201,60 +204,45 @@ class METokConfig:
         return cls().updated(values)
 
     @classmethod
+    def given(
+        cls,
+        flags: Mapping[str, Any] | None = None,
+        config_file: str | Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The values that file, environment and flags set, checked and JSON-ready.
+
+        What they leave open is decided where the model family is known, by `load`.
+        """
+        values = given_values(cls, flags, config_file, environ)
+        cls.from_dict(values)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+    @classmethod
     def load(
         cls,
         flags: Mapping[str, Any] | None = None,
         config_file: str | Path | None = None,
         environ: Mapping[str, str] | None = None,
+        family: str | None = None,
     ) -> METokConfig:
         """Merge file, environment and flags, in rising priority, over the preset they choose.
 
+        `family` is the `model_type` of the model, which may have presets and stages of its own.
         Flags may name the file themselves, under CONFIG_FILE.
         """
-        given = {k: v for k, v in (flags or {}).items() if v is not None}
-        named = given.pop(CONFIG_FILE, None)
-        if not isinstance(named, str | Path | None):
-            raise ConfigError(
-                f"metok.{CONFIG_FILE} must be the path of a YAML file, got {shown(named)}",
-                CONFIG_FILE,
-            )
-        config_file = config_file or named
-        layers = [
-            _read_yaml(config_file) if config_file else {},
-            read_environ(cls, PREFIX, environ),
-            given,
-        ]
-        merged: dict[str, Any] = {}
-        for layer in layers:
-            _check_known(layer)
-            merged.update(layer)
-        return cls.from_dict(merged)
+        values = given_values(cls, flags, config_file, environ)
+        if family not in KEY_FRAME_SHARES:
+            return cls.from_dict(values)
+        own = values.get("presets")
+        check_presets(own, REQUEST_FIELDS - {"enabled", "preset"})
+        shares = KEY_FRAME_SHARES[family]
+        # The default preset's share is a request's where the server's preset is off.
+        stages = (1,) if family in STATEFUL else cls().stages
+        base = cls(key_frames_per_event=shares[cls().preset], stages=stages)
+        return base.updated({**values, "presets": with_shares(own, shares)})
 
 
 def _replace(config: METokConfig, values: Mapping[str, Any]) -> METokConfig:
     fields_given: dict[str, Any] = dict(values)
     return replace(config, **fields_given)
-
-
-def _check_known(values: Mapping[str, Any]) -> None:
-    known = [f.name for f in fields(METokConfig)]
-    for name in values:
-        if name not in known:
-            name = shown(name).strip("'")
-            raise ConfigError(f"metok.{name} is not a known field; known: {', '.join(known)}", name)
-
-
-def _read_yaml(path: str | Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"cannot read the METok configuration file: {error}", CONFIG_FILE
-        ) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(
-            "the METok configuration file must hold a mapping of field: value", CONFIG_FILE
-        )
-    return content

@@ -35,6 +35,19 @@ def preset_values(name: object, own: Mapping[str, Any] | None) -> dict[str, Any]
     return dict((own or {}).get(name, PRESETS[name]))
 
 
+def with_shares(own: Mapping[str, Any] | None, shares: Mapping[str, float]) -> dict[str, Any]:
+    """A server's `own` presets and, for names it has not, the paper's; key frames are a share of
+    an event's frames unless the server's own say otherwise."""
+    found = {}
+    for name, share in shares.items():
+        key_frames = {"key_frames_per_event": share}
+        if own is not None and name in own:
+            found[name] = {**key_frames, **own[name]}
+        else:
+            found[name] = {**PRESETS[name], **key_frames}
+    return found
+
+
 def check_presets(own: object, settable: frozenset[str]) -> None:
     """Raise ConfigError unless `own` maps names of presets to values of `settable` fields."""
     if own is None:

@@ -69,6 +69,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strides": [4, 2, 8]}, "strides"),
     ({"strides": [1, 2, 4]}, "strides"),
     ({"strides": [2, 4, 65]}, "strides"),
+    ({"reduce": "average"}, "reduce"),
+    ({"reduce": 2}, "reduce"),
     ({"num_events": 10**30}, "num_events"),
     ({"key_frames_per_event": 10**30}, "key_frames_per_event"),
     ({"encoder_chunk_frames": 10**30}, "encoder_chunk_frames"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.config import METokConfig
+from metok_vllm.config.families import STATEFUL
 from metok_vllm.errors import ConfigError
 
 
@@ -90,3 +91,73 @@ def test_presets_that_a_request_can_use_start_a_server() -> None:
     for name in presets:
         assert encoder.for_request({"preset": name}).preset == name
     assert encoder.for_request({"preset": "max"}).rule_keep == 0.5
+
+
+class TestFamilies:
+    """Presets of families whose frames are temporal patches, by `model_type`."""
+
+    def served(self, *, family: str | None = "qwen3_vl", **values: Any) -> METokConfig:
+        return METokConfig.load(values, environ={}, family=family)
+
+    def test_key_frames_are_a_share(self) -> None:
+        server = self.served()
+        assert (server.preset, server.key_frames_per_event) == ("balanced", 0.25)
+        assert METokConfig.from_dict(server.to_dict()) == server
+        by_name = {"quality": (0.5, 0.9), "balanced": (0.25, 0.76), "max": (0.1, 0.5)}
+        for name, (share, keep) in by_name.items():
+            request = server.for_request({"preset": name})
+            assert (request.key_frames_per_event, request.keep_ratio) == (share, keep)
+            started = self.served(preset=name)
+            assert (started.key_frames_per_event, started.keep_ratio) == (share, keep)
+
+    def test_others_keep_the_papers_count(self) -> None:
+        for family in ("llava_onevision", None):
+            assert self.served(family=family) == METokConfig()
+
+    def test_what_is_given_comes_first(self) -> None:
+        server = self.served(key_frames_per_event=3, preset="max")
+        assert server.key_frames_per_event == 3
+        assert server.for_request({"key_frames_per_event": 4}).key_frames_per_event == 4
+        # A request's preset sets everything that the request leaves open, as everywhere.
+        assert server.for_request({"preset": "max"}).key_frames_per_event == 0.1
+
+    def test_a_servers_own_presets(self) -> None:
+        own = {"max": {"decode_keep": 0.5}, "quality": {"key_frames_per_event": 7}}
+        server = self.served(presets=own)
+        request = server.for_request({"preset": "max"})
+        # The rest of an own preset is the default, not the paper's `max`.
+        assert (request.decode_keep, request.keep_ratio) == (0.5, 0.76)
+        assert request.key_frames_per_event == 0.1
+        assert server.for_request({"preset": "quality"}).key_frames_per_event == 7
+        assert server.for_request({"preset": "balanced"}).key_frames_per_event == 0.25
+        with pytest.raises(ConfigError, match="must map quality, balanced, max"):
+            self.served(presets={"max": 3})
+
+    def test_a_server_that_is_off(self) -> None:
+        request = self.served(preset="off").for_request({"enabled": True})
+        assert (request.preset, request.key_frames_per_event) == ("balanced", 0.25)
+
+    def test_given_values_are_completed_later(self, tmp_path: Path) -> None:
+        """`metok serve` reads files and flags, vLLM's hook knows the family."""
+        file = tmp_path / "metok.yaml"
+        file.write_text("num_events: 3\npreset: max\n")
+        given = METokConfig.given({"strides": (4, 8, 16)}, file, environ={})
+        assert given == {"num_events": 3, "preset": "max", "strides": [4, 8, 16]}
+        server = self.served(**given)
+        assert (server.num_events, server.key_frames_per_event) == (3, 0.1)
+        with pytest.raises(ConfigError, match="num_events"):
+            METokConfig.given({"num_events": 0}, environ={})
+
+    @pytest.mark.parametrize("family", sorted(STATEFUL))
+    def test_a_decoder_with_states_runs_stage_1(self, family: str) -> None:
+        """Also with a preset of the paper, which has values for stages 2 and 3."""
+        server = self.served(family=family, preset="max")
+        assert server.stages == (1,)
+        assert METokConfig.from_dict(server.to_dict()) == server
+        assert server.for_request({"preset": "quality"}).stages == (1,)
+        with pytest.raises(ConfigError, match=r"this server runs stages \[1\]"):
+            server.for_request({"stages": [1, 2]})
+        with pytest.raises(ConfigError, match="'fastv' needs stage 2"):
+            server.for_request({"rule": "fastv"})
+        # What the user chose is kept, for the engine to refuse.
+        assert self.served(family=family, stages=(1, 3)).stages == (1, 3)
