@@ -28,6 +28,18 @@ def quiet_loading() -> Iterator[None]:
         raise ConfigError(f"the model cannot be loaded: {reason}", "model") from error
 
 
+def model_family(model: str) -> str | None:
+    """The `model_type` of a path or hub name; None where it cannot be read."""
+    from transformers import PretrainedConfig
+
+    try:
+        content, _ = PretrainedConfig.get_config_dict(model)
+    except (OSError, ValueError):
+        return None
+    family = content.get("model_type")
+    return family if isinstance(family, str) else None
+
+
 def require_all_weights(info: Mapping[str, Any]) -> None:
     """Raise ConfigError where `from_pretrained`'s loading info lists missing weights.
 

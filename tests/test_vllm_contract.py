@@ -89,14 +89,34 @@ def test_registering_twice_is_registering_once() -> None:
     assert hooks == MODELS_CONFIG_MAP
 
 
+def test_a_hook_of_vllms_own_still_runs() -> None:
+    """Qwen3.5's sets the precision of its states."""
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    plugin.register()
+    cache = SimpleNamespace(mamba_ssm_cache_dtype="auto")
+    text = SimpleNamespace(mamba_ssm_dtype="float32")
+    config = SimpleNamespace(
+        additional_config={},
+        cache_config=cache,
+        model_config=SimpleNamespace(hf_text_config=text),
+    )
+    MODELS_CONFIG_MAP["Qwen3_5MoeForConditionalGeneration"].verify_and_update_config(config)
+    assert cache.mamba_ssm_cache_dtype == "float32"
+
+
 @pytest.mark.parametrize("extra", [{}, {"other": 1}, None])
 def test_not_asked_for_changes_nothing(extra: Any) -> None:
     # Any touch of a missing attribute would raise.
     config_hook.enable(SimpleNamespace(additional_config=extra))
 
 
-def parallel(extension: str = "") -> SimpleNamespace:
-    return SimpleNamespace(worker_extension_cls=extension)
+def vllm_config(values: Any, extension: str = "", family: str = "llava_onevision") -> Any:
+    return SimpleNamespace(
+        additional_config={"metok": values},
+        parallel_config=SimpleNamespace(worker_extension_cls=extension),
+        model_config=SimpleNamespace(hf_config=SimpleNamespace(model_type=family)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,17 +129,13 @@ def parallel(extension: str = "") -> SimpleNamespace:
     ],
 )
 def test_settings_that_cannot_be_honoured(values: Any, message: str) -> None:
-    config = SimpleNamespace(additional_config={"metok": values}, parallel_config=parallel())
     with pytest.raises(ConfigError, match=message):
-        config_hook.enable(config)
+        config_hook.enable(vllm_config(values))
 
 
 def test_another_worker_extension_is_refused() -> None:
-    config = SimpleNamespace(
-        additional_config={"metok": {}}, parallel_config=parallel("mine.Extension")
-    )
     with pytest.raises(ConfigError, match=r"mine\.Extension"):
-        config_hook.enable(config)
+        config_hook.enable(vllm_config({}, "mine.Extension"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Similarity of frames and question in one embedding space (SigLIP, CLIP)."""
 
-from metok_vllm.alignment.pixels import Normalisation, renormalise
+from metok_vllm.alignment.pixels import Normalisation, renormalise, value_range
 from metok_vllm.alignment.query import encode_query
 from metok_vllm.alignment.towers import AlignmentTowers, load_config, text_window
 
@@ -11,4 +11,5 @@ __all__ = [
     "load_config",
     "renormalise",
     "text_window",
+    "value_range",
 ]

@@ -43,6 +43,12 @@ def renormalise(pixels_TCHW: Tensor, source: Normalisation, target: Normalisatio
     return x.to(pixels_TCHW.dtype)
 
 
+def value_range(pixels: Normalisation, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the largest value of each channel, [1, 3, 1, 1] on the device of `like`."""
+    mean, std = _channels(pixels.mean, like), _channels(pixels.std, like)
+    return -mean / std, (1 - mean) / std
+
+
 def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
     return _channels_on(values, like.device).to(like.dtype)
 

@@ -18,6 +18,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdate
 
 from metok_vllm.alignment import load_config
 from metok_vllm.config import METokConfig
+from metok_vllm.engine.model_checks import check_model, check_stages
 from metok_vllm.engine.staging import encode_only, is_staged, stage, use_v1_runner
 from metok_vllm.errors import ConfigError
 from metok_vllm.models import llava_qwen_config
@@ -34,6 +35,26 @@ ARCHITECTURES = {
     llava_qwen_config.ARCHITECTURE: (
         "MetokLlavaQwenForCausalLM",
         "metok_vllm.models.llava_qwen:MetokLlavaQwen",
+    ),
+    "Qwen2_5_VLForConditionalGeneration": (
+        "MetokQwen2_5_VLForConditionalGeneration",
+        "metok_vllm.models.qwen2_5_vl:MetokQwen25VL",
+    ),
+    "Qwen3VLForConditionalGeneration": (
+        "MetokQwen3VLForConditionalGeneration",
+        "metok_vllm.models.qwen3_vl:MetokQwen3VL",
+    ),
+    "Qwen3VLMoeForConditionalGeneration": (
+        "MetokQwen3VLMoeForConditionalGeneration",
+        "metok_vllm.models.qwen3_vl:MetokQwen3VLMoe",
+    ),
+    "Qwen3_5ForConditionalGeneration": (
+        "MetokQwen3_5ForConditionalGeneration",
+        "metok_vllm.models.qwen3_5:MetokQwen35",
+    ),
+    "Qwen3_5MoeForConditionalGeneration": (
+        "MetokQwen3_5MoeForConditionalGeneration",
+        "metok_vllm.models.qwen3_5:MetokQwen35Moe",
     ),
 }
 WORKER_EXTENSION = "metok_vllm.engine.worker.MetokWorkerExtension"
@@ -85,13 +106,16 @@ def enable(vllm_config: Any) -> None:
         return
     if not isinstance(values, dict):
         raise ConfigError(f"additional_config['metok'] must be an object, got {values!r}")
-    config = METokConfig.load(values)
+    family = vllm_config.model_config.hf_config.model_type
+    config = METokConfig.load(values, family=family)
     _check(config, vllm_config)
+    check_stages(config, family, given="stages" in METokConfig.given(values))
     if is_staged(config):
         config = stage(config, vllm_config)
         use_v1_runner(vllm_config)
     else:
         encode_only(vllm_config)
+    check_model(config, vllm_config)
 
     model_config = vllm_config.model_config
     ours = ARCHITECTURES[model_config.architecture][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from vllm.logger import init_logger
@@ -30,14 +31,16 @@ def engine_sizes(config: METokConfig, vllm_config: Any) -> EngineSizes:
     budget = int(scheduler.max_num_batched_tokens)
     kv_size = model.get_num_kv_heads(vllm_config.parallel_config) * model.get_head_size()
     return EngineSizes(
-        video=video_layout(model.hf_config),
+        video=partial(video_layout, model.hf_config),
         layout=layout,
         block_size=int(vllm_config.cache_config.block_size),
         chunk_tokens=min(budget, int(scheduler.long_prefill_token_threshold) or budget),
         block_rows=budget,
         max_model_len=int(model.max_model_len),
         buffer_rows=buffer_rows,
-        row_bytes=buffer_row_bytes(model.get_hidden_size(), kv_size, model.dtype.itemsize),
+        row_bytes=buffer_row_bytes(
+            model.get_hidden_size(), kv_size, model.dtype.itemsize, 3 if model.uses_mrope else 1
+        ),
     )
 
 

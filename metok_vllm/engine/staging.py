@@ -11,6 +11,7 @@ from vllm.platforms import current_platform
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine import refusals
+from metok_vllm.plan.families import deepstack_levels
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.prompt import EVICT, PRUNE
 
@@ -46,7 +47,8 @@ def stage(config: METokConfig, vllm_config: Any) -> METokConfig:
     """
     refusals.check(vllm_config)
     num_layers = vllm_config.model_config.hf_text_config.num_hidden_layers
-    layout = StageLayout.of(config.pruning_layers, num_layers)
+    levels = deepstack_levels(vllm_config.model_config.hf_config)
+    layout = StageLayout.of(config.pruning_layers, num_layers, max(levels, 1))
     report = logger.warning if layout.waste_percent else logger.info
     report(
         "METok: stages begin at layers %s of %d; %d cache groups of %d layers, %.1f %% of the KV "

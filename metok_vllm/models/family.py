@@ -2,14 +2,16 @@
 of videos with METok from dense ones.
 
 A model file mixes this in before vLLM's own model class and adds what is particular to its family:
-the layout of a video, how pixels become features, and the newline.
+how pixels become features, and what stands between frames.
 
-Shape suffixes: T frames, P patches, C channels, H height, W width, D features, N tokens.
+Shape suffixes: T frames, P patches, C channels, H height, W width, D features, S separators,
+N tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +26,10 @@ from metok_vllm.alignment import AlignmentTowers, Normalisation
 from metok_vllm.config import METokConfig
 from metok_vllm.models import request as wire
 from metok_vllm.models.cache_writer import StagedInput
+from metok_vllm.models.positions import VideoPositions
 from metok_vllm.models.stage1 import Stage1Encoder
 from metok_vllm.models.staged_decoder import StagedDecoder
-from metok_vllm.plan.families import video_layout
+from metok_vllm.models.video_features import Resize, See
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.layout import VideoLayout
 
@@ -36,6 +39,15 @@ else:
     ModelSurface = object
 
 logger = init_logger("vllm.metok")
+
+
+@dataclass(frozen=True)
+class EncoderVideo:
+    """A video in a batch of the encoder. `pixels` has its frames first; `fields` are what else the
+    model's processor made of it."""
+
+    pixels: Tensor
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 class MetokModel(ModelSurface):
@@ -53,12 +65,12 @@ class MetokModel(ModelSurface):
 
     # What a model file provides.
 
-    def see(self, pixels_TCHW: Tensor) -> Tensor:
-        """Patch features [T, P, vision width] of frames."""
+    def see(self, pixels: Tensor, video: VideoLayout) -> Tensor:
+        """Patch features [T, P, vision width] of frames of a video."""
         raise NotImplementedError
 
     def project(self, features_TPD: Tensor) -> Tensor:
-        """Patch features in the decoder's width [T, P, D]."""
+        """Patch features as the decoder's input [T, P, D]."""
         raise NotImplementedError
 
     def newline(self) -> Tensor | None:
@@ -70,12 +82,38 @@ class MetokModel(ModelSurface):
         raise NotImplementedError
 
     def video_normalisation(self) -> Normalisation:
-        """The statistics and size of the pixels that `see` is given."""
+        """The statistics and size of the pictures that `picture` returns."""
         raise NotImplementedError
 
-    def video_layout(self, pixels_TCHW: Tensor) -> VideoLayout:
-        """The layout of a video in the prompt."""
-        return video_layout(self.config, len(pixels_TCHW))
+    # What a model file may override.
+
+    event_width: int | None = None  # leading features in which events are found; None: all
+    picture: See | None = None  # pictures [T, C, H, W] of the pixels; None: they are pictures
+    resize: Resize | None = None  # pixels in another layout's grid; None: the tower has one size
+
+    def encoder_videos(self, fields: Mapping[str, Any]) -> list[EncoderVideo]:
+        """The videos of a batch, from the keywords of `embed_multimodal`."""
+        return [EncoderVideo(pixels) for pixels in fields[self.pixels_field]]
+
+    def embed_dense(self, videos: Sequence[EncoderVideo]) -> Sequence[Tensor]:
+        """The model's own encoder output of some of these videos."""
+        embedded: Sequence[Tensor]
+        embedded = super().embed_multimodal(**{self.pixels_field: [v.pixels for v in videos]})
+        return embedded
+
+    def separators(self, video: VideoLayout) -> Tensor | None:
+        """Embeddings [S, D] of the text between a video's frames; None without any."""
+        return None
+
+    def video_positions(
+        self, video: VideoLayout, fields: Mapping[str, Any]
+    ) -> VideoPositions | None:
+        """Where the tokens of a dense video stand; None where each is one after the last."""
+        return None
+
+    def run_staged(self, given: StagedInput, positions: Tensor, hidden_ND: Tensor) -> Tensor:
+        """The decoder's output [N, D] of a step with METok prompts."""
+        return self.staged(given, positions, hidden_ND)
 
     @property
     def class_token(self) -> bool:
@@ -129,31 +167,39 @@ class MetokModel(ModelSurface):
                 input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
             )
         assert inputs_embeds is not None, "a step with a video has embeddings"
-        return self.staged(metok_staged, positions, inputs_embeds)
+        return self.run_staged(metok_staged, positions, inputs_embeds)
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         """As vLLM's; a video of a request with METok is compressed to [N1, D]."""
-        stage1 = self.stage1  # vLLM's profiling run needs the towers as well
+        _ = self.stage1  # vLLM's profiling run needs the towers as well
         fields: Any = kwargs.pop(wire.FIELD, None)
         requests = wire.unpack(fields, self.metok) if fields is not None else []
         if not any(requests):
             return super().embed_multimodal(**kwargs)
-        videos: Any = kwargs[self.pixels_field]
+        videos = self.encoder_videos(kwargs)
         assert len(videos) == len(requests)
         dense = [i for i, request in enumerate(requests) if request is None]
-        outputs = dict(zip(dense, self._embed_dense([videos[i] for i in dense]), strict=True))
+        embedded = self.embed_dense([videos[i] for i in dense]) if dense else ()
+        outputs = dict(zip(dense, embedded, strict=True))
         for i, request in enumerate(requests):
             if request is not None:
-                pixels_TCHW = videos[i].to(self.vision_weight().dtype)
-                video = self.video_layout(pixels_TCHW)
-                outputs[i] = stage1.encode(pixels_TCHW, self.newline(), request, video)
+                outputs[i] = self._encode(videos[i], request)
         return tuple(outputs[i] for i in range(len(requests)))
 
-    def _embed_dense(self, videos: Sequence[Tensor]) -> Sequence[Tensor]:
-        if not videos:
-            return ()
-        embedded: Sequence[Tensor] = super().embed_multimodal(**{self.pixels_field: list(videos)})
-        return embedded
+    def _encode(self, given: EncoderVideo, request: wire.EncodeRequest) -> Tensor:
+        video = request.video
+        assert video is not None, "a video without its layout"
+        pixels = given.pixels
+        if pixels.is_floating_point():
+            pixels = pixels.to(self.vision_weight().dtype)
+        return self.stage1.encode(
+            pixels,
+            self.newline(),
+            request,
+            video,
+            self.separators(video),
+            self.video_positions(video, given.fields),
+        )
 
     def _build_stage1(self) -> Stage1Encoder:
         stage1 = Stage1Encoder(
@@ -163,6 +209,9 @@ class MetokModel(ModelSurface):
             self.video_normalisation(),
             self._load_towers(),
             self.encoder_cache_tokens,
+            picture=self.picture,
+            width=self.event_width,
+            resize=self.resize,
         )
         stage1.video.cache.reserve(self.vision_weight().device)
         return stage1

@@ -9,6 +9,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.parse import VideoProcessorItems
 
 from metok_vllm.config import METokConfig
+from metok_vllm.errors import ConfigError
 from metok_vllm.plan.layout import VideoLayout
 
 
@@ -31,12 +32,28 @@ def check_strides(config: METokConfig, video: VideoLayout) -> None:
     if 1 not in config.running_stages:
         return
     for stride in config.strides:
+        if stride % video.unit:
+            raise VLLMValidationError(
+                f"metok.strides must be multiples of {video.unit}, the patches a side that this "
+                f"model merges, got {stride}",
+                parameter="metok.strides",
+            )
         if not video.frame_features(stride):
             raise VLLMValidationError(
                 f"metok.strides must not exceed the {min(video.grid) * video.unit} patches of a "
                 f"frame's side, got {stride}",
                 parameter="metok.strides",
             )
+
+
+def check_reduction(config: METokConfig, video: VideoLayout) -> None:
+    """Raise VLLMValidationError for a reduction that the model does not have."""
+    if 1 not in config.running_stages:
+        return
+    try:
+        video.check_reduction(config.reduce)
+    except ConfigError as error:
+        raise VLLMValidationError(str(error), parameter="metok.reduce") from error
 
 
 def check_frames(videos: VideoProcessorItems) -> None:

@@ -25,6 +25,7 @@ from metok_vllm.alignment import Normalisation
 from metok_vllm.config import METokConfig
 from metok_vllm.models.family import MetokModel
 from metok_vllm.models.processing import MetokProcessorMixin
+from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.video.limits import MediaLimits
 
 
@@ -53,9 +54,9 @@ class MetokLlavaOnevisionProcessor(MetokProcessorMixin, LlavaOnevisionMultiModal
 class MetokLlavaOnevision(MetokModel, LlavaOnevisionForConditionalGeneration):
     """vLLM's LLaVA-OneVision with videos encoded by event and a decoder in stages."""
 
-    def see(self, pixels_TCHW: Tensor) -> Tensor:
+    def see(self, pixels: Tensor, video: VideoLayout | None = None) -> Tensor:
         strategy = self.config.vision_feature_select_strategy
-        features: Tensor = self.vision_tower(pixels_TCHW, feature_select_strategy=strategy)
+        features: Tensor = self.vision_tower(pixels, feature_select_strategy=strategy)
         return features
 
     def project(self, features_TPD: Tensor) -> Tensor:

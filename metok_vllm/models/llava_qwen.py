@@ -114,9 +114,9 @@ class LlavaQwen(LlavaOnevisionForConditionalGeneration):
         if self.config.mm_patch_merge_type == UNIRES:
             self.image_newline = None  # the published model has no such weight
 
-    def see(self, pixels_TCHW: Tensor) -> Tensor:
+    def see(self, pixels: Tensor, video: VideoLayout | None = None) -> Tensor:
         """Patch features [T, P, vision width] of frames or tiles; CLIP's start with its class."""
-        features: Tensor = self.vision_tower(pixels_TCHW, feature_select_strategy="full")
+        features: Tensor = self.vision_tower(pixels, feature_select_strategy="full")
         return features
 
     def project(self, features_TPD: Tensor) -> Tensor:

@@ -18,18 +18,23 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing import PromptReplacement, PromptUpdate
 from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from metok_vllm.alignment import encode_query, text_window
 from metok_vllm.config import METokConfig
-from metok_vllm.config.methods import METOK
 from metok_vllm.models import request as wire
-from metok_vllm.models.input_checks import check_frames, check_placeholders, check_strides
+from metok_vllm.models.input_checks import (
+    check_frames,
+    check_placeholders,
+    check_reduction,
+    check_strides,
+)
+from metok_vllm.models.layout_cache import LayoutCache
 from metok_vllm.models.processor_cache import SentMediaCache
 from metok_vllm.models.query import QueryFinder
+from metok_vllm.models.request_plan import request_plan
 from metok_vllm.plan.families import video_layout
 from metok_vllm.plan.layout import VideoLayout
-from metok_vllm.plan.prompt import Pruning
-from metok_vllm.plan.request import RequestPlan, VideoPlan
 
 if TYPE_CHECKING:
     from metok_vllm.vllm_contract.surfaces import ProcessorSurface
@@ -39,30 +44,61 @@ else:
 
 @dataclass
 class KeyedInputs(ProcessorInputs):
-    """Processor inputs whose hashes are computed once; the videos' include METok's settings."""
+    """Processor inputs whose keys in vLLM's caches are given: the videos' with METok's settings."""
 
-    hashes: Any = None
-
-    def get_mm_hashes(self, model_id: str, hash_algorithm: Any) -> Any:
-        if self.hashes is None:
-            self.hashes = super().get_mm_hashes(model_id, hash_algorithm)
-        return self.hashes
+    keys: Any = None
 
 
 class MetokProcessorMixin(ProcessorSurface):
     """Mixed in before a model's own multimodal processor. `info.metok` is the METokConfig."""
 
-    def video_layout(self, videos: Any, index: int) -> VideoLayout:
-        """The layout of one of a request's videos in the prompt."""
+    # What a model file may override.
+
+    def media_tokens(self) -> dict[str, int]:
+        """The placeholder's token id by modality."""
+        config = self.info.get_hf_config()
+        return {"image": config.image_token_index, "video": config.video_token_index}
+
+    def framing_tokens(self) -> tuple[int, ...]:
+        """Token ids that the template puts around media; they are no part of a question."""
+        return ()
+
+    def video_layout(
+        self, videos: VideoProcessorItems, index: int, processed: Any
+    ) -> VideoLayout | None:
+        """The layout of one of a request's videos in the prompt.
+
+        `processed` is what the model's own processor made of the videos; where it is None, as on a
+        hit of vLLM's processor cache, a layout that depends on it is not known.
+        """
         return video_layout(self.info.get_hf_config(), videos.get_num_frames(index))
+
+    def check_settings(self, config: METokConfig) -> None:
+        """Raise VLLMValidationError for settings that this model's videos cannot have."""
+        layout = video_layout(self.info.get_hf_config())
+        check_strides(config, layout)
+        check_reduction(config, layout)
+
+    def check_positions(
+        self, layouts: Sequence[VideoLayout], tokens: Sequence[int], prompt_tokens: int
+    ) -> None:
+        """Raise VLLMValidationError where rotary positions would exceed those that the model has.
+
+        `tokens` are the tokens of each video with METok in a prompt of `prompt_tokens`.
+        """
+
+    # What this file adds.
+
+    @cached_property
+    def layouts(self) -> LayoutCache:
+        return LayoutCache()
 
     @cached_property
     def query_finder(self) -> QueryFinder:
         tokenizer = self.info.get_tokenizer()
         template = getattr(self.info.get_hf_processor(), "chat_template", None)
         template = template or getattr(tokenizer, "chat_template", None)
-        config = self.info.get_hf_config()
-        media = (config.image_token_index, config.video_token_index)
+        media = (*self.media_tokens().values(), *self.framing_tokens())
         return QueryFinder(tokenizer, template, media)
 
     @cached_property
@@ -86,16 +122,12 @@ class MetokProcessorMixin(ProcessorSurface):
         inputs = replace(inputs, hf_processor_mm_kwargs=kwargs)
         if isinstance(inputs.cache, SentMediaCache):
             inputs.cache.commit()
-        hf_config = self.info.get_hf_config()
-        media = {"image": hf_config.image_token_index, "video": hf_config.video_token_index}
-        check_placeholders(inputs, media)
+        check_placeholders(inputs, self.media_tokens())
         videos = inputs.mm_data_items.get("video")
-        if not isinstance(videos, VideoProcessorItems):
+        if not isinstance(videos, VideoProcessorItems) or not videos.get_count():
             return super().apply(inputs, timing_ctx)
         check_frames(videos)
-        for index in range(videos.get_count()):
-            if videos.get(index) is not None:
-                check_strides(config, self.video_layout(videos, index))
+        self.check_settings(config)
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
@@ -105,19 +137,34 @@ class MetokProcessorMixin(ProcessorSurface):
             query_ids = self._query_ids(query)
         payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
-        contents = self._get_mm_hashes(keyed)["video"]
+        hashes = self._get_mm_hashes(keyed)
+        contents = hashes["video"]
         keys = [wire.video_key(content, payload) for content in contents]
-        keyed.hashes = {**keyed.hashes, "video": keys}
+        keyed.keys = {**hashes, "video": keys}
         kwargs[wire.VIDEOS] = wire.VideoOptions(
             config, payload, tuple(zip(keys, contents, strict=True))
         )
         keyed.hf_processor_mm_kwargs = kwargs
         result = super().apply(keyed, timing_ctx)
-        # A video that is given by its id alone has no frames to plan with.
-        if all(video is not None for video in videos.data):
+        # A video that is given by its id alone has no times to plan with.
+        if any(video is None for video in videos.data):
+            return result
+        known = [
+            self.layouts.get(key) or self.video_layout(videos, index, None)
+            for index, key in enumerate(keys)
+        ]
+        layouts = [video for video in known if video is not None]
+        if len(layouts) == len(known):
             places = result["mm_placeholders"]["video"]
-            result[wire.OPTION] = self._plan(config, source, videos, keys, places)
+            result[wire.OPTION] = request_plan(config, source, videos, keys, places, layouts)
+            if config.compresses:
+                tokens = [place.length for place in places]
+                self.check_positions(layouts, tokens, len(result["prompt_token_ids"]))
         return result
+
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        given = inputs.keys if isinstance(inputs, KeyedInputs) else None
+        return super()._get_mm_hashes(inputs) if given is None else given
 
     def _query_ids(self, query: str) -> Any:
         config = self.info.metok
@@ -126,38 +173,12 @@ class MetokProcessorMixin(ProcessorSurface):
         tokenizer, window = self.query_tokenizer
         return encode_query(tokenizer, query, length=window)
 
-    def _plan(
-        self,
-        config: METokConfig,
-        source: str,
-        videos: VideoProcessorItems,
-        keys: Sequence[str],
-        places: Sequence[Any],
-    ) -> RequestPlan:
-        plans = []
-        for index, (key, place) in enumerate(zip(keys, places, strict=True)):
-            video = self.video_layout(videos, index)
-            frames = video.frames
-            times, duration = _frame_times(videos, index, frames)
-            plans.append(
-                VideoPlan(
-                    key,
-                    frames,
-                    times,
-                    duration,
-                    video.dense_tokens(),
-                    place.length,
-                    place.offset,
-                    Pruning.of(config, video.key_share(config)) if config.compresses else None,
-                )
-            )
-        preset, rule = (config.preset, config.rule) if config.enabled else ("off", METOK)
-        return RequestPlan(preset, config.running_stages, source, tuple(plans), rule)
-
     def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
-        kwargs = dict(inputs.hf_processor_mm_kwargs)
-        if wire.VIDEOS in kwargs:
-            options, cached = kwargs[wire.VIDEOS], mm_is_cached["video"]
+        rest, options = _without_videos(inputs.hf_processor_mm_kwargs)
+        of_model = replace(inputs, hf_processor_mm_kwargs=rest)
+        kwargs = dict(super()._get_cache_missing_processor_kwargs(of_model, mm_is_cached))
+        if options is not None:
+            cached = mm_is_cached["video"]
             missing = [key for key, hit in zip(options.keys, cached, strict=True) if not hit]
             kwargs[wire.VIDEOS] = replace(options, keys=tuple(missing))
         return kwargs
@@ -168,16 +189,14 @@ class MetokProcessorMixin(ProcessorSurface):
         if "pixel_values_videos" in data:
             assert options is not None, "videos without their options"
             videos = mm_items.get_items("video", VideoProcessorItems)
-            assert len(options.keys) == videos.get_count()
-            data[wire.FIELD] = [
-                wire.pack(
-                    key,
-                    options.payload,
-                    self.video_layout(videos, index).key_share(options.config),
-                    content,
-                )
-                for index, (key, content) in enumerate(options.keys)
-            ]
+            fields = []
+            for index, (key, content) in enumerate(options.keys):
+                video = self.video_layout(videos, index, data)
+                assert video is not None
+                self.layouts.put(key, video)
+                share = video.key_share(options.config)
+                fields.append(wire.pack(key, options.payload, share, content, video))
+            data[wire.FIELD] = fields
         return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
@@ -194,11 +213,13 @@ class MetokProcessorMixin(ProcessorSurface):
         updates = super()._get_prompt_updates(mm_items, rest, out_mm_kwargs)
         if options is None or options.payload is None:
             return updates
-        token = self.info.get_hf_config().video_token_index
+        token = self.media_tokens()["video"]
 
-        def replacement(index: int) -> list[int]:
-            videos = mm_items.get_items("video", VideoProcessorItems)
-            return [token] * self.video_layout(videos, index).tokens(options.config)
+        def replacement(index: int) -> PromptUpdateDetails[list[int]]:
+            key, _ = options.keys[index]
+            video = self.layouts.get(key)
+            assert video is not None
+            return PromptUpdateDetails.from_seq(video.prompt_ids(options.config, token))
 
         video = PromptReplacement(modality="video", target=[token], replacement=replacement)
         return [*(u for u in updates if u.modality != "video"), video]
@@ -211,18 +232,3 @@ def _without_videos(
     rest = dict(kwargs)
     options: Any = rest.pop(wire.VIDEOS, None)
     return rest, options
-
-
-def _frame_times(
-    videos: VideoProcessorItems, index: int, frames: int
-) -> tuple[tuple[float, ...], float]:
-    """Seconds of each sampled frame and of the whole video; frame numbers without metadata."""
-    metadata: Any = videos.metadata[index] if isinstance(videos.metadata, list) else None
-    if metadata is None:
-        metadata = {}
-    fps = float(metadata.get("fps") or 1.0)
-    times = metadata.get("timestamps_s")
-    if times is None:
-        times = [i / fps for i in metadata.get("frames_indices") or range(frames)]
-    times = tuple(float(t) for t in times[:frames])
-    return times, float(metadata.get("duration") or frames / fps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +21,7 @@ from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.config.methods import METOK
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.query import USER_TURN
+from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.plan.prompt import EVICT, PRUNE, Pruning
 
 FIELD = "metok_request"  # of a video, beside its pixels
@@ -67,6 +68,7 @@ class EncodeRequest:
     config: METokConfig
     query_ids: tuple[tuple[int, ...], ...]  # [W, L]; empty without towers or without a question
     content: str | None = None
+    video: VideoLayout | None = None  # None where the caller has it
 
 
 def options_of(base: METokConfig, option: object) -> RequestOptions:
@@ -108,13 +110,24 @@ def pack(
     payload: str | None,
     key_share: Fraction = Fraction(1),
     content: str | None = None,
+    video: VideoLayout | None = None,
+    *,
+    separators: int = 0,
+    ends_in_separator: bool = False,
 ) -> Tensor:
-    """The field of one video, uint8 [bytes]; `payload` None means the model's own dense input."""
+    """The field of one video, uint8 [bytes]; `payload` None means the model's own dense input.
+
+    `video` is its layout, so that workers need no tokenizer. The other values are those of
+    `Pruning`, for a caller without one, and of `EncodeRequest`.
+    """
     fields = {
         "key": key,
         "payload": payload,
         "key_share": key_share.as_integer_ratio(),
         "content": content,
+        "separators": separators if video is None else video.separators,
+        "ends_in_separator": ends_in_separator if video is None else video.ends_in_separator,
+        "video": None if video is None else asdict(video),
     }
     return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)
 
@@ -130,7 +143,27 @@ def read_pruning(field: Tensor) -> tuple[str, Pruning] | None:
     if fields["payload"] is None:
         return None
     config = DEFAULTS.restored(_settings_of(fields["payload"]))
-    return fields["key"], Pruning.of(config, Fraction(*fields["key_share"]))
+    pruning = Pruning.of(
+        config,
+        Fraction(*fields["key_share"]),
+        fields["separators"],
+        fields["ends_in_separator"],
+    )
+    return fields["key"], pruning
+
+
+def read_layout(field: Tensor) -> VideoLayout | None:
+    """The layout of a video with METok; None for the dense input."""
+    fields = _fields(field)
+    return None if fields["payload"] is None else _layout_of(fields)
+
+
+def _layout_of(fields: Mapping[str, Any]) -> VideoLayout | None:
+    video = fields["video"]
+    if video is None:
+        return None
+    tuples = {name: tuple(map(tuple, video[name])) for name in ("before", "after")}
+    return VideoLayout(**{**video, **tuples, "reductions": tuple(video["reductions"])})
 
 
 def _settings_of(payload: str) -> dict[str, Any]:
@@ -145,7 +178,7 @@ def _unpack_one(item: Tensor, base: METokConfig) -> EncodeRequest | None:
         return None
     query_ids = tuple(tuple(row) for row in json.loads(fields["payload"])["query_ids"])
     config = base.restored(_settings_of(fields["payload"]))
-    return EncodeRequest(fields["key"], config, query_ids, fields["content"])
+    return EncodeRequest(fields["key"], config, query_ids, fields["content"], _layout_of(fields))
 
 
 def _fields(item: Tensor) -> dict[str, Any]:

@@ -66,15 +66,25 @@ class StagedDecoder:
         """Drop what is kept of a prompt's earlier chunks; it ended or starts again."""
         self.buffer.forget(request_id)
 
-    def __call__(self, given: StagedInput, positions: Tensor, hidden_ND: Tensor) -> Tensor:
-        """Hidden states [N, D] in the batch's order; rows that were pruned are zero."""
+    def __call__(
+        self,
+        given: StagedInput,
+        positions: Tensor,
+        hidden_ND: Tensor,
+        added: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Hidden states [N, D] in the batch's order; rows that were pruned are zero.
+
+        `added[k]` [N, D] is added after layer k, which is in stage 0 (Qwen3-VL's deepstack).
+        """
         step = given.step
+        assert len(added) <= self.layout.starts[1]
         watch = Stopwatch(hidden_ND.device)
         with watch.lap():
             selection = Selection(step, self.events_of, hidden_ND.device)
         batch = slice(0, step.batch_rows)
         rows = StageRows(positions[..., batch], hidden_ND[batch], None, None)
-        rows, q_NHD, k_NGD = self._run(given, 0, rows, None)
+        rows, q_NHD, k_NGD = self._run(given, 0, rows, None, added)
         selecting = step.selecting()
         scores: list[Tensor] = []
         if selecting:
@@ -128,12 +138,17 @@ class StagedDecoder:
         return StageRows(rows.position_M.index_select(-1, index_M), hidden, residual, origin)
 
     def _run(
-        self, given: StagedInput, stage: int, rows: StageRows, evictor: KeptRowsWriter | None
+        self,
+        given: StagedInput,
+        stage: int,
+        rows: StageRows,
+        evictor: KeptRowsWriter | None,
+        added: Sequence[Tensor] = (),
     ) -> tuple[StageRows, Tensor, Tensor]:
         """Rows after a stage's layers, with queries and keys of its last layer."""
         blocks = given.blocks[stage]
         if not blocks:
-            hidden, residual, q, k = self._run_block(stage, rows, slice(None), evictor)
+            hidden, residual, q, k = self._run_block(stage, rows, slice(None), evictor, added)
             return StageRows(rows.position_M, hidden, residual, rows.origin_M), q, k
         assert rows.residual_MD is not None
         queries, keys = [], []
@@ -151,7 +166,12 @@ class StagedDecoder:
         return rows, torch.cat(queries), torch.cat(keys)
 
     def _run_block(
-        self, stage: int, rows: StageRows, where: slice, evictor: KeptRowsWriter | None
+        self,
+        stage: int,
+        rows: StageRows,
+        where: slice,
+        evictor: KeptRowsWriter | None,
+        added: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         position_M, h_MD = rows.position_M[..., where], rows.hidden_MD[where]
         residual_MD = None if rows.residual_MD is None else rows.residual_MD[where]
@@ -160,6 +180,8 @@ class StagedDecoder:
             with capture_qkv(self.attention_of(layer)) as captured:
                 h_MD, residual_MD = layer(position_M, h_MD, residual_MD)
             q_MHD, k_MGD, v_MGD = captured
+            if number < len(added):
+                h_MD = h_MD + added[number][: len(h_MD)]
             if evictor is not None:
                 evictor.add(number, self.attention_of(layer), k_MGD, v_MGD, where.start or 0)
         assert residual_MD is not None

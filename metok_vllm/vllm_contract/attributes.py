@@ -55,8 +55,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     "vllm.config:VllmConfig": (
         *("model_config", "scheduler_config", "parallel_config", "cache_config"),
-        *("compilation_config", "additional_config", "use_v2_model_runner"),
+        *("compilation_config", "additional_config", "use_v2_model_runner", "speculative_config"),
     ),
+    "vllm.config:SpeculativeConfig": ("method",),
     "vllm.config:ModelConfig": (
         *("hf_config", "hf_text_config", "model_arch_config", "multimodal_config"),
         *("registry", "architecture", "_model_info", "_architecture"),

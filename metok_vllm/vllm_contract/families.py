@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from metok_vllm.vllm_contract import qwen_vl
+
 
 @dataclass(frozen=True)
 class FamilyContract:
@@ -79,4 +81,19 @@ LLAVA_QWEN = FamilyContract(_QWEN_METHODS, _QWEN_ATTRIBUTES)
 FAMILIES: dict[str, FamilyContract] = {
     "LlavaOnevisionForConditionalGeneration": LLAVA_ONEVISION,
     "LlavaQwenForCausalLM": LLAVA_QWEN,
+    "Qwen2_5_VLForConditionalGeneration": FamilyContract(
+        qwen_vl.QWEN2_5_VL_METHODS, qwen_vl.QWEN2_5_VL_ATTRIBUTES
+    ),
+    "Qwen3VLForConditionalGeneration": FamilyContract(
+        qwen_vl.QWEN3_VL_METHODS, qwen_vl.QWEN3_VL_ATTRIBUTES
+    ),
+    "Qwen3VLMoeForConditionalGeneration": FamilyContract(
+        qwen_vl.QWEN3_VL_MOE_METHODS, qwen_vl.QWEN3_VL_MOE_ATTRIBUTES
+    ),
+    "Qwen3_5ForConditionalGeneration": FamilyContract(
+        qwen_vl.QWEN3_5_METHODS, qwen_vl.QWEN3_5_ATTRIBUTES
+    ),
+    "Qwen3_5MoeForConditionalGeneration": FamilyContract(
+        qwen_vl.QWEN3_5_METHODS, qwen_vl.QWEN3_5_ATTRIBUTES
+    ),
 }

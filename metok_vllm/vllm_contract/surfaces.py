@@ -102,6 +102,21 @@ class ModelSurface:
         raise NotImplementedError
 
 
+class MropeSurface(ModelSurface):
+    """A video model whose decoder has rotary positions with three axes."""
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        raise NotImplementedError
+
+    def get_mrope_input_positions(self, input_tokens: Any, mm_features: Any) -> Any:
+        raise NotImplementedError
+
+    def embed_input_ids(
+        self, input_ids: Any, multimodal_embeddings: Any = None, *, is_multimodal: Any = None
+    ) -> Any:
+        raise NotImplementedError
+
+
 class ProcessorSurface:
     """vllm.multimodal.processing.processor.BaseMultiModalProcessor."""
 
@@ -114,6 +129,9 @@ class ProcessorSurface:
         raise NotImplementedError
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
+        raise NotImplementedError
+
+    def _get_cache_missing_processor_kwargs(self, inputs: Any, mm_is_cached: Any) -> Any:
         raise NotImplementedError
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Any) -> Any:

@@ -84,7 +84,7 @@ def test_towers_and_projector_are_not_stage_1_s_own(
 
     stage1 = Stage1Encoder(
         METokConfig(encoder_chunk_frames=2),
-        lambda pixels: takes(4.0, pixels.flatten(2).mT),
+        lambda pixels, _: takes(4.0, pixels.flatten(2).mT),
         lambda seen: takes(1.0, seen),
         Normalisation((0.5,) * 3, (0.5,) * 3, 5),
         None,
@@ -117,7 +117,7 @@ def test_towers_and_projector_are_not_stage_1_s_own(
 def test_another_prefill_of_an_encoded_video_is_told_alone(clock: list[float]) -> None:
     stage1 = Stage1Encoder(
         METokConfig(),
-        lambda pixels: pixels.flatten(2).mT,
+        lambda pixels, _: pixels.flatten(2).mT,
         lambda seen: seen,
         Normalisation((0.5,) * 3, (0.5,) * 3, 5),
         None,

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from metok_vllm.alignment import Normalisation
 from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import POOL, SELECT
 from metok_vllm.models.feature_cache import FeatureCache, VideoFeatures
 from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.plan.layout import VideoLayout
 from tests.layouts import square
 from tests.reference.strategies import bounded
 
@@ -54,7 +56,7 @@ def test_bound_and_order_are_those_of_a_plain_list(
             kept.append(kept.pop(kept.index(video)))
         while sum(number for _, number in kept) > most_frames:
             kept.pop(0)
-        assert list(cache.entries) == [(name, square(number, 1)) for name, number in kept]
+        assert list(cache.entries) == [(name, square(number, 1), POOL) for name, number in kept]
         held = sum(features.nbytes for features in cache.entries.values())
         assert cache.held_bytes == held == FRAME_BYTES * sum(number for _, number in kept)
         assert held <= cache.most_bytes
@@ -75,6 +77,12 @@ def test_a_view_counts_with_all_it_keeps() -> None:
     assert features.nbytes == (2 + 100) * FRAME_BYTES
 
 
+def test_places_of_selected_tokens_count() -> None:
+    places = {2: (torch.zeros(2, 3, dtype=torch.int64),)}
+    features = VideoFeatures(torch.zeros(2, WIDTH), None, {}, SELECT, places)
+    assert features.nbytes == 2 * FRAME_BYTES + 2 * 3 * 8
+
+
 def test_features_without_a_requested_part_are_no_hit() -> None:
     cache = FeatureCache(1000)
     features = VideoFeatures(torch.zeros(1, WIDTH), None, {2: (torch.zeros(1, 1, 1),)})
@@ -84,6 +92,7 @@ def test_features_without_a_requested_part_are_no_hit() -> None:
     assert cache.find("a", one, (2, 4), False) is None
     assert cache.find("a", one, (2,), True) is None
     assert cache.find("a", two, (2,), False) is None
+    assert cache.find("a", one, (2,), False, SELECT) is None
     assert cache.find(None, one, (2,), False) is None
 
 
@@ -137,7 +146,7 @@ class Setting:
             self.base, self.see, lambda x: (x @ weight_CD).tanh(), PIXELS, stand_in
         )
 
-    def see(self, pixels_TCHW: Tensor) -> Tensor:
+    def see(self, pixels_TCHW: Tensor, _: VideoLayout) -> Tensor:
         self.seen += len(pixels_TCHW)
         return pixels_TCHW.flatten(2).mT
 
@@ -232,6 +241,18 @@ def test_a_video_encoded_without_towers_is_ranked_by_a_later_question() -> None:
     assert torch.equal(setting.ask(LONG), Setting().ask(LONG))
     assert setting.seen == 2 * len(LONG)
     setting.ask(LONG, OTHER_QUERY)
+    assert setting.seen == 2 * len(LONG)
+
+
+def test_pooled_and_selected_tokens_are_not_mixed() -> None:
+    """Each reduction sees the video once and is then served from its own entry."""
+    setting = Setting(feature_cache_bytes=1 << 20)
+    for reduce in (POOL, SELECT, SELECT, POOL):
+        for query in (QUERY, OTHER_QUERY):
+            alone = Setting().ask(LONG, query, reduce=reduce)
+            assert torch.equal(setting.ask(LONG, query, reduce=reduce), alone)
+    assert setting.seen == 2 * len(LONG)
+    setting.ask(LONG, reduce=SELECT, stages=(2, 3))  # dense: nothing is reduced
     assert setting.seen == 2 * len(LONG)
 
 
