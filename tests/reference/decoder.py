@@ -4,7 +4,8 @@ Hugging Face's Qwen2 modules with full attention matrices; the list of tokens an
 edited in plain loops. Batch of one, nothing of vLLM. Paper: arXiv 2506.02850, sections 3.2, 3.3.
 
 Shapes: N prompt tokens, P tokens present in a layer, D width, H query heads, V vocabulary,
-S new tokens. A token's position is its index in the prompt, also after others were dropped.
+S new tokens. A token's position is its index in the prompt, also after others were dropped; the
+rotary embedding of models with M-RoPE has `Positions` in its place.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from tests.reference import pruning
+from tests.reference.mrope import Place, Positions
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Qwen2's decoder (embedding table, layers, last norm) and its head, with eager attention."""
+    """A decoder (embedding table, layers, last norm) and its head, with eager attention."""
 
     decoder: Any
     lm_head: Any
@@ -36,6 +38,7 @@ class Video:
 
     `event_of` has an entry per token, `key` and `relevance` one per event. `totals` are the tokens
     before and after each pruning layer, planned for as many tokens as `selectable` finds.
+    `separators` are its text tokens, which always stay, counted from the video's start.
     """
 
     start: int
@@ -43,6 +46,7 @@ class Video:
     key: Sequence[bool]
     relevance: Sequence[float]
     totals: Sequence[int]
+    separators: Collection[int] = ()
 
     @property
     def end(self) -> int:
@@ -60,11 +64,15 @@ class Video:
     ) -> tuple[list[int], float]:
         """Positions among `present` that pruning layer `entry` (0 or 1) keeps, and the margin."""
         event_of = [self.event_of[position - self.start] for position in present]
-        sizes = [event_of.count(event) for event in range(len(self.key))]
-        weights = pruning.quota_weights(self.key, entry)
-        counts = pruning.share_out(self.totals[entry + 1], sizes, weights, self.relevance)
-        selection = pruning.select(scores, event_of, counts)
+        of_events = (event_of, self.key, self.relevance)
+        fixed = self.separators_in(present)
+        total = self.totals[entry + 1]
+        selection = pruning.staying(entry, total, scores, *of_events, fixed)
         return [present[index] for index in selection.kept], selection.margin
+
+    def separators_in(self, present: Sequence[int]) -> list[int]:
+        """Which of the positions `present` are separators, by their index there."""
+        return [i for i, position in enumerate(present) if position - self.start in self.separators]
 
 
 @dataclass(frozen=True)
@@ -94,12 +102,15 @@ def generate(
     new_tokens: int,
     stages: Collection[int] = (2, 3),
     decode_keep: float = 0.0,
+    rotary: Positions | None = None,
+    deepstack: Sequence[Tensor] = (),
 ) -> Generated:
     """Answer one prompt, given as embeddings with the visual rows in place.
 
     `boundaries` are the pruning layers p0 < p1 < p2; of `stages` only 2 and 3 matter here.
+    `rotary` are the positions of M-RoPE; `deepstack[k]` [N, D] is added to the output of layer k.
     """
-    prefill = Prefill(model, embeds_ND, videos, boundaries)
+    prefill = Prefill(model, embeds_ND, videos, boundaries, rotary, deepstack)
     hidden_PD = prefill.run(prune=2 in stages)
     if 3 in stages and videos:
         prefill.compress(decode_keep)
@@ -118,8 +129,8 @@ def decode(
         tokens.append(int(logits_V.argmax()))
         hidden_PD = model.decoder.embed_tokens(torch.tensor(tokens[-1:]))
         for layer in range(len(model.decoder.layers)):
-            position = [prompt_tokens + step]
-            hidden_PD, _ = run_layer(model, layer, hidden_PD, position, None, prefill.cache)
+            places = [prefill.rotary.at(prompt_tokens + step)]
+            hidden_PD, _ = run_layer(model, layer, hidden_PD, places, None, prefill.cache)
     return Generated(
         tokens,
         torch.stack(rows_V),
@@ -139,6 +150,8 @@ class Prefill:
         embeds_ND: Tensor,
         videos: Sequence[Video],
         boundaries: tuple[int, int, int],
+        rotary: Positions | None = None,
+        deepstack: Sequence[Tensor] = (),
     ) -> None:
         first, second, third = boundaries
         if not 1 <= first < second < third < len(model.decoder.layers):
@@ -147,6 +160,8 @@ class Prefill:
         self.embeds_ND = embeds_ND
         self.videos = videos
         self.boundaries = boundaries
+        self.rotary = rotary or Positions.counted(len(embeds_ND))
+        self.deepstack = deepstack
         self.cache = DynamicCache()
         self.margin = math.inf
         self.scores: list[list[list[float]]] = []
@@ -177,9 +192,12 @@ class Prefill:
                 hidden_PD = hidden_PD[[present.index(position) for position in staying]]
                 present = staying
             causal_PP = torch.full((len(present), len(present)), -math.inf).triu(diagonal=1)
+            places = [self.rotary.at(index) for index in present]
             hidden_PD, attention_HPP = run_layer(
-                self.model, layer, hidden_PD, present, causal_PP, self.cache
+                self.model, layer, hidden_PD, places, causal_PP, self.cache
             )
+            if layer < len(self.deepstack):
+                hidden_PD = hidden_PD + self.deepstack[layer][present]
             self.held.append(present)
         return hidden_PD
 
@@ -189,7 +207,8 @@ class Prefill:
         """Score the visual tokens by the layer before, and add the next row to `kept`."""
         before = self.kept[-1]
         if entry == 2:
-            self.kept.append([[] for _ in before] if prune else before)
+            texts = [self._separators(video, stage=2) for video in range(len(before))]
+            self.kept.append(texts if prune else before)
             return
         rows = [present.index(position) for position in self.question]
         mean_P = attention_HPP[:, rows].double().mean(dim=(0, 1)).tolist()
@@ -206,14 +225,18 @@ class Prefill:
         self.kept.append(after)
 
     def compress(self, decode_keep: float) -> None:
-        """Stage 3: from p0 on only text, and below p2 the best-scored share of each video."""
+        """Stage 3: from p0 on only text, and below p2 the best-scored share of each video.
+
+        Separators are text.
+        """
         first, second, third = self.boundaries
         for layer in range(first, len(self.held)):
             staying = list(self.text)
-            if layer < third:
-                entry = 0 if layer < second else 1
-                for video in range(len(self.videos)):
-                    staying += self._best(entry, video, decode_keep)
+            for video in range(len(self.videos)):
+                if layer < third:
+                    staying += self._best(0 if layer < second else 1, video, decode_keep)
+                else:
+                    staying += self._separators(video, stage=3)
             staying.sort()
             rows = [self.held[layer].index(position) for position in staying]
             stored = self.cache.layers[layer]
@@ -225,28 +248,39 @@ class Prefill:
         """Of the tokens a layer ran on, those with the best scores of that layer's entry."""
         score_of = dict(zip(self.kept[entry][video], self.scores[entry][video], strict=True))
         ran_on = self.kept[entry + 1][video]
-        selection = pruning.decode_kept([score_of[position] for position in ran_on], share)
+        scores = [score_of[position] for position in ran_on]
+        fixed = self.videos[video].separators_in(ran_on)
+        selection = pruning.decode_kept(scores, share, fixed)
         self.margin = min(self.margin, selection.margin)
         return [ran_on[index] for index in selection.kept]
+
+    def _separators(self, video: int, stage: int) -> list[int]:
+        ran_on = self.kept[stage][video]
+        return [ran_on[index] for index in self.videos[video].separators_in(ran_on)]
 
 
 def run_layer(
     model: LanguageModel,
     layer: int,
     hidden_PD: Tensor,
-    positions: Sequence[int],
+    places: Sequence[Place],
     mask_PP: Tensor | None,
     cache: Any,
 ) -> tuple[Tensor, Tensor]:
-    """One layer on tokens at `positions`; keys and values join the cache.
+    """One layer on tokens at `places`; keys and values join the cache.
+
+    Without M-RoPE the three positions of a token are equal, and the first one counts.
 
     Returns the new hidden states and the attention after the softmax, [H, P, tokens in cache].
     """
     module = model.decoder.layers[layer]
     hidden_1PD = hidden_PD[None]
+    places_3P = torch.tensor(places).T
+    is_mrope = hasattr(model.decoder.rotary_emb, "mrope_section")
+    positions = places_3P[:, None] if is_mrope else places_3P[:1]
     attended_1PD, attention_1HPP = module.self_attn(
         module.input_layernorm(hidden_1PD),
-        position_embeddings=model.decoder.rotary_emb(hidden_1PD, torch.tensor([positions])),
+        position_embeddings=model.decoder.rotary_emb(hidden_1PD, positions),
         attention_mask=None if mask_PP is None else mask_PP[None, None],
         past_key_values=cache,
     )

@@ -96,6 +96,7 @@ def stage1_from_checkpoint(
         vision.image_size // vision.patch_size,
         config.strides,
         "bilinear",
+        reduce=config.reduce,
     )
     return Stage1Result(
         packed.tokens_ND,

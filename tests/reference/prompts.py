@@ -13,7 +13,8 @@ from torch import Tensor
 from tests.reference.decoder import LanguageModel, Video
 from tests.reference.staged_checkpoint import embed_prompt
 
-# In turn: so many text tokens, or a video whose events have so many tokens.
+# In turn: so many text tokens, or a video whose events have so many tokens. Every fifth token of a
+# video may be a separator.
 LAYOUTS: dict[str, list[int | list[int]]] = {
     "one video": [5, [17, 30, 9, 24, 12], 11],
     "no text before": [[20, 40], 3],
@@ -21,6 +22,7 @@ LAYOUTS: dict[str, list[int | list[int]]] = {
     "two videos": [4, [15, 22], 3, [30, 8, 11], 7],
     "one event": [4, [60], 5],
 }
+STRIDE = 5
 KEEP = Fraction(1, 2)
 
 
@@ -32,7 +34,9 @@ class Prompt:
     videos: list[Video]
 
 
-def video_at(start: int, lengths: Sequence[int], ends_prompt: bool) -> Video:
+def video_at(
+    start: int, lengths: Sequence[int], ends_prompt: bool, separated: bool = False
+) -> Video:
     """A video whose events have so many tokens; every second one is a key event.
 
     The totals are those of its own events, and not of equally long ones.
@@ -41,13 +45,18 @@ def video_at(start: int, lengths: Sequence[int], ends_prompt: bool) -> Video:
     event_of = [event for event, length in enumerate(lengths) for _ in range(length)]
     relevance = [(0.8 if is_key else 0.4) - event / 100 for event, is_key in enumerate(key)]
     tokens = len(event_of) - ends_prompt
-    in_key = sum(key[event] for event in event_of[:tokens])
-    first = math.ceil(KEEP * in_key + KEEP / 2 * (tokens - in_key))
-    totals = (tokens, first, math.ceil(KEEP * KEEP * in_key), 0)
-    return Video(start, event_of, key, relevance, totals)
+    separators = range(4, len(event_of), STRIDE) if separated else range(0)
+    visual = [token for token in range(tokens) if token not in separators]
+    in_key = sum(key[event_of[token]] for token in visual)
+    first = math.ceil(KEEP * in_key + KEEP / 2 * (len(visual) - in_key))
+    staying = (first, math.ceil(KEEP * KEEP * in_key), 0)
+    totals = (tokens, *(tokens - len(visual) + count for count in staying))
+    return Video(start, event_of, key, relevance, totals, separators)
 
 
-def prompt_of(model: LanguageModel, parts: Sequence[int | Sequence[int]]) -> Prompt:
+def prompt_of(
+    model: LanguageModel, parts: Sequence[int | Sequence[int]], separated: bool = False
+) -> Prompt:
     """The same prompt every time: random words, and videos of which each event is a scene."""
     generator = torch.Generator().manual_seed(7)
     width = model.decoder.config.hidden_size
@@ -58,7 +67,7 @@ def prompt_of(model: LanguageModel, parts: Sequence[int | Sequence[int]]) -> Pro
         if isinstance(part, int):
             ids += torch.randint(300, 900, (part,), generator=generator).tolist()
             continue
-        videos.append(video_at(len(ids), part, ends_prompt=place == len(parts) - 1))
+        videos.append(video_at(len(ids), part, place == len(parts) - 1, separated))
         rows = []
         for length in part:
             scene_D = torch.randn(width, generator=generator)

@@ -3,7 +3,8 @@
 Nothing here shares code with the package. Numbers are Python floats or exact fractions; torch only
 holds the patch features that are pooled and packed. Paper: arXiv 2506.02850, section 3.1.
 
-Shapes: T frames, K events, P = G*G patches of a frame, D feature width, N packed tokens.
+Shapes: T frames, K events, P patches of a frame, R rows and C columns of them, D feature width, N
+packed tokens.
 """
 
 from __future__ import annotations
@@ -180,74 +181,154 @@ def budgeted_classes(
     return result
 
 
-# Steps 6 and 7: pooling and packing
+# Steps 6 and 7: pooling and packing. A grid of patches is square where one number is given.
+
+Grid = int | tuple[int, int]
 
 
-def pooled_side(grid: int, stride: int, mode: str) -> int:
-    return math.ceil(Fraction(grid, stride)) if mode == "bilinear" else grid // stride
+def sides_of(grid: Grid) -> tuple[int, int]:
+    """Rows and columns."""
+    return (grid, grid) if isinstance(grid, int) else grid
 
 
-def pool_frame(patches_PD: Tensor, grid: int, stride: int, mode: str) -> Tensor:
-    """One frame's patches [G*G, D], row by row, pooled to [side*side, D]."""
-    side = pooled_side(grid, stride, mode)
-    grid_GGD = patches_PD.reshape(grid, grid, -1)
+def pooled_side(side: int, stride: int, mode: str) -> int:
+    return side // stride if mode == "average" else math.ceil(Fraction(side, stride))
+
+
+def pooled_sides(grid: Grid, stride: int, mode: str) -> tuple[int, int]:
+    """Rows and columns of a pooled frame."""
+    rows, columns = sides_of(grid)
+    return pooled_side(rows, stride, mode), pooled_side(columns, stride, mode)
+
+
+def pool_frame(patches_PD: Tensor, grid: Grid, stride: int, mode: str) -> Tensor:
+    """One frame's patches [rows*columns, D], row by row, pooled to those of `pooled_sides`.
+
+    `average` and `area` are means of cells; `area` has the cells that the frame's edge cuts off.
+    """
+    high, wide = pooled_sides(grid, stride, mode)
+    grid_RCD = patches_PD.reshape(*sides_of(grid), -1)
     if mode == "bilinear":
-        pooled_DSS = functional.interpolate(
-            grid_GGD.permute(2, 0, 1)[None], size=(side, side), mode="bilinear", align_corners=False
+        pooled_DHW = functional.interpolate(
+            grid_RCD.permute(2, 0, 1)[None], size=(high, wide), mode="bilinear", align_corners=False
         )[0]
-        return pooled_DSS.permute(1, 2, 0).reshape(side * side, -1)
-    rows = []
-    for top in range(0, side * stride, stride):
-        for left in range(0, side * stride, stride):
-            cell = grid_GGD[top : top + stride, left : left + stride]
-            rows.append(cell.reshape(stride * stride, -1).mean(dim=0))
-    return torch.stack(rows) if rows else patches_PD[:0]
+        return pooled_DHW.permute(1, 2, 0).reshape(high * wide, -1)
+    cells = []
+    for top in range(0, high * stride, stride):
+        for left in range(0, wide * stride, stride):
+            # The last cells of `area` have what the frame has left.
+            cell = grid_RCD[top : top + stride, left : left + stride]
+            cells.append(cell.flatten(0, 1).mean(dim=0))
+    return torch.stack(cells) if cells else patches_PD[:0]
+
+
+# With the reduction "select" a frame keeps as many of its dense tokens instead
+
+
+def standing_out(frame: Sequence[Sequence[float]]) -> list[float]:
+    """1 - cos to the mean of the unit vectors, plus the norm min-max-normalised in the frame.
+
+    To five decimals. Norms that differ by at most 1e-4 of the largest are equal and add nothing.
+    """
+    norms = [math.hypot(*token) for token in frame]
+    units = [
+        [value / norm if norm else 0.0 for value in token]
+        for token, norm in zip(frame, norms, strict=True)
+    ]
+    middle = mean_vector(units)
+    least, most = min(norms), max(norms)
+    equal = most - least <= 1e-4 * most
+    size = [0.0 if equal else (norm - least) / (most - least) for norm in norms]
+    scores = [1 - cosine(token, middle) + add for token, add in zip(frame, size, strict=True)]
+    return [round(score, 5) for score in scores]
+
+
+def best_places(frame: Sequence[Sequence[float]], count: int) -> list[int]:
+    """Places of the `count` tokens that stand out most, rising; ties to the earlier place."""
+    score = standing_out(frame)
+    return sorted(sorted(range(len(frame)), key=lambda place: (-score[place], place))[:count])
+
+
+def select_frame(patches_PD: Tensor, grid: Grid, stride: int, mode: str, dense: int = 2) -> Tensor:
+    """As many of the frame's dense tokens as pooling at `stride` makes, in grid order."""
+    dense_PD = pool_frame(patches_PD, grid, dense, mode)
+    count = math.prod(pooled_sides(grid, stride, mode))
+    return dense_PD[best_places(dense_PD.double().tolist(), count)]
+
+
+def as_it_is(patches_PD: Tensor, grid: Grid, stride: int, mode: str) -> Tensor:
+    """A frame that was encoded at the resolution of its stride."""
+    assert len(patches_PD) == math.prod(pooled_sides(grid, stride, mode))
+    return patches_PD
 
 
 # Where newlines stand: after each event (LLaVA-OneVision), each pooled row (LLaVA-Video), nowhere.
 EVENT, ROW, NOWHERE = "event", "row", "nowhere"
 
 
-def frame_length(grid: int, stride: int, mode: str, newlines: str) -> int:
+def frame_length(grid: Grid, stride: int, mode: str, newlines: str) -> int:
     """Tokens of one frame, the newlines of its rows included."""
-    side = pooled_side(grid, stride, mode)
-    return side * side + (side if newlines == ROW else 0)
+    rows, columns = pooled_sides(grid, stride, mode)
+    return rows * columns + (rows if newlines == ROW else 0)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What the decoder is given, and which event every token belongs to."""
+    """What the decoder is given, and which event every token belongs to.
+
+    `separators` are the tokens that are text, by their index.
+    """
 
     tokens_ND: Tensor
     event_of_token: list[int]
+    separators: list[int]
 
 
 def pack(
-    patches_TPD: Tensor,
+    patches_TPD: Tensor | Sequence[Tensor],
     classes: Sequence[int],
     event_of: Sequence[int],
     newline_D: Tensor,
-    grid: int,
+    grid: Grid,
     strides: Sequence[int],
     mode: str,
     newlines: str = EVENT,
+    reduce: str = "pool",
+    before: Sequence[Tensor] = (),
+    after: Sequence[Tensor] = (),
 ) -> Packed:
-    """Frames in time order at their class's stride, with newlines where `newlines` says."""
+    """Frames in time order at their class's stride, with newlines where `newlines` says.
+
+    `before` and `after` are the separators of each frame, [number, D]; they are of its event.
+    `reduce` is "pool", "select" (selected tokens form no rows) or "resize", where each frame's
+    patches already have the resolution of its stride.
+    """
+    assert reduce != "select" or newlines != ROW
+    reduced = {"pool": pool_frame, "select": select_frame, "resize": as_it_is}[reduce]
     parts: list[Tensor] = []
     event_of_token: list[int] = []
+    separators: list[int] = []
     last = len(event_of) - 1
     for frame, event in enumerate(event_of):
         stride = strides[classes[frame]]
-        pooled = pool_frame(patches_TPD[frame], grid, stride, mode)
+        pooled = reduced(patches_TPD[frame], grid, stride, mode)
         if newlines == ROW:
-            side = pooled_side(grid, stride, mode)
+            high, wide = pooled_sides(grid, stride, mode)
             rows = [
-                torch.cat([pooled[y * side : (y + 1) * side], newline_D[None]]) for y in range(side)
+                torch.cat([pooled[y * wide : (y + 1) * wide], newline_D[None]]) for y in range(high)
             ]
             pooled = torch.cat(rows) if rows else pooled
-        parts.append(pooled)
-        event_of_token += [event] * len(pooled)
+        for rows_ND, is_text in (
+            (before[frame] if before else pooled[:0], True),
+            (pooled, False),
+            (after[frame] if after else pooled[:0], True),
+        ):
+            if is_text:
+                first = len(event_of_token)
+                separators += range(first, first + len(rows_ND))
+            parts.append(rows_ND)
+            event_of_token += [event] * len(rows_ND)
         if newlines == EVENT and (frame == last or event_of[frame + 1] != event):
             parts.append(newline_D[None])
             event_of_token.append(event)
-    return Packed(torch.cat(parts), event_of_token)
+    return Packed(torch.cat(parts), event_of_token, separators)

@@ -18,7 +18,7 @@ grids = st.integers(1, 27)
 strides = st.sampled_from([(2, 4, 8), (1, 2, 4), (2, 2, 4), (1, 3, 5), (3, 3, 3)])
 # The operation pools at any stride; a configuration never asks for a finer one than dense has.
 configurable_strides = strides.filter(lambda strides_: strides_[0] >= 2)
-modes = st.sampled_from(["bilinear", "average"])
+modes = st.sampled_from(["bilinear", "average", "area"])
 
 # Quarters tie all the time and are exact in every float type.
 _tied = st.integers(-4, 4).map(lambda quarters: quarters / 4)

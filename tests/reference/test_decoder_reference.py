@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.reference import decoder, pruning
 from tests.reference.decoder import Generated, LanguageModel, generate
+from tests.reference.mrope import Positions
 from tests.reference.prompts import LAYOUTS, Prompt, prompt_of
 from tests.reference.staged_checkpoint import language_model
 
@@ -102,6 +103,28 @@ def test_dropping_is_the_same_as_not_being_seen(
         expected_SV = by_masks(model, prompt, result, boundaries)
         torch.testing.assert_close(result.logprobs_SV, expected_SV, atol=TOLERANCE, rtol=0)
         assert result.margin > 1e-7
+
+
+@pytest.mark.parametrize("layout", ["two videos", "no text after"])
+@pytest.mark.parametrize("stages", [(3,), (2, 3)])
+def test_separators_are_held_in_every_layer(
+    model: LanguageModel, layout: str, stages: tuple[int, ...]
+) -> None:
+    prompt = prompt_of(model, LAYOUTS[layout], separated=True)
+    result = run(model, prompt, stages, decode_keep=0.3)
+    expected_SV = by_masks(model, prompt, result, BOUNDARIES)
+    torch.testing.assert_close(result.logprobs_SV, expected_SV, atol=TOLERANCE, rtol=0)
+    text = set(range(len(prompt.embeds_ND)))
+    for number, video in enumerate(prompt.videos):
+        text -= {video.start + token for token in range(len(video.event_of))} - {
+            video.start + token for token in video.separators
+        }
+        if 2 in stages:
+            assert [len(kept[number]) for kept in result.kept] == list(video.totals)
+    assert len(text) > 10
+    assert all(text <= set(positions) for positions in result.held)
+    last = len(prompt.embeds_ND) - 1
+    assert set(result.held[-1]) == text | {last}
 
 
 def test_kept_tokens_nest_and_have_the_planned_numbers(model: LanguageModel) -> None:
@@ -201,10 +224,10 @@ def test_positions_that_close_the_gaps_show(
     original = decoder.run_layer
 
     def renumbered(*args: Any) -> tuple[Tensor, Tensor]:
-        model_, layer, hidden_PD, positions, *rest = args
-        if len(positions) > 1:
-            positions = list(range(len(positions)))
-        return original(model_, layer, hidden_PD, positions, *rest)
+        model_, layer, hidden_PD, places, *rest = args
+        if len(places) > 1:
+            places = Positions.counted(len(places)).places
+        return original(model_, layer, hidden_PD, places, *rest)
 
     monkeypatch.setattr(decoder, "run_layer", renumbered)
     wrong = run(model, prompt, (2,))

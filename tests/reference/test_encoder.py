@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, renormalise
 from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import POOL, SELECT
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.request import EncodeRequest, pack, selection_payload, unpack
 from metok_vllm.models.stage1 import Stage1Encoder
+from metok_vllm.plan.layout import VideoLayout
 from tests.layouts import square
 from tests.reference import checkpoints, features, stage1
 from tests.reference.strategies import bounded
@@ -126,6 +128,7 @@ def test_relevance_is_the_cosine() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reduce", [POOL, SELECT])
 @pytest.mark.parametrize(
     ("frames", "chunk", "per_event"), [(1, 1, 2), (2, 1, 0.5), (5, 4, 2), (7, 32, 0.5), (32, 5, 2)]
 )
@@ -143,8 +146,9 @@ def test_encoded_video_equals_the_reference(
     frames: int,
     chunk: int,
     per_event: int | float,
+    reduce: str,
 ) -> None:
-    def see(pixels_TCHW: torch.Tensor) -> torch.Tensor:
+    def see(pixels_TCHW: torch.Tensor, _: VideoLayout) -> torch.Tensor:
         seen = video_model.model.vision_tower(pixels_TCHW, output_hidden_states=True)
         hidden: torch.Tensor = seen.hidden_states[-1]
         return hidden
@@ -154,6 +158,7 @@ def test_encoded_video_equals_the_reference(
         key_frames_per_event=per_event,
         alignment_mode=mode,
         encoder_chunk_frames=chunk,
+        reduce=reduce,
     )
     query_ids = torch.empty(0, 8, dtype=torch.int64)
     if family is not None:
@@ -260,7 +265,7 @@ def test_half_precision_keeps_the_contract(
     config = METokConfig(num_events=3, key_frames_per_event=2)
     encoder = Stage1Encoder(
         config,
-        lambda pixels: half.vision_tower(pixels).last_hidden_state,
+        lambda pixels, _: half.vision_tower(pixels).last_hidden_state,
         half.multi_modal_projector,
         PIXELS,
         AlignmentTowers.load(str(root / "siglip"), dtype=dtype),
@@ -281,7 +286,9 @@ def test_half_precision_keeps_the_contract(
 
 def test_what_is_asked_about_is_forgotten_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metok_vllm.models.event_store.MIN_CAPACITY", 2)
-    encoder = Stage1Encoder(METokConfig(), lambda x: x.flatten(2).mT, lambda x: x, PIXELS, None, 2)
+    encoder = Stage1Encoder(
+        METokConfig(), lambda x, _: x.flatten(2).mT, lambda x: x, PIXELS, None, 2
+    )
 
     def encode(key: str) -> None:
         request = EncodeRequest(key, METokConfig(), ())
