@@ -147,6 +147,7 @@ BAD_OPTIONS: list[tuple[Any, str]] = [
     ({"num_events": "many"}, "num_events"),
     ({"preset": "fastest"}, "preset"),
     ({"strides": [8, 4, 2]}, "strides"),
+    ({"reduce": "average"}, "reduce"),
     ({"stages": [1, 4]}, "stages"),
     ({"stages": [1], "keep_ratio": 0.5}, "keep_ratio"),
     ({"pruning_layers": [1, 2, 3]}, "pruning_layers"),

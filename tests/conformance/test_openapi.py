@@ -14,6 +14,7 @@ from metok_vllm.errors import ConfigError
 from metok_vllm.processes.child_server import ChildServer
 from metok_vllm.server.chat.request_fields import request_schema
 from tests.conformance.requests import CHAT, chat_body, post, video_part
+from tests.layouts import square
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +53,7 @@ def test_whatever_fits_the_schema_is_answered_or_refused(server: ChildServer, pa
 
 
 def test_any_metok_object_is_taken_as_the_configuration_takes_it(server: ChildServer) -> None:
+    """And as the model does, which does not have every reduction."""
     served = METokConfig.load(config_file=CONFIG_FILE, environ={})
     body = {"required": True, "content": {"application/json": {"schema": request_schema()}}}
     routes = {CHAT: {"post": {"requestBody": body, "responses": {}}}}
@@ -65,7 +67,9 @@ def test_any_metok_object_is_taken_as_the_configuration_takes_it(server: ChildSe
         nonlocal taken
         answer = post(server, chat_body("Which scene is first?", video_part(), metok=case.body))
         try:
-            served.for_request(case.body)
+            config = served.for_request(case.body)
+            if 1 in config.running_stages:
+                square(1, 8).check_reduction(config.reduce)
         except ConfigError:
             check_refusal(answer.status_code, answer.json())
         else:

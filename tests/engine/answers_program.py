@@ -1,6 +1,6 @@
 """Answer a fixed set of prompts in a new process; print the result as JSON.
 
-    python -m tests.engine.answers_program '{"tensor_parallel_size": 2}'
+    python -m tests.engine.answers_program '{"tensor_parallel_size": 2}' [folder of a Qwen model]
 
 With `"schedule_ahead": true` a step is scheduled while the one before is in flight. vLLM does this
 on GPUs only, so the CUDA stream for copying results is replaced by a stand-in.
@@ -18,6 +18,7 @@ import torch
 
 from tests.engine.engines import UNTRAINED
 from tests.engine.prompts import answer, chat_prompt, logprobs, token_ids, video
+from tests.engine.staged_prompts import OFF, QWEN, Clip, Parts, Picture, make_prompt
 from tests.untrained import ALIGNMENT_DIR
 
 
@@ -37,6 +38,21 @@ def prompts() -> list[dict[str, Any]]:
         # Longer than a step of CHUNKED.
         chat_prompt("Who? " * 40, videos=[video(6, (9, 9, 9))]),
     ]
+
+
+# A video and an image, two videos of two sizes with times, and what stands beside METok.
+_LENGTHS = (3, 6, 2)
+_QWEN: list[tuple[Parts, dict[str, Any]]] = [
+    ((9, Clip(5, _LENGTHS), 4, Picture(3, (1,)), 20), {"decode_keep": 0.25}),
+    ((9, Clip(5, _LENGTHS), 20), OFF),
+    ((40,), {}),
+    ((6, Clip(6, (3, 4), fps=3.0), 4, Clip(7, (4, 2), (64, 224)), 90), {"reduce": "select"}),
+]
+
+
+def qwen_prompts() -> list[dict[str, Any]]:
+    """The same for a Qwen model, shorter."""
+    return [make_prompt(parts, options, media=QWEN) for parts, options in _QWEN]
 
 
 class _Immediate:
@@ -80,9 +96,12 @@ def main() -> None:
     }
     if settings.pop("schedule_ahead", False):
         schedule_ahead()
-    metok = {"alignment_model": str(ALIGNMENT_DIR)}
+    metok: dict[str, Any] = {"alignment_model": str(ALIGNMENT_DIR)}
+    asked = prompts()
+    if len(sys.argv) > 2:
+        settings["model"], metok, asked = sys.argv[2], {}, qwen_prompts()
     engine = LLM(**settings, additional_config={"metok": metok})
-    outputs = answer(engine, prompts(), tokens=20)
+    outputs = answer(engine, asked, tokens=20)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
         # Workers learn of the last finished requests in the next step.
         engine.llm_engine.step()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.checkpoints import LLAVA_ONEVISION, Checkpoint, write_family
+from tests.engine.checkpoints import LLAVA_ONEVISION, MROPE_STEPS, Checkpoint, write_family
 from tests.engine.engines import UNTRAINED, EnginePool
 from tests.engine.staged import StagedEngine
 from tests.reference.decoder import LanguageModel
@@ -56,6 +56,25 @@ def checkpoint_of(
         if name == LLAVA_ONEVISION:
             return Checkpoint(name, staged_checkpoint, staged_reference)
         return write_family(name, tmp_path_factory.mktemp(name) / "model")
+
+    return get
+
+
+@pytest.fixture(scope="package")
+def mrope_engine(
+    engines: EnginePool, checkpoint_of: Callable[[str], Checkpoint]
+) -> Callable[..., StagedEngine]:
+    """Engines of Qwen families by name, in short steps; `metok=False` for vLLM's own."""
+
+    def get(name: str, *, metok: bool = True, **settings: Any) -> StagedEngine:
+        checkpoint, (boundaries, step) = checkpoint_of(name), MROPE_STEPS[name]
+        return StagedEngine(
+            engines,
+            checkpoint.folder,
+            checkpoint.language,
+            boundaries if metok else None,
+            **{"max_num_batched_tokens": step, **settings},
+        )
 
     return get
 

@@ -43,6 +43,7 @@ class EnginePool:
         key = json.dumps(settings, sort_keys=True)
         if key not in self._engines:
             self._engines[key] = LLM(**settings)
+            _share_groups()
         return self._engines[key]
 
     def stop(self) -> None:
@@ -52,6 +53,14 @@ class EnginePool:
                 engine.llm_engine.engine_core.shutdown()
         self._engines.clear()
         gc.collect()
+
+
+def _share_groups() -> None:
+    """Let a mixture of experts follow: the process's first engine makes the groups of all."""
+    from vllm.distributed import parallel_state
+
+    if parallel_state._EP is None:
+        parallel_state._EP = parallel_state.get_tp_group()
 
 
 def core_of(engine: Any) -> Any:

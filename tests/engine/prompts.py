@@ -33,6 +33,23 @@ def video(seed: int, lengths: tuple[int, ...]) -> tuple[np.ndarray, dict[str, An
     return frames, metadata
 
 
+def sampled_video(
+    seed: int, lengths: tuple[int, ...], size: tuple[int, int], fps: float
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Every second frame of a video that has `2 * fps` frames a second."""
+    frames = scenes(seed, lengths, size)
+    T = len(frames)
+    metadata = {
+        "fps": 2 * fps,
+        "duration": T / fps,
+        "total_num_frames": 2 * T,
+        "frames_indices": list(range(0, 2 * T, 2)),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+    return frames, metadata
+
+
 def chat_prompt(
     question: str,
     videos: list[Any] | None = None,

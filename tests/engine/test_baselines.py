@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from metok_vllm.baselines import random
-from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, VIDCOM2
+from metok_vllm.config.methods import ENCODER_RULES, EVS, FASTV, VCAST, VIDCOM2
 from metok_vllm.server.chat.report import EngineFacts, metok_report
 from tests.baselines import fastv, naive
+from tests.engine.rendered import render
 from tests.engine.staged import BLOCK, NEW_TOKENS, StagedEngine
-from tests.engine.staged_expected import first_without_ties, render, without_ties
+from tests.engine.staged_expected import first_without_ties, without_ties
 from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt
 from tests.reference.decoder import Generated, generate
 from tests.reference.staged_checkpoint import embed_prompt
@@ -70,6 +71,8 @@ def by_rule(engine: StagedEngine, prompt: Any, number: int, key: str) -> Tensor:
         index = naive.evs(x_TPD.tolist(), keep)
     elif settings["rule"] == VIDCOM2:
         index = naive.vidcom2(x_TPD.tolist(), keep)
+    elif settings["rule"] == VCAST:
+        index = naive.vcast(x_TPD.tolist(), keep)
     else:
         index = random.select(x_TPD, keep, key).tolist()
     return rows_MD[[*index, len(rows_MD) - 1]]

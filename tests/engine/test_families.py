@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.alignment import AlignmentTowers
 from metok_vllm.config import METokConfig
@@ -25,9 +26,10 @@ from metok_vllm.demo import SAMPLE_VIDEO
 from tests.engine import engines
 from tests.engine.checkpoints import Checkpoint
 from tests.engine.engines import EnginePool
+from tests.engine.rendered import render
 from tests.engine.staged import StagedEngine
-from tests.engine.staged_expected import first_without_ties, frame_of, render
-from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, planned_video
+from tests.engine.staged_expected import first_without_ties, frame_of
+from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt, planned_video
 from tests.reference import llava_qwen, stage1
 from tests.reference.checkpoints import save_clip
 from tests.reference.decoder import Generated, Video, generate
@@ -130,6 +132,7 @@ def encode(
         config.strides,
         published.pooling,
         published.newlines,
+        reduce=config.reduce,
     )
     key = stage1.key_events(event_of, relevance, ratio)
     decision = {
@@ -179,6 +182,21 @@ def test_visual_rows_equal_the_published_architecture(setting: Setting, name: st
     assert found.keys() == wanted.keys()
     for start, rows_MD in found.items():
         torch.testing.assert_close(rows_MD, wanted[start], atol=1e-4, rtol=1e-4)
+
+
+def test_selected_tokens_too_or_a_refusal(setting: Setting) -> None:
+    """LLaVA-Video's newlines need whole rows; the others answer as the reading says."""
+    parts, options = (7, CLIP, 20), {"reduce": "select"}
+    if setting.published.newlines == stage1.ROW:
+        with pytest.raises(VLLMValidationError, match="a newline ends each row"):
+            engines.render(setting.engine.llm, make_prompt(parts, options))
+        return
+    prompt, wanted = first_without_ties(parts, options, lambda prompt: expected(setting, prompt))
+    config = setting.engine.model.metok.for_request(options)
+    (found_MD,) = render(setting.engine, prompt).visual.values()
+    (wanted_MD,) = read(setting, prompt, config).visual.values()
+    torch.testing.assert_close(found_MD, wanted_MD, atol=1e-4, rtol=1e-4)
+    assert setting.engine.answer_alone(prompt, NEW_TOKENS).error(wanted) <= 2e-4
 
 
 def test_a_chat_is_the_published_conversation(setting: Setting) -> None:

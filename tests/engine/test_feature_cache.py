@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metok_vllm.models.feature_cache import FeatureCache
+from metok_vllm.plan.layout import VideoLayout
 from tests.engine.engines import model_of, reset_caches
 from tests.engine.prompts import answer, chat_prompt, logprobs, token_ids, video
 
@@ -56,9 +57,9 @@ def caching(metok: Any, monkeypatch: pytest.MonkeyPatch) -> Caching:
     video_encoder = caching.stage1.video
     see = video_encoder.see
 
-    def counted(pixels_TCHW: Tensor) -> Tensor:
+    def counted(pixels_TCHW: Tensor, layout: VideoLayout) -> Tensor:
         caching.seen.append(len(pixels_TCHW))
-        seen_TPD: Tensor = see(pixels_TCHW)
+        seen_TPD: Tensor = see(pixels_TCHW, layout)
         return seen_TPD
 
     reset_caches(metok)

@@ -6,14 +6,17 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.engine.answers_program import prompts
+from tests.engine.answers_program import prompts, qwen_prompts
+from tests.engine.checkpoints import Checkpoint
 from tests.engine.engines import UNTRAINED, EnginePool, reset_caches
 from tests.engine.prompts import answer, logprobs, token_ids
+from tests.reference.qwen_vl_config import QWEN2_5_VL, QWEN3_VL
 from tests.untrained import ALIGNMENT_DIR
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
@@ -21,8 +24,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def answers_of(settings: dict[str, Any], kernels: dict[str, str]) -> dict[str, Any]:
-    """The answers of an engine in processes of its own."""
+def answers_of(
+    settings: dict[str, Any], kernels: dict[str, str], model: Path | None = None
+) -> dict[str, Any]:
+    """The answers of an engine in processes of its own; `model` is that of a Qwen family."""
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if "tensor_parallel_size" in settings else "0",
         # Two ranks on a machine that may have a single memory node and two cores.
@@ -32,6 +37,7 @@ def answers_of(settings: dict[str, Any], kernels: dict[str, str]) -> dict[str, A
         **kernels,
     }
     command = [sys.executable, "-m", "tests.engine.answers_program", json.dumps(settings)]
+    command += [] if model is None else [str(model)]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
     )
@@ -74,8 +80,35 @@ def expected(engines: EnginePool, metok: Any) -> dict[bool, list[Any]]:
 def test_other_engines_answer_alike(
     expected: dict[bool, list[Any]], settings: dict[str, Any], kernels: dict[str, str]
 ) -> None:
-    result = answers_of(settings, kernels)
-    wanted = expected[SHORT_STEPS.items() <= settings.items()]
+    check(
+        answers_of(settings, kernels), expected[SHORT_STEPS.items() <= settings.items()], settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        (QWEN3_VL, RANKS | SHORT_STEPS),
+        (QWEN3_VL, AHEAD),
+        (QWEN2_5_VL, RANKS | SHORT_STEPS),
+    ],
+)
+def test_qwen_s_families_do_as_well(
+    engines: EnginePool,
+    checkpoint_of: Callable[[str], Checkpoint],
+    family: str,
+    settings: dict[str, Any],
+) -> None:
+    """Positions and deepstack's features reach every rank and step."""
+    model = checkpoint_of(family).folder
+    own = {**UNTRAINED, **SHORT_STEPS, "model": str(model), "block_size": 32}
+    engine = engines.get(**own, num_gpu_blocks_override=4096, additional_config={"metok": {}})
+    reset_caches(engine)
+    wanted = answer(engine, qwen_prompts(), tokens=20)
+    check(answers_of(settings, {}, model), wanted, settings)
+
+
+def check(result: dict[str, Any], wanted: list[Any], settings: dict[str, Any]) -> None:
     assert result["schedules_ahead"] is bool(settings.get("schedule_ahead"))
     assert result["tokens"] == [token_ids(output) for output in wanted]
     for got, output in zip(result["logprobs"], wanted, strict=True):

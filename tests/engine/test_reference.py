@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from metok_vllm.config import METokConfig
+from metok_vllm.config.methods import POOL, SELECT
 from metok_vllm.models.request import FIELD
 from metok_vllm.plan.accounting import request_blocks
 from metok_vllm.plan.layers import StageLayout
@@ -32,13 +33,16 @@ def model(metok: Any) -> Iterator[Any]:
     model.metok, model._stage1 = before, stage1
 
 
-@pytest.mark.parametrize("mode", ["separate", "shared", "none"])
+@pytest.mark.parametrize(
+    ("mode", "reduce"),
+    [("separate", POOL), ("separate", SELECT), ("shared", POOL), ("none", POOL), ("none", SELECT)],
+)
 @pytest.mark.parametrize("lengths", [(1,), (2, 1), (3, 9, 1, 6, 5, 8), (40, 3, 27)])
 def test_visual_tokens_equal_the_reference(
-    metok: Any, model: Any, mode: str, lengths: tuple[int, ...]
+    metok: Any, model: Any, mode: str, reduce: str, lengths: tuple[int, ...]
 ) -> None:
     model.metok, model._stage1 = replace(model.metok, alignment_mode=mode), None
-    options = {"num_events": 4, "key_frames_per_event": 3}
+    options = {"num_events": 4, "key_frames_per_event": 3, "reduce": reduce}
     prompt = chat_prompt(QUESTION, videos=[video(5, lengths)], options=options)
     inputs = render(metok, prompt)
     item = inputs["mm_kwargs"]["video"][0]

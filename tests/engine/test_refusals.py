@@ -30,6 +30,7 @@ def vllm_config(**changes: Any) -> SimpleNamespace:
         cache_config=SimpleNamespace(kv_offloading_size=None, kv_sharing_fast_prefill=False),
         model_config=SimpleNamespace(
             multimodal_config=SimpleNamespace(mm_processor_cache_type="lru"),
+            hf_config=SimpleNamespace(vision_config=SimpleNamespace()),
             hf_text_config=SimpleNamespace(num_hidden_layers=28),
             runner_type="generate",
         ),

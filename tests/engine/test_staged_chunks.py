@@ -1,22 +1,26 @@
 """Prompts longer than a step are pruned like any other, whatever the step's budget.
 
 The naive decoder knows no chunks. Borders of chunks lie before, in and after each video and in the
-question; with a small budget the later stages run in row blocks.
+question; with a small budget the later stages run in row blocks. Qwen's families run fewer shapes:
+the matrix of shapes is that of the scheduler, which no family changes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from vllm import SamplingParams
 
+from tests.engine.checkpoints import LLAVA_ONEVISION, Checkpoint
 from tests.engine.engines import EnginePool
-from tests.engine.staged import StagedEngine
+from tests.engine.staged import NEW_TOKENS, StagedEngine
 from tests.engine.staged_expected import without_ties
-from tests.engine.staged_prompts import OFF, Clip, Parts, Picture
-from tests.reference.decoder import Generated, LanguageModel
+from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt, media_of
+from tests.reference.decoder import Generated
+from tests.reference.qwen_vl_config import QWEN2_5_VL, QWEN3_VL
 
 pytestmark = pytest.mark.slow
 
@@ -26,10 +30,13 @@ LONG, SHORT, PICTURE = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Picture(
 # Steps and pruning layers; with the latter, stages have one and two cache groups.
 THOROUGH = pytest.mark.thorough
 ENGINES = (
-    pytest.param((64, (2, 4, 6)), marks=THOROUGH, id="64"),
-    pytest.param((256, (1, 3, 5)), id="256"),
-    pytest.param((512, (2, 4, 6)), marks=THOROUGH, id="512"),
-    pytest.param((2048, (1, 3, 5)), marks=THOROUGH, id="2048"),
+    pytest.param((LLAVA_ONEVISION, 64, (2, 4, 6)), marks=THOROUGH, id="64"),
+    pytest.param((LLAVA_ONEVISION, 256, (1, 3, 5)), id="256"),
+    pytest.param((LLAVA_ONEVISION, 512, (2, 4, 6)), marks=THOROUGH, id="512"),
+    pytest.param((LLAVA_ONEVISION, 2048, (1, 3, 5)), marks=THOROUGH, id="2048"),
+    pytest.param((QWEN3_VL, 256, (3, 5, 6)), id="qwen3_vl-256"),
+    pytest.param((QWEN3_VL, 64, (3, 5, 6)), marks=THOROUGH, id="qwen3_vl-64"),
+    pytest.param((QWEN2_5_VL, 512, (2, 4, 6)), marks=THOROUGH, id="qwen2_5_vl-512"),
 )
 SHAPES: dict[str, Parts] = {
     "video first": (LONG, 60),
@@ -43,6 +50,8 @@ SHAPES: dict[str, Parts] = {
     "two videos, the second last": (40, SHORT, 300, LONG),
     "an image between": (30, SHORT, 5, PICTURE, 40, LONG, 20),
 }
+# With borders of chunks between the text of frames, for a budget of 64 or 256 tokens.
+FEWER = ("a long question", "video last", "two videos", "an image between")
 OPTIONS: dict[str, dict[str, Any]] = {
     "all stages": {"decode_keep": 0.25},
     "stages 2 and 3": {"stages": [2, 3]},
@@ -52,17 +61,44 @@ OPTIONS: dict[str, dict[str, Any]] = {
 Case = tuple[Any, Generated]
 
 
+@dataclass(frozen=True)
+class Chunked:
+    """An engine in short steps, and what it is asked: answers have `new_tokens` tokens."""
+
+    engine: StagedEngine
+    shapes: dict[str, Parts]
+    new_tokens: int
+
+    def case(self, parts: Parts, options: dict[str, Any]) -> Case:
+        return without_ties(self.engine, parts, options, self.new_tokens)
+
+    def in_batches(self, cases: list[Case], arrivals: list[int] | None = None) -> None:
+        self.engine.reset_caches()
+        prompts = [prompt for prompt, _ in cases]
+        answers = self.engine.answer(prompts, self.new_tokens, arrivals=arrivals)
+        for (_, expected), answer in zip(cases, answers, strict=True):
+            assert answer is not None
+            assert answer.error(expected) <= TOLERANCE
+
+
 @pytest.fixture(scope="module", params=ENGINES)
-def engine(
+def chunked(
     request: pytest.FixtureRequest,
     engines: EnginePool,
-    staged_checkpoint: Path,
-    staged_reference: LanguageModel,
-) -> StagedEngine:
-    budget, boundaries = request.param
-    return StagedEngine(
-        engines, staged_checkpoint, staged_reference, boundaries, max_num_batched_tokens=budget
+    checkpoint_of: Callable[[str], Checkpoint],
+) -> Chunked:
+    name, budget, boundaries = request.param
+    checkpoint = checkpoint_of(name)
+    engine = StagedEngine(
+        engines,
+        checkpoint.folder,
+        checkpoint.language,
+        boundaries,
+        max_num_batched_tokens=budget,
     )
+    if name == LLAVA_ONEVISION:
+        return Chunked(engine, SHAPES, NEW_TOKENS)
+    return Chunked(engine, {shape: SHAPES[shape] for shape in FEWER}, 12)
 
 
 @pytest.mark.parametrize(
@@ -72,28 +108,32 @@ def engine(
         for name, options in OPTIONS.items()
     ],
 )
-def test_chunks_change_no_answer(engine: StagedEngine, options: dict[str, Any]) -> None:
-    cases = [without_ties(engine, parts, options) for parts in SHAPES.values()]
+def test_chunks_change_no_answer(chunked: Chunked, options: dict[str, Any]) -> None:
+    cases = [chunked.case(parts, options) for parts in chunked.shapes.values()]
     for prompt, expected in cases:
-        engine.reset_caches()
-        assert engine.answer_alone(prompt).error(expected) <= TOLERANCE
-    in_batches(engine, cases)
+        chunked.engine.reset_caches()
+        answer = chunked.engine.answer_alone(prompt, chunked.new_tokens)
+        assert answer.error(expected) <= TOLERANCE
+    chunked.in_batches(cases)
 
 
-def test_beside_plain_chunks_and_decodes(engine: StagedEngine) -> None:
+def test_beside_plain_chunks_and_decodes(chunked: Chunked) -> None:
     """Chunks of METok prompts share steps with those of others, and with decodes."""
     cases = []
-    for shape, options in zip(SHAPES.values(), [*OPTIONS.values()] * 3, strict=False):
-        cases.append(without_ties(engine, shape, options))
-        cases.append(without_ties(engine, shape, OFF))
-    cases += [without_ties(engine, (words,), {}) for words in (30, 400)]
-    in_batches(engine, cases, [(7 * index) % 23 for index in range(len(cases))])
+    for parts, options in zip(chunked.shapes.values(), [*OPTIONS.values()] * 3, strict=False):
+        cases.append(chunked.case(parts, options))
+        cases.append(chunked.case(parts, OFF))
+    cases += [chunked.case((words,), {}) for words in (30, 400)]
+    chunked.in_batches(cases, [(7 * index) % 23 for index in range(len(cases))])
 
 
-def test_aborted_between_chunks(engine: StagedEngine) -> None:
+def test_aborted_between_chunks(chunked: Chunked) -> None:
     """Nothing is left of it, and its neighbours' answers are their own."""
-    gone = without_ties(engine, SHAPES["a question of several chunks"], {})[0]
-    cases = [without_ties(engine, SHAPES[name], {}) for name in ("two videos", "video first")]
+    gone = make_prompt(
+        SHAPES["a question of several chunks"], {}, media=media_of(chunked.engine.model.config)
+    )
+    cases = [chunked.case(SHAPES[name], {}) for name in ("two videos", "a long question")]
+    engine = chunked.engine
     engine.reset_caches()
     params = SamplingParams(max_tokens=8, temperature=0)
     for index in range(3):
@@ -101,14 +141,6 @@ def test_aborted_between_chunks(engine: StagedEngine) -> None:
     for _ in range(2):
         engine.llm.llm_engine.step()
     engine.llm.llm_engine.abort_request([str(index) for index in range(3)])
-    in_batches(engine, cases)
+    chunked.in_batches(cases)
     assert not len(engine.scheduler.evictor_state.buffer)
     assert not engine.model.staged.buffer.queries
-
-
-def in_batches(engine: StagedEngine, cases: list[Case], arrivals: list[int] | None = None) -> None:
-    engine.reset_caches()
-    answers = engine.answer([prompt for prompt, _ in cases], arrivals=arrivals)
-    for (_, expected), answer in zip(cases, answers, strict=True):
-        assert answer is not None
-        assert answer.error(expected) <= TOLERANCE

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.engine.checkpoints import Checkpoint
 from tests.engine.engines import EnginePool
 from tests.engine.staged import StagedEngine
 from tests.engine.staged_expected import without_ties
 from tests.engine.staged_prompts import OFF, Clip, Parts, make_prompt
 from tests.reference.decoder import Generated, LanguageModel
+from tests.reference.qwen_vl_config import QWEN3_VL
 
 pytestmark = pytest.mark.slow
 
@@ -113,3 +116,29 @@ def test_neighbours_are_aborted_while_others_are_preempted(
     for (_, expected), answer in zip(cases, answers[len(neighbours) :], strict=True):
         assert answer is not None
         assert answer.error(expected) <= TOLERANCE
+
+
+@pytest.mark.thorough
+def test_prompts_with_text_inside_their_videos(
+    engines: EnginePool, checkpoint_of: Callable[[str], Checkpoint]
+) -> None:
+    """Eight cache groups of one layer each, and four kinds of request in up to four chunks."""
+    checkpoint = checkpoint_of(QWEN3_VL)
+    engine = StagedEngine(
+        engines,
+        checkpoint.folder,
+        checkpoint.language,
+        (3, 5, 6),
+        max_num_batched_tokens=STEP // 3,
+        max_model_len=576,
+        num_gpu_blocks_override=150,
+    )
+    kinds = [KINDS[kind] for kind in ("all stages", "stages 2 and 3", "switched off", "in chunks")]
+    cases = [without_ties(engine, *kind, NEW_TOKENS) for kind in kinds] * 2
+    for arrivals in ([0, 2, 4, 9, 1, 30, 14, 6], [0] * 8):
+        engine.reset_caches()
+        answers = engine.answer([prompt for prompt, _ in cases], NEW_TOKENS, arrivals)
+        for (_, expected), answer in zip(cases, answers, strict=True):
+            assert answer is not None
+            assert answer.error(expected) <= TOLERANCE
+        assert sum(answer.preemptions for answer in answers if answer is not None) > 0

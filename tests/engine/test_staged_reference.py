@@ -1,7 +1,7 @@
 """The engine's answers equal the naive decoder's: every stage, boundary, ratio and prompt shape.
 
 All requests of a matrix are in flight together, so each case also covers batching. The checkpoint
-is a parameter: LLaVA-OneVision at all boundaries, the other families at the first.
+is a parameter: LLaVA-OneVision at all boundaries, the other families at one.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from typing import Any
 
 import pytest
 
-from tests.engine.checkpoints import LLAVA_ONEVISION, NAMES, Checkpoint
+from tests.engine.checkpoints import LLAVA_ONEVISION, MROPE_NAMES, NAMES, Checkpoint
 from tests.engine.engines import EnginePool
 from tests.engine.staged import BLOCK, StagedEngine
-from tests.engine.staged_expected import expected_answer, frame_of, without_ties
-from tests.engine.staged_prompts import OFF, Clip, Parts, Picture
+from tests.engine.staged_expected import expected_answer, given_to_decoder, without_ties
+from tests.engine.staged_prompts import OFF, Clip, Parts, Picture, make_prompt, media_of
 from tests.reference.decoder import Generated, LanguageModel
-from tests.reference.pruning import planned_tokens
-from tests.reference.stage1 import EVENT, frame_length
 
 pytestmark = pytest.mark.slow
 
 # Stages of 2, 2, 2, 2 layers, of 1, 2, 2, 3 (the default) and of 3, 2, 1, 2.
 BOUNDARIES = ((2, 4, 6), (1, 3, 5), (3, 5, 6))
-MODELS = [(LLAVA_ONEVISION, boundaries) for boundaries in BOUNDARIES] + [
-    (name, BOUNDARIES[0]) for name in NAMES if name != LLAVA_ONEVISION
+MODELS = [
+    *((LLAVA_ONEVISION, boundaries) for boundaries in BOUNDARIES),
+    *((name, BOUNDARIES[0]) for name in NAMES if name != LLAVA_ONEVISION),
+    # Qwen3-VL's deepstack has three layers, which come before the first boundary.
+    *((name, BOUNDARIES[2]) for name in MROPE_NAMES),
 ]
 STAGES = ((), (2,), (3,), (2, 3), (1, 2, 3))
 RATIOS, DECODE_KEEPS = (0.3, 0.76, 1.0), (0.0, 0.25, 1.0)
@@ -170,20 +171,21 @@ def test_errors_are_those_of_plain_requests(run: Run) -> None:
 @pytest.mark.parametrize("offset", [-1, 0, 1])
 def test_stages_that_end_at_a_block_edge(run: Run, offset: int) -> None:
     """The text is so long that one stage, in prefill or in decoding, fills its last block."""
-    ratio, keep = 0.76, 0.25
-    frames = sum(SHORT.lengths)
-    frame = frame_of(run.engine.model.config)
-    dense = frames * frame_length(frame.grid, 2, frame.mode, frame.newlines)
-    dense += frame.newlines == EVENT
-    ran = planned_tokens(frames, dense, 5, 0.6, 6, (2, 4, 8), frame.grid, ratio, stage1=False)
-    held = [-(-tokens // 4) for tokens in ran[1:3]]
+    engine, before = run.engine, 6
+    options = {"stages": [2, 3], "keep_ratio": 0.76, "decode_keep": 0.25}
+    sample = make_prompt((before, SHORT, BLOCK), options, media=media_of(engine.model.config))
+    given = given_to_decoder(engine, sample, engine.reference)
+    (video,) = given.videos
+    fixed = len(video.separators)
+    held = [fixed - (fixed - tokens) // 4 for tokens in video.totals[1:3]]
+    # What a placeholder has around it is text too.
+    around = len(given.embeds_ND) - len(video.event_of) - before - BLOCK
     prompts = []
-    for tokens in (*ran, *held):
-        text = -(tokens - offset) % BLOCK + BLOCK
-        assert (tokens + text - offset) % BLOCK == 0
-        options = {"stages": [2, 3], "keep_ratio": ratio, "decode_keep": keep}
-        prompts.append(without_ties(run.engine, (6, SHORT, text - 6), options))
-    answers = run.engine.answer([prompt for prompt, _ in prompts])
+    for tokens in (*video.totals, *held):
+        after = -(tokens + around + before - offset) % BLOCK + BLOCK
+        assert (tokens + around + before + after - offset) % BLOCK == 0
+        prompts.append(without_ties(engine, (before, SHORT, after), options))
+    answers = engine.answer([prompt for prompt, _ in prompts])
     for answer, (prompt, expected) in zip(answers, prompts, strict=True):
         assert answer is not None
         error = answer.error(expected)
