@@ -18,6 +18,7 @@ from metok_vllm.plan.costs import (
     TEXT_TOKENS,
     EngineSizes,
     RequestCost,
+    assumed,
     costs_json,
     request_costs,
 )
@@ -123,6 +124,9 @@ def _notes(costs: Sequence[RequestCost], engine: EngineSizes) -> list[str]:
         f"KV is in blocks of {engine.block_size} tokens, summed over all cache groups.",
         f"The prefill buffer has {count(engine.buffer_rows)} rows, {buffer_mib} in each worker.",
     ]
+    if (of := assumed(engine)) is not None:
+        size = f"{of['height']} x {of['width']} pixels"
+        notes.insert(0, f"Frames are taken to be {size} and {of['fps']:g} a second.")
     for name in ("dense", "metok"):
         over = [str(cost.frames) for cost in costs if not getattr(cost, name).fits]
         if over:

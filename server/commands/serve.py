@@ -150,8 +150,11 @@ def _banner(address: str, args: Namespace) -> str:
     if not config.enabled:
         what = "METok off unless a request enables it"
     else:
-        stages = ", ".join(str(stage) for stage in config.stages) or "none"
-        what = f"METok preset {config.preset}, stages {stages}, {config.num_events} events"
+        # Stages that nobody chose depend on the model, which vLLM reads later.
+        chosen = "stages" in args.additional_config["metok"]
+        listed = ", ".join(str(stage) for stage in config.stages) or "none"
+        stages = f"stages {listed}, " if chosen else ""
+        what = f"METok preset {config.preset}, {stages}{config.num_events} events"
     ready = f"{address}/health/ready answers 200 once it serves"
     return f"metok: {name} on {address}, {what}; loading, {ready}"
 

@@ -1,7 +1,7 @@
 """The command line of `metok serve`: vLLM's own, plus METok's flags and defaults.
 
-The METokConfig is passed on in vLLM's `additional_config`, and limits in the environment, which
-every process inherits.
+METok's settings are passed on in vLLM's `additional_config`, as far as they are given, and limits
+in the environment, which every process inherits.
 """
 
 from __future__ import annotations
@@ -130,14 +130,15 @@ def _apply_metok(args: Namespace, demo: bool) -> None:
         from metok_vllm import demo as embedded
 
         config_file = embedded.CONFIG_FILE  # its layers and ratios are calibrated
-    config = METokConfig.load({**values, **given}, config_file)
+    # Only what is given: presets depend on the model, which vLLM reads later.
+    settings = METokConfig.given({**values, **given}, config_file)
     if demo:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", DEMO_KV_GIB)
-        if config.alignment_model is None:
+        if settings.get("alignment_model") is None:
             from metok_vllm.demo import ALIGNMENT_DIR
 
-            config = dataclasses.replace(config, alignment_model=str(ALIGNMENT_DIR))
-    args.additional_config = {**extra, "metok": config.to_dict()}
+            settings["alignment_model"] = str(ALIGNMENT_DIR)
+    args.additional_config = {**extra, "metok": settings}
     args.limit_mm_per_prompt = {"video": limits.max_videos, **(args.limit_mm_per_prompt or {})}
 
 

@@ -98,32 +98,40 @@ def run(arguments: argparse.Namespace) -> int:
 def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str | None, Any]:
     from metok_vllm.demo import ALIGNMENT_DIR, CONFIG_FILE, MODEL_DIR
     from metok_vllm.events import adjacent_cosine, analyse
-    from metok_vllm.server.inspect.frame_features import FrameEncoder
+    from metok_vllm.hf_loading import model_family
+    from metok_vllm.plan.families import patch_times
     from metok_vllm.server.inspect.inspection import build_inspection
+    from metok_vllm.server.inspect.loading import load_encoder
     from metok_vllm.video import MediaLimits, read_video
 
     file = arguments.metok_config
     if file is None and arguments.model is None:
         file = CONFIG_FILE  # as `metok serve --demo`
-    config = METokConfig.load({name: getattr(arguments, name) for name in SETTINGS}, file)
+    family = None if arguments.model is None else model_family(arguments.model)
+    given = {name: getattr(arguments, name) for name in SETTINGS}
+    config = METokConfig.load(given, file, family=family)
     limits = MediaLimits.from_env()
     frames = arguments.frames if arguments.frames is not None else limits.default_frames
     if not 1 <= frames <= limits.max_frames:
         raise ConfigError(f"--frames must be between 1 and {limits.max_frames}, got {frames}")
     video = read_video(path.read_bytes(), frames, limits=limits)
-    encoder = FrameEncoder.load(arguments.model or str(MODEL_DIR))
+    encoder = load_encoder(arguments.model or str(MODEL_DIR))
     towers = config.alignment_model or (None if arguments.model else str(ALIGNMENT_DIR))
     if towers and config.alignment_mode != "none":
         encoder.add_towers(towers, shared=config.alignment_mode == "shared")
-    features = encoder.encode(video.frames_THWC, arguments.question, config.encoder_chunk_frames)
+    features = encoder.encode(
+        video.frames_THWC, arguments.question, config.encoder_chunk_frames, video.timestamps_s
+    )
     fallback = None
     if features.relevance_T is None:
         fallback = "no_towers" if encoder.towers is None else "no_query"
+    # A frame of the layout may be made of several sampled ones; the first stands for them.
+    every = features.video.sampled_frames
     inspection = build_inspection(
         analyse(features.feature_TD, features.relevance_T, config),
         adjacent_cosine(features.feature_TD).tolist(),
-        video.indices,
-        video.timestamps_s,
+        video.indices[::every],
+        patch_times(video.timestamps_s, every),
         video.duration_s,
         question=arguments.question,
         query_source="user_turn" if arguments.question.strip() else "none",
@@ -131,7 +139,7 @@ def _inspect(path: Path, arguments: argparse.Namespace) -> tuple[Inspection, str
         config=config,
         rule=arguments.rule,
     )
-    return inspection, fallback, video.frames_THWC
+    return inspection, fallback, video.frames_THWC[::every]
 
 
 def _output(name: str | None) -> Path | None:

@@ -94,7 +94,7 @@ def build_inspection(
 ) -> Inspection:
     """Convert an event map (T frames) to plain values under one of the two rules.
 
-    `video` is the model's layout of a video. Raises ConfigError for an unknown rule.
+    `video` is the layout of the T frames. Raises ConfigError for an unknown rule.
     """
     if rule not in RULES:
         raise ConfigError(f"rule must be one of {', '.join(RULES)}, got {rule!r}", "rule")
@@ -134,6 +134,8 @@ def build_inspection(
         similarity=tuple(float(c) for c in similarity),
         strides=config.strides,
         tokens_per_frame=per_frame,
-        dense_tokens=video.of_frames(len(frames)).dense_tokens(),
-        encoded_tokens=sum(per_frame[c] for c in class_T) + len(events) * video.closes_events,
+        dense_tokens=video.dense_tokens(),
+        encoded_tokens=sum(per_frame[c] for c in class_T)
+        + video.separators
+        + len(events) * video.closes_events,
     )

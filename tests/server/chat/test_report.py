@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from metok_vllm.config import METokConfig
-from metok_vllm.plan.accounting import layer_prefill_flops
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.prompt import PromptPlan, Pruning
 from metok_vllm.plan.request import RequestPlan, VideoPlan
@@ -173,7 +172,8 @@ def staged_report(plan: RequestPlan, *, unpruned: str | None = None) -> dict[str
 
 
 def layers(count: int, rows: int) -> int:
-    return count * layer_prefill_flops(rows, 8, 4, 16)
+    """FLOPs of layers of width 8, with one KV head of 4 and an MLP of 16."""
+    return count * 2 * (rows * 8 * (2 * 8 + 2 * 4 + 3 * 16) + 2 * rows**2 * 8)
 
 
 def test_a_prompt_that_was_pruned_and_evicted() -> None:

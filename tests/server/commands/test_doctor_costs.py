@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from metok_vllm.config import METokConfig
 from metok_vllm.demo import MODEL_DIR
+from metok_vllm.plan.families import video_layout
 from tests.layouts import square
+from tests.reference.qwen_vl_checkpoint import write_checkpoint
+from tests.reference.qwen_vl_config import QWEN_VL
 
 # Each case is a process of ten seconds.
 THOROUGH = pytest.mark.thorough
@@ -28,8 +34,8 @@ def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def costs(*flags: str) -> dict[str, Any]:
-    result = doctor(str(MODEL_DIR), *flags, "--json")
+def costs(*flags: str, model: Path = MODEL_DIR) -> dict[str, Any]:
+    result = doctor(str(model), *flags, "--json")
     assert result.returncode == 0, result.stderr
     shown: dict[str, Any] = json.loads(result.stdout)
     return shown
@@ -52,6 +58,23 @@ def test_default_flags(shown: dict[str, Any]) -> None:
         assert blocks["decode"] < blocks["prefill"] < blocks["dense"]
     # Twice --max-model-len.
     assert shown["prefill_buffer"]["rows"] == 2 * shown["max_model_len"] == 2 * 32768
+
+
+@THOROUGH
+@pytest.mark.parametrize("family", QWEN_VL)
+def test_qwen_s_models_by_their_configuration(family: str, tmp_path: Path) -> None:
+    """Layouts, presets of the family, and a buffer row with a position on three axes."""
+    write_checkpoint(tmp_path / "model", family)
+    config = AutoConfig.from_pretrained(tmp_path / "model")
+    shown = costs(model=tmp_path / "model")
+    metok = METokConfig.load(environ={}, family=family)
+    assert shown["assumed"] == {"height": 448, "width": 798, "fps": 2.0}
+    for request in shown["requests"]:
+        video = video_layout(config, request["frames"])
+        assert request["dense"]["visual_tokens"] == video.dense_tokens()
+        assert request["metok"]["visual_tokens"] == video.encoded_tokens(metok)
+    rows = shown["prefill_buffer"]["rows"]
+    assert shown["prefill_buffer"]["bytes"] == rows * (2 * (128 + 2 * 32) + 3 * 8)
 
 
 @THOROUGH

@@ -52,3 +52,17 @@ def test_the_process_exits_despite_a_blocked_thread() -> None:
         "raise SystemExit(serve._serve_and_exit(None))\n"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "METok preset balanced, 5 events;"),
+        ({"stages": [1], "preset": "max"}, "METok preset max, stages 1, 5 events;"),
+        ({"enabled": False}, "METok off unless a request enables it;"),
+    ],
+)
+def test_the_first_line_says_only_what_is_known(settings: dict[str, Any], said: str) -> None:
+    """Which stages run by default depends on the model, whose configuration is read later."""
+    args = Namespace(additional_config={"metok": settings}, served_model_name=None, model="a/model")
+    assert said in serve._banner("http://here", args)

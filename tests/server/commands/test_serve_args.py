@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from metok_vllm.config import METokConfig
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.server.commands import serve_args
 from metok_vllm.server.commands.serve_args import parse
@@ -54,8 +55,9 @@ def test_metok_settings_travel_in_additional_config() -> None:
     )
     metok = args.additional_config["metok"]
     assert args.additional_config["other"] == 1
-    assert (metok["preset"], metok["strides"], metok["enabled"]) == ("max", [4, 8, 16], False)
-    assert (metok["num_events"], metok["key_event_ratio"]) == (7, 0.4)
+    # What was given, for vLLM's hook to complete with presets of the model's family.
+    assert metok == {"num_events": 7, "preset": "max", "strides": [4, 8, 16], "enabled": False}
+    assert METokConfig.from_dict(metok).key_event_ratio == 0.4
 
 
 def test_settings_rise_from_file_over_environment_to_flags(
@@ -118,7 +120,7 @@ def test_the_demo() -> None:
     )
     assert args.max_num_batched_tokens > square(MediaLimits().max_frames, 14).dense_tokens()
     assert args.block_size == 32
-    assert args.additional_config["metok"]["stages"] == [1, 2, 3]
+    assert METokConfig.load(args.additional_config["metok"]).stages == (1, 2, 3)
     assert args.additional_config["metok"]["alignment_model"] == str(ALIGNMENT_DIR)
     assert os.environ["VLLM_CPU_KVCACHE_SPACE"]
 

@@ -20,7 +20,7 @@ from metok_vllm.demo import (
     SAMPLE_VIDEO,
     SCENES,
 )
-from metok_vllm.server.inspect.frame_features import FrameEncoder
+from metok_vllm.server.inspect.loading import load_encoder
 from tests.layouts import square
 
 
@@ -106,7 +106,7 @@ def test_ranking_without_the_question_is_reported(
 
 
 def test_the_question_decides_the_relevance() -> None:
-    encoder = FrameEncoder.load(str(MODEL_DIR))
+    encoder = load_encoder(str(MODEL_DIR))
     encoder.add_towers(str(ALIGNMENT_DIR))
     frames_THWC = np.random.default_rng(0).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
     first = encoder.encode(frames_THWC, "a red ball", chunk_frames=2)
@@ -123,7 +123,7 @@ def test_features_are_those_of_the_whole_model(chunk_frames: int) -> None:
     """The checkpoint is loaded without its decoder; the seeing half must be untouched by that."""
     from transformers import LlavaOnevisionForConditionalGeneration
 
-    encoder = FrameEncoder.load(str(MODEL_DIR))
+    encoder = load_encoder(str(MODEL_DIR))
     frames_THWC = np.random.default_rng(1).integers(0, 256, (5, 48, 64, 3), dtype=np.uint8)
     features = encoder.encode(frames_THWC, "", chunk_frames)
 

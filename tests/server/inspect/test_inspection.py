@@ -31,7 +31,7 @@ def inspect(rule: str = "budgeted") -> Inspection:
         6.0,
         question="Q",
         query_source="user_turn",
-        video=square(1, 14),
+        video=square(6, 14),
         config=METokConfig(num_events=2),
         rule=rule,
     )

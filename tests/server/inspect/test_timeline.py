@@ -42,7 +42,7 @@ def synthetic(frames: int, config: METokConfig, question: str = "What?") -> Insp
         DURATION_S,
         question=question,
         query_source="user_turn",
-        video=square(1, 14),
+        video=square(frames, 14),
         config=config,
     )
 
