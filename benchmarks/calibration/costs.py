@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.plan.accounting import decoder_prefill_flops, layer_prefill_flops, request_blocks
+from metok_vllm.plan.accounting import decoder_prefill_flops, request_blocks
+from metok_vllm.plan.decoder_flops import head_sizes, layer_costs
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
 from metok_vllm.plan.prompt import PromptPlan
 
@@ -27,19 +28,17 @@ class Costs:
     kv_bytes: float
 
 
-def head_sizes(text_config: Any) -> tuple[int, int]:
-    """Elements of one token's keys in a layer, and bytes of its keys and values in 16 bits."""
-    heads = text_config.num_attention_heads
-    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-    kv_size = (getattr(text_config, "num_key_value_heads", None) or heads) * head_size
-    return kv_size, 2 * 2 * kv_size
+def token_kv_bytes(text_config: Any) -> int:
+    """Bytes of one token's keys and values in a layer, in 16 bits."""
+    _, kv_size = head_sizes(text_config)
+    return 2 * 2 * kv_size
 
 
 def costs(
     text_config: Any, layout: StageLayout | None, plans: Sequence[PromptPlan], decoded: int
 ) -> Costs:
     """Costs of prompts with `decoded` answer tokens under their plans; dense without a layout."""
-    _, token_bytes = head_sizes(text_config)
+    token_bytes = token_kv_bytes(text_config)
     layers = int(text_config.num_hidden_layers) if layout is None else layout.layers_per_group
     flops = blocks = 0
     for plan in plans:
@@ -51,25 +50,21 @@ def costs(
 
 
 class StageCosts:
-    """Mean FLOPs of one layer in each stage under the plans of one keep ratio."""
+    """Mean FLOPs of the layers in each stage under the plans of one keep ratio."""
 
     def __init__(self, text_config: Any, plans: Sequence[PromptPlan]) -> None:
-        kv_size, _ = head_sizes(text_config)
-        width, inner = text_config.hidden_size, text_config.intermediate_size
-        self.of_stage = [
-            sum(
-                layer_prefill_flops(
-                    p.prompt_tokens - p.prefill_dropped[stage], width, kv_size, inner
-                )
-                for p in plans
-            )
-            / len(plans)
-            for stage in range(NUM_STAGES)
-        ]
+        # [stage][layer]: of all layers before this one, if they were in the stage.
+        self.below: list[list[float]] = []
+        layers = layer_costs(text_config)
+        for stage in range(NUM_STAGES):
+            rows = [plan.prompt_tokens - plan.prefill_dropped[stage] for plan in plans]
+            each = [sum(map(layer.flops, rows)) / len(plans) for layer in layers]
+            self.below.append(list(itertools.accumulate(each, initial=0.0)))
 
     def flops(self, layout: StageLayout) -> float:
         """Mean prefill FLOPs of the decoder."""
-        return sum(n * each for n, each in zip(layout.stage_sizes, self.of_stage, strict=True))
+        spans = zip(self.below, layout.starts, layout.starts[1:], strict=False)
+        return sum(below[end] - below[start] for below, start, end in spans)
 
 
 def possible_layouts(num_layers: int, least_p2: int, most_groups: int) -> list[StageLayout]:

@@ -143,7 +143,7 @@ class Meter:
                     f"{title}: prompt {number} of {len(self.samples)}, "
                     f"setting {done} of {len(families)}"
                 )
-                plans = [plan_of(s, prompt, self.model.video(), self.model.config) for s in family]
+                plans = [plan_of(s, prompt, self.model.config) for s in family]
                 boundaries = family[0].boundaries
                 outputs = run_pruned(self.model.decoder, prompt, dense, boundaries, plans)
                 for setting, logprobs_SV in zip(family, outputs, strict=True):

@@ -79,7 +79,7 @@ class CalibratedModel:
     def text_config(self) -> Any:
         return self.model.config.text_config
 
-    def video(self, frames: int = 1) -> VideoLayout:
+    def video(self, frames: int) -> VideoLayout:
         """The layout of a video."""
         return video_layout(self.model.config, frames)
 
@@ -95,19 +95,19 @@ class CalibratedModel:
         """The chat prompt with the video's tokens, encoded for `stages`."""
         pixels_TCHW = self._pixels(frames_THWC)
         request = EncodeRequest(KEY, self.config.updated({"stages": stages}), self._query(question))
-        visual_ND = self.encoder.encode(
-            pixels_TCHW, self.model.model.image_newline, request, self.video(len(pixels_TCHW))
-        )
+        video = self.video(len(pixels_TCHW))
+        newline_D = self.model.model.image_newline
+        visual_ND = self.encoder.encode(pixels_TCHW, newline_D, request, video)
         events = self.encoder.token_events(KEY)
         assert events is not None
-        return self.prompt_of(question, visual_ND, events, len(frames_THWC), stages)
+        return self.prompt_of(question, visual_ND, events, video, stages)
 
     def prompt_of(
         self,
         question: str,
         visual_ND: Tensor,
         events: TokenEvents,
-        frames: int,
+        video: VideoLayout,
         stages: tuple[int, ...],
     ) -> Prompt:
         """The chat prompt with these visual tokens in place of the video."""
@@ -115,7 +115,7 @@ class CalibratedModel:
         start = ids.index(self.model.config.video_token_id)
         before, after = self.decoder.embed(ids[:start]), self.decoder.embed(ids[start + 1 :])
         embeds_ND = torch.cat([before, visual_ND.to(before.dtype), after])
-        return Prompt(embeds_ND, start, len(visual_ND), frames, events, stages)
+        return Prompt(embeds_ND, start, len(visual_ND), video, events, stages)
 
     def features(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
         """Patch features in the decoder's width, [T, P, D], before any pooling."""
@@ -130,7 +130,9 @@ class CalibratedModel:
         size = self.model.config.vision_config.image_size
         pixels = Normalisation.of(video.image_mean, video.image_std, size)
         project = self.model.model.multi_modal_projector
-        return Stage1Encoder(self.config, self._vision, project, pixels, self.towers)
+        return Stage1Encoder(
+            self.config, lambda x, _: self._vision(x), project, pixels, self.towers
+        )
 
     def _ids(self, question: str) -> list[int]:
         content = [{"type": "video"}, {"type": "text", "text": question}]

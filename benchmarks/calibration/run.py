@@ -30,7 +30,7 @@ KEEP_RATIOS = (0.5, 0.6, 0.76, 0.9)
 DECODE_KEEPS = (0.0, 0.1, 0.25, 0.5, 1.0)
 MOST_GROUPS = 12  # the paper's boundaries (3, 10, 19) of 28 layers make 10
 # Written out in every configuration, so that a preset's name does not bring its own values.
-SELECTION = ("num_events", "key_event_ratio", "key_frames_per_event", "strides")
+SELECTION = ("num_events", "key_event_ratio", "key_frames_per_event", "strides", "reduce")
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class Search:
         """The engine's plans for all prompts."""
         model = self.meter.model
         prompts = [sample.prompt(stages) for sample in self.meter.samples]
-        return [plan_of(setting, prompt, model.video(), model.config) for prompt in prompts]
+        return [plan_of(setting, prompt, model.config) for prompt in prompts]
 
     def cost(self, setting: Setting, layout: StageLayout, stages: tuple[int, ...] = DENSE) -> Costs:
         """Costs of a setting by the product's own accounting."""

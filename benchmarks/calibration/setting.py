@@ -30,22 +30,24 @@ VIDEO = "calibrated"
 class Prompt:
     """Embeddings [N, D] with the tokens of one video from `start` on, and its events.
 
-    `frames` are those of the video, `tokens` its visual tokens, `stages` those it was encoded with.
+    `video` is its layout, `tokens` its visual tokens, `stages` those it was encoded with.
     """
 
     embeds_ND: Tensor
     start: int
     tokens: int
-    frames: int
+    video: VideoLayout
     events: TokenEvents
     stages: tuple[int, ...]
 
     def to(self, device: torch.device) -> Prompt:
         """The prompt on a device."""
+        fixed_N = self.events.fixed_N
         events = TokenEvents(
             self.events.event_N.to(device),
             self.events.key_E.to(device),
             self.events.relevance_E.to(device),
+            None if fixed_N is None else fixed_N.to(device),
         )
         return replace(self, embeds_ND=self.embeds_ND.to(device), events=events)
 
@@ -72,10 +74,8 @@ class Setting:
     drops: tuple[int, ...] = ALL_BOUNDARIES
 
 
-def plan_of(
-    setting: Setting, prompt: Prompt, video: VideoLayout, config: METokConfig
-) -> PromptPlan:
-    """The engine's plan for the prompt. `video` is the model's layout of any video."""
+def plan_of(setting: Setting, prompt: Prompt, config: METokConfig) -> PromptPlan:
+    """The engine's plan for the prompt."""
     served = config.updated(
         {
             "enabled": True,
@@ -84,7 +84,7 @@ def plan_of(
             "decode_keep": 1.0 if setting.decode_keep is None else setting.decode_keep,
         }
     )
-    pruning = Pruning.of(served, video.of_frames(prompt.frames).key_share(served))
+    pruning = Pruning.of_video(served, prompt.video)
     span = (VIDEO, prompt.start, prompt.tokens, pruning)
     plan = PromptPlan.of(len(prompt), [span])
     assert plan is not None, "stages 2 and 3 are on"
@@ -105,12 +105,12 @@ def step_of(plan: PromptPlan) -> StagedStep:
 
 
 def _partial_counts(span: VideoSpan, setting: Setting) -> VideoCounts:
-    prefill = [span.tokens]
+    prefill, fixed = [span.tokens], span.counts.separators
     for stage in range(1, NUM_STAGES):
         drops = stage in setting.drops
         prefill.append(span.counts.prefill[stage] if drops else prefill[-1])
     decode = list(prefill)
     if setting.decode_keep is not None:
         share = Fraction(repr(setting.decode_keep))
-        decode[1:] = [math.ceil(share * count) for count in prefill[1:]]
-    return VideoCounts(tuple(prefill), tuple(decode))
+        decode[1:] = [fixed + math.ceil(share * (count - fixed)) for count in prefill[1:]]
+    return VideoCounts(tuple(prefill), tuple(decode), fixed)

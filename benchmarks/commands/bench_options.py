@@ -14,7 +14,10 @@ PRESETS = ("quality", "balanced", "max")
 OUTPUT_LEN, QUALITY_OUTPUT_LEN = 32, 16
 WIDTH, HEIGHT = 320, 240
 DEMO = "demo"
-CHECKPOINTS = (DEMO, "cpu-reference", "llava-onevision-7b", "longva-7b")
+CHECKPOINTS = (
+    *(DEMO, "cpu-reference", "llava-onevision-7b", "longva-7b"),
+    *("cpu-qwen3-vl", "qwen2.5-vl-7b", "qwen3-vl-8b"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from metok_vllm.benchmarks.client.endpoint import EndpointError
 from metok_vllm.benchmarks.quality.command import Plan, Settings, read_cells, run
-from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier
+from metok_vllm.benchmarks.quality.frontier import TARGETS, frontier, methods
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.quality.harness import CONCURRENCY
 from metok_vllm.benchmarks.quality.source import DEMO, Source, opened
@@ -30,7 +30,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.console import CommandError, complain
 from metok_vllm.errors import ConfigError, MetokError
 
-FRONTIER = "frontier"
+FRONTIER, METHODS = "frontier", "methods"
 NOT_RECORDED = ("folder", "out", "base_url", "model", "metok_config", "json")
 
 
@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--folder", type=Path, action="append", required=True, help="repeatable")
     made.add_argument("--frames", type=int, nargs="+", default=[32])
     made.add_argument(
-        "--settings", default="presets", help="frontier, presets, stages, ablations or a JSON file"
+        "--settings",
+        default="presets",
+        help="frontier, methods, presets, stages, ablations or a JSON file",
     )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--model", help="path or name (default: the demo)")
@@ -79,12 +81,15 @@ def settings_of(
 ) -> Settings:
     """The settings by number of frames on a server with `config` (None: unknown).
 
-    `own` adds the server's own settings. Raises ConfigError for the frontier without `geometry`.
+    `own` adds the server's own settings. Raises ConfigError for settings at equal KV without
+    `geometry`.
     """
-    if name == FRONTIER:
+    if name in (FRONTIER, METHODS):
         if geometry is None:
-            raise ConfigError("the frontier needs the model's sizes: name it with --model", name)
+            raise ConfigError(f"{name} needs the model's sizes: name it with --model", name)
         sizes = geometry
+        if name == METHODS:
+            return lambda frames: methods(frames, sizes, config)
         return lambda frames: frontier(frames, sizes, config, own)
     named = {"presets": lambda: presets(TARGETS), "stages": stages, "ablations": ablations}
     fixed = named.get(name)

@@ -60,7 +60,7 @@ def answer(
     assert model.config.pruning_layers is not None
     # The server's encoder finds the events under both rules.
     prompt = model.prompt(frames_THWC, question.question, model.config.stages)
-    share = model.video(prompt.frames).key_share(model.config)
+    share = prompt.video.key_share(model.config)
     if rule == "unbudgeted":
         prompt = unbudgeted(model, frames_THWC, question.question)
         share = true_key_share(prompt.events)
@@ -76,17 +76,18 @@ def answer(
 
 def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question: str) -> Prompt:
     """The prompt with every frame at the paper's own stride, by the last prompt's events."""
+    video = model.video(len(frames_THWC))
     events = model.encoder.events.entries[KEY].events
     tokens_ND, event_N = adaptive_pool(
         model.features(frames_THWC),
         events.natural_T,
         events.event_T,
         model.model.model.image_newline,
-        model.video().grid,
+        video.grid,
         model.config.strides,
     )
     token_events = TokenEvents(event_N, events.key_E, events.event_relevance_E)
-    return model.prompt_of(question, tokens_ND, token_events, len(frames_THWC), model.config.stages)
+    return model.prompt_of(question, tokens_ND, token_events, video, model.config.stages)
 
 
 def true_key_share(events: TokenEvents) -> Fraction:

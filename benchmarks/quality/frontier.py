@@ -6,6 +6,7 @@ cancels. Blocks round up, so held bytes differ by less than a block for each cac
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,12 +22,12 @@ from metok_vllm.benchmarks.questions.settings import (
     stages,
 )
 from metok_vllm.config import METokConfig
-from metok_vllm.config.methods import EVS, FASTV, RANDOM, VIDCOM2
+from metok_vllm.config.methods import EVS, FASTV, POOL, RANDOM, VCAST, VIDCOM2
 from metok_vllm.plan.prompt import Pruning
 
 TARGETS = ("quality", "balanced", "max")
 # The engine's methods that select among the dense tokens before the decoder, and their labels.
-TOKEN_RULES = {RANDOM: "random", EVS: "EVS", VIDCOM2: "VidCom2"}
+TOKEN_RULES = {RANDOM: "random", EVS: "EVS", VIDCOM2: "VidCom2", VCAST: "V-CAST"}
 POOLED = (4, 8)
 # FastV cannot hold less than its first layers do; these are its shares in the later layers.
 FASTV_KEEPS = (0.5, 0.25, 0.1)
@@ -49,9 +50,23 @@ def frontier(
     subsets = stages()[1:-1]  # all three together are the preset
     found = [*metok, *subsets, *(pooling(stride) for stride in POOLED)]
     for target in metok[1:]:
+        found += reductions(target, geometry)
         held = held_tokens(request_config(config, target), frames, geometry)
         found += rivals(held, target.name, frames, geometry, config)
     found += [_fastv(f"FastV {keep:g}", keep) for keep in FASTV_KEEPS]
+    return checked(for_server(found, config, own=False))
+
+
+def methods(
+    frames: int, geometry: Geometry, base: METokConfig | None = None, target: str = "balanced"
+) -> list[Setting]:
+    """Dense, one preset with every reduction, and methods of the encoder that hold as much."""
+    config = METokConfig() if base is None else base
+    metok = for_server(presets((target,)), config, own=False)
+    held = held_tokens(request_config(config, metok[-1]), frames, geometry)
+    found = [*metok, *reductions(metok[-1], geometry)]
+    names = set(TOKEN_RULES.values())
+    found += [s for s in rivals(held, target, frames, geometry, config) if s.line in names]
     return checked(for_server(found, config, own=False))
 
 
@@ -78,6 +93,20 @@ def rivals(
     return found
 
 
+def reductions(target: Setting, geometry: Geometry) -> list[Setting]:
+    """METok's setting with each other way to make a frame coarser that the model has."""
+    return [
+        Setting(
+            f"{target.name}, {name}",
+            f"METok, {name}",
+            {**(target.request or {}), "reduce": name},
+            equal_to=target.name,
+        )
+        for name in geometry.video(1).reductions
+        if name != POOL
+    ]
+
+
 def _fastv(name: str, keep: float, target: str | None = None) -> Setting:
     request = {"enabled": True, "rule": FASTV, "rule_keep": keep}
     return Setting(name, "FastV", request, equal_to=target)
@@ -97,17 +126,19 @@ def held_tokens(config: METokConfig, frames: int, geometry: Geometry) -> int:
     tokens = video.tokens(config)
     if not config.compresses:
         return geometry.layers * tokens
-    pruning = Pruning.of(config, video.key_share(config))
+    pruning = Pruning.of_video(config, video)
     sizes = geometry.layout(config.pruning_layers).stage_sizes
     return sum(size * n for size, n in zip(sizes, pruning.counts(tokens).decode, strict=True))
 
 
 def solve_token_rule(target: int, frames: int, geometry: Geometry) -> Solved:
-    """`rule_keep` of a method that keeps some dense tokens and the newline in all layers."""
+    """`rule_keep` of a method that keeps some dense features, and separators and the last newline,
+    in all layers."""
     video = geometry.video(frames)
-    of, newline = video.frames * video.frame_features(video.dense_stride), int(video.closes_events)
-    kept = min(max(_nearest(target, geometry.layers) - newline, 1), of)
-    return Solved(_share(kept, of), geometry.layers * (kept + newline))
+    of = video.frames * video.frame_features(video.dense_stride)
+    always = video.separators + video.closes_events
+    kept = min(max(_nearest(target, geometry.layers) - always, 1), of)
+    return Solved(_share(kept, of), geometry.layers * (kept + always))
 
 
 def solve_fastv(
@@ -115,25 +146,34 @@ def solve_fastv(
 ) -> Solved | None:
     """`rule_keep` of FastV, which holds the dense input in all layers before the first boundary.
 
-    None if those layers alone exceed the target.
+    None if those layers, and the separators of all others, exceed the target.
     """
-    whole = geometry.video(frames).dense_tokens()
+    video = geometry.video(frames)
+    whole, always = video.dense_tokens(), video.separators
     first = geometry.layout(boundaries).boundaries[0]
     deeper = geometry.layers - first
-    kept = _nearest(target - first * whole, deeper)
+    kept = _nearest(target - first * whole, deeper) - always
     if kept < 1:
         return None
-    kept = min(kept, whole)
-    return Solved(_share(kept, whole), first * whole + deeper * kept)
+    kept = min(kept, whole - always)
+    share = _share(kept, whole - always)
+    return Solved(share, first * whole + deeper * (kept + always))
 
 
 def solve_frame_dropping(target: int, frames: int, geometry: Geometry) -> Solved:
-    """The share of the frames whose dense input is nearest to the target."""
-    video = geometry.video(frames)
-    of_frame = video.frame_tokens(video.dense_stride)
-    wanted = target - video.closes_events * geometry.layers
-    kept = min(max(_nearest(wanted, geometry.layers * of_frame), 1), frames)
-    return Solved(kept / frames, geometry.layers * geometry.video(kept).dense_tokens())
+    """The share of the frames whose dense input is nearest to the target.
+
+    Frames of the layout are counted, which may be several sampled ones each.
+    """
+    most = geometry.video(frames).frames
+    sampled = [round(frames * kept / most) for kept in range(most + 1)]
+
+    def held(kept: int) -> int:
+        return geometry.layers * geometry.video(sampled[kept]).dense_tokens()
+
+    above = min(1 + bisect_left(range(1, most + 1), target, key=held), most)
+    kept = above if above == 1 or 2 * target >= held(above - 1) + held(above) else above - 1
+    return Solved(kept / most, held(kept))
 
 
 def _nearest(total: int, each: int) -> int:

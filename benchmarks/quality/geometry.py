@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from metok_vllm.errors import ConfigError
-from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.families import deepstack_levels, video_layout
 from metok_vllm.plan.layers import NUM_STAGES, StageLayout
-from metok_vllm.plan.layout import BILINEAR, VideoLayout
+from metok_vllm.plan.layout import VideoLayout
 
 AUTO = "auto"
 # vLLM's `auto` serves single-precision checkpoints in half precision, too (config/model.py,
@@ -23,19 +24,15 @@ CACHE_BYTES = {"bfloat16": 2, "float16": 2} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class Geometry:
-    """`grid` is the number of patches a side; `value_bytes` the size of a KV cache element.
-
-    `pooling`, `closes_events` and `row_newline` are those of the model's `VideoLayout`.
-    """
+    """`value_bytes`: of a KV cache element. `video`: from sampled frames to their layout. `first`:
+    the first layer at which stages may begin."""
 
     layers: int
     kv_heads: int
     head_size: int
     value_bytes: int
-    grid: int
-    pooling: str = BILINEAR
-    closes_events: bool = True
-    row_newline: bool = False
+    video: Callable[[int], VideoLayout] = field(compare=False)
+    first: int = 1
 
     @classmethod
     def of_model(cls, model: str, dtype: str = AUTO, cache_dtype: str = AUTO) -> Geometry:
@@ -62,28 +59,30 @@ class Geometry:
         if cache_dtype not in (AUTO, *CACHE_BYTES):
             raise ConfigError(f"no size is known for a KV cache of {cache_dtype!r}", "dtype")
         heads = text.num_attention_heads
-        video = video_layout(config)
         return cls(
             layers=text.num_hidden_layers,
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // heads,
             value_bytes=CACHE_BYTES.get(cache_dtype, DTYPE_BYTES[dtype]),
-            grid=video.rows,
-            pooling=video.pooling,
-            closes_events=video.closes_events,
-            row_newline=video.row_newline,
+            video=partial(video_layout, config),
+            first=max(deepstack_levels(config), 1),
         )
 
-    def video(self, frames: int) -> VideoLayout:
-        """The layout of a video of `frames` frames."""
-        return VideoLayout(
-            frames,
-            self.grid,
-            self.grid,
-            pooling=self.pooling,
-            closes_events=self.closes_events,
-            row_newline=self.row_newline,
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `grid` and `columns` are the features of a frame."""
+        video = self.video(1)
+        return {
+            "layers": self.layers,
+            "kv_heads": self.kv_heads,
+            "head_size": self.head_size,
+            "value_bytes": self.value_bytes,
+            "grid": video.rows,
+            "columns": video.columns,
+            "unit": video.unit,
+            "pooling": video.pooling,
+            "closes_events": video.closes_events,
+            "row_newline": video.row_newline,
+        }
 
     @property
     def token_layer_bytes(self) -> int:
@@ -93,7 +92,7 @@ class Geometry:
     def layout(self, boundaries: Sequence[int] | None) -> StageLayout:
         """The pruning stages for these boundaries; None is the default of a server."""
         if boundaries is None:
-            return StageLayout.of(None, self.layers)
+            return StageLayout.of(None, self.layers, self.first)
         p0, p1, p2 = boundaries
         return StageLayout.of((p0, p1, p2), self.layers)
 

@@ -38,7 +38,7 @@ def result(
     """The measurement without its answers, JSON-ready."""
     return {
         **record_head(BENCHMARK, SCHEMA, environment, configuration),
-        "model": None if geometry is None else asdict(geometry),
+        "model": None if geometry is None else geometry.to_dict(),
         "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "videos"},
         "cells": [
             {

@@ -17,12 +17,14 @@ from metok_vllm.benchmarks.client.endpoint import find_endpoint
 from metok_vllm.benchmarks.quality.geometry import AUTO, Geometry
 from metok_vllm.benchmarks.quality.harness import Serve
 from metok_vllm.benchmarks.quality.serving import running, started
-from metok_vllm.benchmarks.throughput.checkpoints import checkpoint
+from metok_vllm.benchmarks.throughput.checkpoints import ALL_SIZES, checkpoint
+from metok_vllm.benchmarks.throughput.qwen_sizes import QwenSizes
 from metok_vllm.config import METokConfig
 from metok_vllm.config.environment import read_flags
 from metok_vllm.console import complain
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.errors import ConfigError
+from metok_vllm.hf_loading import model_family
 from metok_vllm.video import MediaLimits
 
 DEMO = "demo"
@@ -86,10 +88,16 @@ class Source:
         None if they are unknown. Raises ConfigError for invalid settings.
         """
         if self.base_url is None:
-            return served_config((*self.flags, *self.metok_words))
+            return served_config((*self.flags, *self.metok_words), family=self._family())
         if self.config_file is None:
             return None
-        return METokConfig.load(config_file=self.config_file, environ={})
+        return METokConfig.load(config_file=self.config_file, environ={}, family=self._family())
+
+    def _family(self) -> str | None:
+        if self.model is not None:
+            return model_family(self.model)
+        sizes = ALL_SIZES.get(self.checkpoint or "")
+        return sizes.config["model_type"] if isinstance(sizes, QwenSizes) else None
 
 
 @contextmanager
@@ -147,11 +155,12 @@ def flag_value(words: Sequence[str], name: str) -> str | None:
 
 
 def served_config(
-    words: Sequence[str], environ: Mapping[str, str] | None = None
+    words: Sequence[str], environ: Mapping[str, str] | None = None, family: str | None = None
 ) -> METokConfig | None:
     """METok's settings on a server with these words and this environment (None: our own).
 
-    None if vLLM's configuration file may hold some. Raises ConfigError as the server does.
+    `family` is the model's `model_type`. None if vLLM's configuration file may hold some. Raises
+    ConfigError as the server does.
     """
     names = [_spelt(word.partition("=")[0]) for word in words]
     if any(name == UNREADABLE[0] or name.startswith(UNREADABLE[1]) for name in names):
@@ -160,7 +169,7 @@ def served_config(
     texts = {name: flag_value(words, f"--metok-{name.replace('_', '-')}") for name in names}
     flags = read_flags(METokConfig, texts, "--metok-")
     file = flag_value(words, CONFIG_FLAG)
-    return METokConfig.load({**_additional(words), **flags}, file, environ)
+    return METokConfig.load({**_additional(words), **flags}, file, environ, family)
 
 
 def _additional(words: Sequence[str]) -> Mapping[str, Any]:

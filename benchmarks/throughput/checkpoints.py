@@ -20,55 +20,15 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from metok_vllm.benchmarks.throughput import weights
+from metok_vllm.benchmarks.throughput import qwen_checkpoint, weights
+from metok_vllm.benchmarks.throughput.qwen_sizes import QWEN_SIZES, QwenSizes
+from metok_vllm.benchmarks.throughput.sizes import CPU_FLAGS, SIZES, Sizes, Tower
 from metok_vllm.demo import ALIGNMENT_DIR, MODEL_DIR
 from metok_vllm.errors import ConfigError
 
 SEED = 0
-ONE_MEDIUM = ("--limit-mm-per-prompt", '{"video": 1, "image": 1}')
-# A dense prompt of 128 frames takes one step.
-CPU_FLAGS = (
-    *("--enforce-eager", "--block-size", "32"),
-    *("--max-model-len", "16384", "--max-num-batched-tokens", "8192"),
-    *("--kv-cache-memory-bytes", str(1 << 30)),
-    *ONE_MEDIUM,
-)
-GPU_FLAGS = ("--max-num-batched-tokens", "16384", "--load-format", "dummy", *ONE_MEDIUM)
-
-
-@dataclass(frozen=True)
-class Tower:
-    """A vision tower: `image` and `patch` are sides in pixels."""
-
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    image: int
-    patch: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The sizes of a video model: decoder, vision tower, and alignment towers.
-
-    `alignment` None uses the demo's towers. Without `real_weights` only the configuration is
-    written, for `--load-format dummy`. `flags` are the flags of `vllm serve` for this model.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-    tied: bool
-    positions: int
-    rope_theta: float
-    tower: Tower
-    alignment: Tower | None
-    real_weights: bool
-    flags: tuple[str, ...]
+ALL_SIZES: dict[str, Sizes | QwenSizes] = {**SIZES, **QWEN_SIZES}
+NAMES = ("demo", *ALL_SIZES)
 
 
 @dataclass(frozen=True)
@@ -81,58 +41,6 @@ class Checkpoint:
     metok_flags: tuple[str, ...]
 
 
-SIGLIP_SO400M = Tower(27, 1152, 16, 4304, image=384, patch=14)
-QWEN2_7B: dict[str, Any] = {
-    "layers": 28,
-    "hidden": 3584,
-    "heads": 28,
-    "kv_heads": 4,
-    "intermediate": 18944,
-    "tied": False,
-    "alignment": SIGLIP_SO400M,
-    "real_weights": False,
-}
-SIZES = {
-    # The decoder of LLaVA-OneVision-0.5B with the demo's small vision tower (14 x 14 patches), so
-    # that the decoder takes most of the time on a CPU as well.
-    "cpu-reference": Sizes(
-        layers=24,
-        hidden=896,
-        heads=14,
-        kv_heads=2,
-        intermediate=4864,
-        vocabulary=152000,
-        tied=True,
-        positions=32768,
-        rope_theta=1e6,
-        tower=Tower(3, 128, 4, 256, image=112, patch=8),
-        alignment=None,
-        real_weights=True,
-        flags=("--dtype", "bfloat16", *CPU_FLAGS),
-    ),
-    # SigLIP without its last layer, as published.
-    "llava-onevision-7b": Sizes(
-        **QWEN2_7B,
-        vocabulary=152128,
-        positions=32768,
-        rope_theta=1e6,
-        tower=Tower(26, 1152, 16, 4304, image=384, patch=14),
-        flags=("--dtype", "bfloat16", "--max-model-len", "32768", *GPU_FLAGS),
-    ),
-    # CLIP ViT-L/14-336 without its last layer, as SigLIP layers: 24 x 24 patches, 144 tokens a
-    # frame. vLLM has no LongVA, so its sizes use LLaVA-OneVision's layout.
-    "longva-7b": Sizes(
-        **QWEN2_7B,
-        vocabulary=152064,
-        positions=224000,
-        rope_theta=1e9,
-        tower=Tower(23, 1024, 16, 4096, image=336, patch=14),
-        flags=("--dtype", "bfloat16", "--max-model-len", "65536", *GPU_FLAGS),
-    ),
-}
-NAMES = ("demo", *SIZES)
-
-
 @contextmanager
 def checkpoint(name: str, parent: Path | None = None) -> Iterator[Checkpoint]:
     """The checkpoint `name` of NAMES in a temporary folder (below `parent`).
@@ -143,12 +51,15 @@ def checkpoint(name: str, parent: Path | None = None) -> Iterator[Checkpoint]:
         flags = ("--dtype", "float32", *CPU_FLAGS, "--served-model-name", name)
         yield Checkpoint(name, str(MODEL_DIR), flags, _aligned_by(ALIGNMENT_DIR))
         return
-    if name not in SIZES:
+    if name not in ALL_SIZES:
         raise ConfigError(f"no checkpoint {name!r}; there are {', '.join(NAMES)}", "checkpoint")
-    sizes = SIZES[name]
+    sizes = ALL_SIZES[name]
     with tempfile.TemporaryDirectory(prefix="metok-bench-", dir=parent) as folder:
         model, alignment = Path(folder) / "model", ALIGNMENT_DIR
-        write_model(model, sizes)
+        if isinstance(sizes, QwenSizes):
+            qwen_checkpoint.write_model(model, sizes, SEED)
+        else:
+            write_model(model, sizes)
         if sizes.alignment is not None:
             alignment = Path(folder) / "alignment"
             write_alignment(alignment, sizes.alignment)
@@ -164,10 +75,31 @@ def write_model(folder: Path, sizes: Sizes) -> None:
     for name in ("chat_template.jinja", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(MODEL_DIR / name, folder / name)
     _write(folder / "tokenizer.json", _padded(_demo("tokenizer.json"), sizes.vocabulary))
+    config = model_config(sizes)
+    config["transformers_version"] = transformers.__version__
+    _write(folder / "config.json", config)
+    side = sizes.tower.image
+    pinpoints = config["image_grid_pinpoints"]
+    size = {"size": {"height": side, "width": side}}
+    changes: dict[str, dict[str, Any]] = {
+        "preprocessor_config.json": size | {"image_grid_pinpoints": pinpoints},
+        "video_preprocessor_config.json": size,
+        "processor_config.json": {"num_image_tokens": (side // sizes.tower.patch) ** 2},
+    }
+    for name, change in changes.items():
+        _write(folder / name, _demo(name) | change)
+    if sizes.real_weights:
+        known = load_file(MODEL_DIR / "model.safetensors")
+        hf_config = transformers.LlavaOnevisionConfig.from_pretrained(folder)
+        weights.save(folder, weights.video_model_weights(hf_config, SEED, known))
+
+
+def model_config(sizes: Sizes) -> dict[str, Any]:
+    """The config.json of a LLaVA-OneVision of these sizes."""
     side = sizes.tower.image
     pinpoints = [[height, width] for height in (side, 2 * side) for width in (side, 2 * side)]
     config = _demo("config.json") | {"image_grid_pinpoints": pinpoints}
-    config |= {"tie_word_embeddings": sizes.tied, "transformers_version": transformers.__version__}
+    config |= {"tie_word_embeddings": sizes.tied}
     config["text_config"] |= {
         "num_hidden_layers": sizes.layers,
         "max_window_layers": sizes.layers,
@@ -181,19 +113,7 @@ def write_model(folder: Path, sizes: Sizes) -> None:
         "rope_theta": sizes.rope_theta,
     }
     config["vision_config"] |= _vision(sizes.tower)
-    _write(folder / "config.json", config)
-    size = {"size": {"height": side, "width": side}}
-    changes: dict[str, dict[str, Any]] = {
-        "preprocessor_config.json": size | {"image_grid_pinpoints": pinpoints},
-        "video_preprocessor_config.json": size,
-        "processor_config.json": {"num_image_tokens": (side // sizes.tower.patch) ** 2},
-    }
-    for name, change in changes.items():
-        _write(folder / name, _demo(name) | change)
-    if sizes.real_weights:
-        known = load_file(MODEL_DIR / "model.safetensors")
-        hf_config = transformers.LlavaOnevisionConfig.from_pretrained(folder)
-        weights.save(folder, weights.video_model_weights(hf_config, SEED, known))
+    return config
 
 
 def write_alignment(folder: Path, tower: Tower) -> None:

@@ -29,7 +29,7 @@ from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint, find_e
 from metok_vllm.benchmarks.client.workloads import WorkloadSettings, workload
 from metok_vllm.benchmarks.environment import environment, record_head
 from metok_vllm.benchmarks.throughput import launch
-from metok_vllm.benchmarks.throughput.checkpoints import SIZES, checkpoint
+from metok_vllm.benchmarks.throughput.checkpoints import ALL_SIZES, checkpoint
 from metok_vllm.benchmarks.throughput.foreign_clients import (
     NAMES,
     OURS,
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     server = parser.add_mutually_exclusive_group(required=True)
     server.add_argument("--base-url")
     server.add_argument(
-        "--checkpoint", choices=sorted(SIZES), help="start a METok server on this checkpoint"
+        "--checkpoint", choices=sorted(ALL_SIZES), help="start a METok server on this checkpoint"
     )
     parser.add_argument("--model")
     parser.add_argument("--guidellm", metavar="PROGRAM", help="the command of guidellm")

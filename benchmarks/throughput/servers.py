@@ -27,6 +27,9 @@ PLAIN_SERVE = (*LAUNCH, "-m", "vllm.entrypoints.launchers.api_server.entry", "--
 METOK_SERVE = (*LAUNCH, "-m", "metok_vllm.cli", "serve")
 # Requests set the number of sampled frames, which plain vLLM refuses by default.
 TRUST_REQUESTS = ("--trust-request-mm-kwargs",)
+# For Qwen3-VL's processor vLLM takes a loader that samples two frames a second, whatever number a
+# request asks for. METok's server has its own loader for all models.
+BY_COUNT = ("--media-io-kwargs", '{"video": {"video_backend": "opencv"}}')
 # Plain vLLM has no such limits, and a refused request has no speed.
 WITHOUT_LIMITS = (
     *("--metok-media-max-frames", "256", "--metok-media-max-duration-s", "86400"),
@@ -67,8 +70,9 @@ def pair(
     also after a signal. Raises CommandError if one does not start, with the end of its log on
     stderr.
     """
-    plain = (model, *flags, *memory_share(flags), *TRUST_REQUESTS)
-    metok = (*plain, *WITHOUT_LIMITS, *metok_flags)
+    both_flags = (*flags, *memory_share(flags), *TRUST_REQUESTS)
+    plain = (model, *BY_COUNT, *both_flags)
+    metok = (model, *both_flags, *WITHOUT_LIMITS, *metok_flags)
     commands = (*PLAIN_SERVE, *plain), (*METOK_SERVE, *metok)
     with started(*commands, ready_s, metok_first) as both:
         yield replace(

@@ -46,6 +46,17 @@ def video_model_weights(
             yield published, _draw(name, like.shape, seed)
 
 
+def qwen_weights(config: Any, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Names and bfloat16 tensors of a Qwen3-VL, whose files have Hugging Face's own names."""
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        shapes = AutoModelForImageTextToText.from_config(config).state_dict()
+    for name, like in shapes.items():
+        if not (config.tie_word_embeddings and name == "lm_head.weight"):
+            yield name, _draw(name, like.shape, seed)
+
+
 def alignment_weights(config: Any, seed: int) -> Iterator[tuple[str, Tensor]]:
     """Names and bfloat16 tensors of a SigLIP with both towers."""
     from transformers import SiglipModel
@@ -93,6 +104,8 @@ def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
 def _draw(name: str, shape: torch.Size, seed: int) -> Tensor:
     if "norm" in name:
         value = 1.0 if name.endswith("weight") else 0.0
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            value = math.sqrt(QUERY_KEY_GAIN)  # these norms undo a gain of the weights before them
         return torch.full(shape, value, dtype=torch.bfloat16)
     if name.startswith("logit_"):
         return torch.full(shape, math.log(10.0), dtype=torch.bfloat16)

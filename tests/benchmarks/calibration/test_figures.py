@@ -79,7 +79,7 @@ def test_ranking_and_report_count_the_same_flops(
     model: CalibratedModel, samples: Sequence[Sample]
 ) -> None:
     setting = Setting((1, 2, 3), 0.76, 0.25)
-    plans = [plan_of(setting, s.dense, model.video(), model.config) for s in samples]
+    plans = [plan_of(setting, s.dense, model.config) for s in samples]
     of_stage = StageCosts(model.text_config, plans)
     dense = costs(model.text_config, None, plans, decoded=4)
     for layout in possible_layouts(LAYERS, 0, LAYERS):
@@ -91,7 +91,7 @@ def test_ranking_and_report_count_the_same_flops(
 def test_kv_bytes_by_hand(model: CalibratedModel, samples: Sequence[Sample]) -> None:
     """Blocks of 16 tokens, keys and values of two heads of 16 numbers, two bytes each."""
     prompt = samples[0].dense
-    plan = plan_of(Setting((2, 4, 6), 0.76, 0.0), prompt, model.video(), model.config)
+    plan = plan_of(Setting((2, 4, 6), 0.76, 0.0), prompt, model.config)
     total, text = len(prompt) + 4, len(prompt) - prompt.tokens + 4
     a_token = 2 * 2 * 16 * 2
     held = costs(model.text_config, StageLayout((2, 4, 6), LAYERS), [plan], decoded=4).kv_bytes

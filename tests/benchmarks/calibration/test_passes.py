@@ -86,13 +86,13 @@ def naive_answer(
 ) -> Any:
     config: METokConfig = model.config
     totals = planned_tokens(
-        prompt.frames,
+        prompt.video.frames,
         prompt.tokens,
         config.num_events,
         config.key_event_ratio,
         config.key_frames_per_event,
         config.strides,
-        model.video().rows,
+        prompt.video.rows,
         keep,
         1 in prompt.stages,
     )
@@ -112,7 +112,7 @@ def naive_answer(
 @torch.no_grad()
 def pruned(model: CalibratedModel, prompt: Prompt, tokens: list[int], setting: Setting) -> Tensor:
     dense = run_dense(model.decoder, prompt, tokens[:-1])
-    plan = plan_of(setting, prompt, model.video(), model.config)
+    plan = plan_of(setting, prompt, model.config)
     (got_SV,) = run_pruned(model.decoder, prompt, dense, setting.boundaries, [plan])
     return got_SV
 

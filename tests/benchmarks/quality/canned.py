@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from metok_vllm.benchmarks.client.endpoint import Endpoint
 from metok_vllm.benchmarks.client.videos import Clip, encode
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from tests.benchmarks.throughput.openai_server import MODEL, body_of, reply, respond
+from tests.layouts import square
 from tests.server.http_servers import served
 
 BLOCK = 16
 TEXT = 11  # tokens of every prompt that are no video
-GEOMETRY = Geometry(layers=12, kv_heads=2, head_size=32, value_bytes=4, grid=8)
+GEOMETRY = Geometry(
+    layers=12, kv_heads=2, head_size=32, value_bytes=4, video=partial(square, grid=8)
+)
 LAYERS = [2, 4, 8]  # stages of 2, 2, 4 and 4 layers, so six groups of two
 
 Say = Callable[[str, dict[str, Any] | None], str]

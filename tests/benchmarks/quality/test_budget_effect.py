@@ -37,7 +37,7 @@ def test_content_decides_how_many_tokens_an_unbudgeted_prompt_has(model: Calibra
     assert fixed.tokens == model.video(FRAMES).encoded_tokens(model.config)
     free = budget_effect.unbudgeted(model, frames, QUESTION)
     classes = model.encoder.events.entries[KEY].events.natural_T.tolist()
-    by_class = [model.video().frame_features(stride) for stride in model.config.strides]
+    by_class = [model.video(1).frame_features(stride) for stride in model.config.strides]
     assert free.tokens == sum(by_class[c] for c in classes) + model.config.num_events
     assert len(free) - free.tokens == len(fixed) - fixed.tokens
 

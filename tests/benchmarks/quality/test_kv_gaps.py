@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from metok_vllm.benchmarks.questions.settings import (
 from metok_vllm.config import METokConfig
 from metok_vllm.errors import ConfigError
 from tests.benchmarks.quality.canned import GEOMETRY, write_folder
+from tests.layouts import square
 
 MAX = Setting("max", "METok", {"preset": "max"})
 RIVALS = (
@@ -127,8 +129,8 @@ def test_rivals_work_on_a_server_that_is_off_or_has_another_rule() -> None:
         wanted = request_config(METokConfig(), pooling(4))
         pooled = request_config(base, pooling(4))
         assert (pooled.enabled, pooled.rule, pooled.strides) == (True, "metok", wanted.strides)
-        for setting in frontier(8, Geometry(12, 2, 32, 4, grid=8), base):
-            if setting.line in ("random", "EVS", "VidCom2", "FastV"):
+        for setting in frontier(8, Geometry(12, 2, 32, 4, partial(square, grid=8)), base):
+            if setting.line in ("random", "EVS", "VidCom2", "V-CAST", "FastV"):
                 config = request_config(base, setting)
                 assert config.enabled
                 assert config.rule != "metok"

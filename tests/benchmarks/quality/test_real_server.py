@@ -58,7 +58,7 @@ def test_through_the_engine(tmp_path: Path) -> None:
     found = {row.setting: row for row in rows(batches) if row.kind == ALL}
     assert found["METok"].kv_tokens is not None
     for setting in others:
-        if setting.line in ("random", "EVS", "VidCom2"):
+        if setting.line in ("random", "EVS", "VidCom2", "V-CAST"):
             rival = found[setting.name].kv_tokens
             assert rival is not None
             assert abs(rival - found["METok"].kv_tokens) <= geometry.layers / 2

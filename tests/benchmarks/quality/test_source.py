@@ -45,7 +45,8 @@ def test_settings_are_those_that_metok_serve_reads(
     words = [word.replace("FILE", str(file)) for word in words]
     found = served_config(words)
     assert found is not None
-    assert found.to_dict() == parse(["model", *words]).additional_config["metok"]
+    served = parse(["model", *words]).additional_config["metok"]
+    assert found == METokConfig.from_dict(served)
 
 
 def test_settings_that_only_vllm_can_read_are_not_known() -> None:
@@ -73,6 +74,9 @@ def test_the_demo_has_its_own_file_and_others_have_what_is_given(tmp_path: Path)
         assert (config.num_events, own.has_own_config) == (3, True)
         assert str(CONFIG_FILE) not in own.metok_words
     assert Source(model="x").config() == METokConfig()
+    qwen = Source(checkpoint="qwen3-vl-8b").config()
+    assert qwen is not None
+    assert qwen.key_frames_per_event == 0.25
     assert Source(base_url="http://localhost:1").config() is None
 
 

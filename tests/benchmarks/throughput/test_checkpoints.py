@@ -22,8 +22,9 @@ from transformers import (
 
 from metok_vllm.alignment.towers import AlignmentTowers
 from metok_vllm.benchmarks.throughput import checkpoints, weights
-from metok_vllm.benchmarks.throughput.checkpoints import SIZES, Sizes, Tower
+from metok_vllm.benchmarks.throughput.checkpoints import ALL_SIZES
 from metok_vllm.benchmarks.throughput.servers import TRUST_REQUESTS, WITHOUT_LIMITS
+from metok_vllm.benchmarks.throughput.sizes import SIZES, Sizes, Tower
 from metok_vllm.demo import MODEL_DIR
 from metok_vllm.server.commands import serve_args
 
@@ -148,13 +149,13 @@ def environment() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", ALL_SIZES)
 def test_the_servers_take_the_flags(name: str) -> None:
-    flags = (*SIZES[name].flags, "--served-model-name", name, *TRUST_REQUESTS)
+    flags = (*ALL_SIZES[name].flags, "--served-model-name", name, *TRUST_REQUESTS)
     args = serve_args.parse(["m", *flags, *WITHOUT_LIMITS, "--metok-alignment-model", "a"])
     assert args.served_model_name == [name]
     assert args.trust_request_mm_kwargs
     assert args.limit_mm_per_prompt == {"video": 1, "image": 1}
     assert args.additional_config["metok"]["alignment_model"] == "a"
-    assert args.max_num_batched_tokens <= args.max_model_len <= SIZES[name].positions
+    assert args.max_num_batched_tokens <= args.max_model_len <= ALL_SIZES[name].positions
     assert os.environ["METOK_SERVER_MAX_INFLIGHT"] == os.environ["METOK_SERVER_REQUEST_TIMEOUT_S"]

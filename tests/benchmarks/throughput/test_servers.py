@@ -146,12 +146,13 @@ def test_both_get_the_same_flags_and_metok_its_own(
     with servers.pair("model", ["--dtype", "half"], ["--metok-preset", "max"], 30) as pair:
         plain, metok = (psutil.Process(s.process.pid).cmdline() for s in (pair.plain, pair.metok))
         typed_plain, typed_metok = pair.plain_command, pair.metok_command
-    common = ["model", "--dtype", "half", "--share", "--trust-request-mm-kwargs"]
-    own = [*servers.WITHOUT_LIMITS, "--metok-preset", "max"]
-    assert plain[plain.index("model") : plain.index("--host")] == common
-    assert metok[metok.index("model") : metok.index("--host")] == [*common, *own]
-    assert typed_plain == ("vllm", "serve", *common)
-    assert typed_metok == ("metok", "serve", *common, *own)
+    common = ["--dtype", "half", "--share", "--trust-request-mm-kwargs"]
+    of_plain = ["model", *servers.BY_COUNT, *common]
+    of_metok = ["model", *common, *servers.WITHOUT_LIMITS, "--metok-preset", "max"]
+    assert plain[plain.index("model") : plain.index("--host")] == of_plain
+    assert metok[metok.index("model") : metok.index("--host")] == of_metok
+    assert typed_plain == ("vllm", "serve", *of_plain)
+    assert typed_metok == ("metok", "serve", *of_metok)
 
 
 def test_a_signal_ends_both(fakes: Fakes) -> None:
