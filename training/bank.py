@@ -65,11 +65,12 @@ def random_scene(split: Split, rng: np.random.Generator) -> Scene:
 
 
 def draw_bank(
-    split: Split, events: int, frames: int, size: int, grid: int, seed: int
+    split: Split, events: int, frames: int, size: int, grid: int, seed: int, *, steady: bool = False
 ) -> tuple[Tensor, Truth]:
     """`events` scenes, `frames` moments of each: pixels uint8 [N, H, W, C] and their truth.
 
-    Frame n shows event n // frames.
+    Frame n shows event n // frames. With `steady`, frames 0 and 1 of an event follow each other, as
+    do 2 and 3, and so on.
     """
     rng = np.random.default_rng([seed, events, frames])
     pixels = np.empty((events * frames, size, size, 3), np.uint8)
@@ -79,8 +80,12 @@ def draw_bank(
         scene = random_scene(split, rng)
         staged = stage(scene, rng)
         behind_HW3 = backdrop(staged, size)
+        moment, noise = 0.0, 0.0
         for number in range(event * frames, (event + 1) * frames):
-            moment, noise = rng.uniform(0, 40), rng.uniform(0, NOISE)
+            if steady and number % 2:
+                moment += 1
+            else:
+                moment, noise = rng.uniform(0, 40), rng.uniform(0, NOISE)
             pixels[number] = finish(draw(staged, behind_HW3, moment), noise, rng)
             covers[:, number] = _covers(staged, moment, grid)
             numbers[:, number] = scene_numbers(scene)

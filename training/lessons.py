@@ -22,6 +22,7 @@ from metok_vllm.benchmarks.eventqa.world import COLOURS, SHAPES, Scene
 from training.bank import Truth
 
 BEFORE = "<|im_start|>user <video>"
+ASKED = "\n{}<|im_end|><|im_start|>assistant\n"
 IGNORED = -100
 PRACTICE: tuple[Kind, ...] = (*KINDS, "exists", "order", "order", "count")
 
@@ -44,11 +45,15 @@ def practice(story: Story, number: int, rng: np.random.Generator) -> list[Questi
 
 
 class Teacher:
-    """Makes lessons from a bank of events with `per_event` frames each."""
+    """Makes lessons from a bank of events with `per_event` frames each.
 
-    def __init__(self, truth: Truth, per_event: int, tokenizer: Any) -> None:
+    `asked` is the prompt from the video's end to the answer, with {} for the question.
+    """
+
+    def __init__(self, truth: Truth, per_event: int, tokenizer: Any, asked: str = ASKED) -> None:
         self.per_event = per_event
         self.tokenizer = tokenizer
+        self.asked = asked
         first = slice(None, None, per_event)
         attributes = (truth.background, truth.colour, truth.shape, truth.count, truth.dot)
         self.numbers = torch.stack([values[first] for values in attributes], 1).numpy()
@@ -102,7 +107,7 @@ class Teacher:
 
     def _tokens(self, questions: list[list[Question]]) -> tuple[Tensor, Tensor]:
         texts = [question for of_video in questions for question in of_video]
-        before = [f"\n{q.text}<|im_end|><|im_start|>assistant\n" for q in texts]
+        before = [self.asked.format(q.text) for q in texts]
         after = [f"{q.answer}<|im_end|>" for q in texts]
         prompts = [encoding.ids for encoding in self.tokenizer.encode_batch(before)]
         answers = [encoding.ids for encoding in self.tokenizer.encode_batch(after)]

@@ -168,7 +168,7 @@ def train(
             }
             line: dict[str, float | str | int] = {"phase": phase.name, "step": step + 1, **mean}
             line["seconds"] = time.monotonic() - started
-            _log(folder, line)
+            note(folder, line)
             figures = []
         if (step + 1) % SAVE_EVERY == 0 or last:
             states = {name: module.state_dict() for name, module in modules.items()}
@@ -179,7 +179,8 @@ def train(
         module.eval()
 
 
-def _log(folder: Path, line: dict[str, float | str | int]) -> None:
+def note(folder: Path, line: dict[str, float | str | int]) -> None:
+    """Print a line and add it to the log in `folder`."""
     rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()}
     text = json.dumps(rounded)
     print(text, flush=True)
