@@ -41,7 +41,7 @@ FOREIGN = {
     *("--trust-request-mm-kwargs", "--help", "--build-arg", "--gpus", "--ipc", "--rm"),
     *("--force-reinstall", "--no-deps", "--index-url", "--python", "--include"),
     *("--model_args", "--tasks", "--include_path", "--batch_size", "--log_samples"),
-    *("--output_path", "--baseline"),
+    *("--output_path", "--baseline", "--video-pruning-rate"),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from metok_vllm.config import METokConfig
+from metok_vllm.config.families import KEY_FRAME_SHARES
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.demo import CONFIG_FILE
 from metok_vllm.plan.accounting import decoder_prefill_flops
@@ -57,6 +58,15 @@ def test_what_the_presets_save_at_7b_sizes() -> None:
         off = METokConfig.load(environ={}).for_request({"preset": "off"})
         assert dense == f"{square(int(frames), GRID).tokens(off):,}"
         assert cells.split(" | ") == [_saved(int(frames), name) for name in NAMES]
+
+
+def test_the_shares_of_families_with_temporal_patches() -> None:
+    for shares in KEY_FRAME_SHARES.values():
+        first, second, third = (shares[name] for name in NAMES)
+        counts = [METokConfig.from_dict({"preset": n}).key_frames_per_event for n in NAMES]
+        text = f"{first:g}, {second:g} and {third:g} for `key_frames_per_event`, in place of "
+        wanted = text + "{}, {} and {}: shares".format(*counts)
+        assert wanted in " ".join(SETTINGS.split())
 
 
 def _saved(frames: int, preset: str) -> str:
