@@ -56,9 +56,14 @@ def check_reduction(config: METokConfig, video: VideoLayout) -> None:
         raise VLLMValidationError(str(error), parameter="metok.reduce") from error
 
 
-def check_frames(videos: VideoProcessorItems) -> None:
-    """Raise ValueError for a video without frames, by its place in the request."""
+def check_frames(videos: VideoProcessorItems, least: int = 1) -> None:
+    """Raise ValueError for a video of fewer than `least` frames, by its place in the request."""
     count = videos.get_count()
     for index in range(count):
-        if videos.get(index) is not None and videos.get_num_frames(index) == 0:
-            raise ValueError(f"video {index + 1} of the {count} in the request has no frames")
+        video = videos.get(index)
+        # Where a model needs metadata, a video is a pair of frames and metadata.
+        frames = video[0] if isinstance(video, tuple) else video
+        if frames is not None and len(frames) < least:
+            has = "no frames" if len(frames) == 0 else f"{len(frames)} frame"
+            wanted = "" if least == 1 else f"; this model needs at least {least}"
+            raise ValueError(f"video {index + 1} of the {count} in the request has {has}{wanted}")

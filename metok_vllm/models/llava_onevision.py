@@ -8,7 +8,6 @@ Source of what is overridden: vllm/model_executor/models/llava_onevision.py, ver
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -22,19 +21,14 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.transformers_utils.processor import cached_get_video_processor
 
 from metok_vllm.alignment import Normalisation
-from metok_vllm.config import METokConfig
 from metok_vllm.models.family import MetokModel
-from metok_vllm.models.processing import MetokProcessorMixin
+from metok_vllm.models.processing import MetokInfoMixin, MetokProcessorMixin
 from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.video.limits import MediaLimits
 
 
-class MetokLlavaInfo(LlavaOnevisionProcessingInfo):
+class MetokLlavaInfo(MetokInfoMixin, LlavaOnevisionProcessingInfo):
     """Processing info with METok's settings and its limit on frames."""
-
-    @cached_property
-    def metok(self) -> METokConfig:
-        return METokConfig.from_dict(self.get_hf_config().metok)
 
     def get_num_frames_with_most_features(self, seq_len: int, mm_counts: Mapping[str, int]) -> int:
         # vLLM profiles 16 frames; memory and encoder cache must fit the longest dense video.

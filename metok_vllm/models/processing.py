@@ -37,9 +37,9 @@ from metok_vllm.plan.families import video_layout
 from metok_vllm.plan.layout import VideoLayout
 
 if TYPE_CHECKING:
-    from metok_vllm.vllm_contract.surfaces import ProcessorSurface
+    from metok_vllm.vllm_contract.surfaces import InfoSurface, ProcessorSurface
 else:
-    ProcessorSurface = object
+    InfoSurface = ProcessorSurface = object
 
 
 @dataclass
@@ -49,10 +49,23 @@ class KeyedInputs(ProcessorInputs):
     keys: Any = None
 
 
+class MetokInfoMixin(InfoSurface):
+    """Mixed in before a model's own processing info: METok's settings, and none of its own."""
+
+    @cached_property
+    def metok(self) -> METokConfig:
+        return METokConfig.from_dict(self.get_hf_config().metok)
+
+
 class MetokProcessorMixin(ProcessorSurface):
     """Mixed in before a model's own multimodal processor. `info.metok` is the METokConfig."""
 
     # What a model file may override.
+
+    @property
+    def least_frames(self) -> int:
+        """Sampled frames without which the model's own processor fails."""
+        return 1
 
     def media_tokens(self) -> dict[str, int]:
         """The placeholder's token id by modality."""
@@ -79,12 +92,10 @@ class MetokProcessorMixin(ProcessorSurface):
         check_strides(config, layout)
         check_reduction(config, layout)
 
-    def check_positions(
-        self, layouts: Sequence[VideoLayout], tokens: Sequence[int], prompt_tokens: int
-    ) -> None:
+    def check_positions(self, layouts: Sequence[VideoLayout], tokens: Sequence[int]) -> None:
         """Raise VLLMValidationError where rotary positions would exceed those that the model has.
 
-        `tokens` are the tokens of each video with METok in a prompt of `prompt_tokens`.
+        `tokens` are those of each video with METok in the prompt.
         """
 
     # What this file adds.
@@ -126,7 +137,7 @@ class MetokProcessorMixin(ProcessorSurface):
         videos = inputs.mm_data_items.get("video")
         if not isinstance(videos, VideoProcessorItems) or not videos.get_count():
             return super().apply(inputs, timing_ctx)
-        check_frames(videos)
+        check_frames(videos, self.least_frames)
         self.check_settings(config)
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
@@ -158,8 +169,7 @@ class MetokProcessorMixin(ProcessorSurface):
             places = result["mm_placeholders"]["video"]
             result[wire.OPTION] = request_plan(config, source, videos, keys, places, layouts)
             if config.compresses:
-                tokens = [place.length for place in places]
-                self.check_positions(layouts, tokens, len(result["prompt_token_ids"]))
+                self.check_positions(layouts, [place.length for place in places])
         return result
 
     def _get_mm_hashes(self, inputs: Any) -> Any:

@@ -7,7 +7,6 @@ Source of what is overridden: vllm/model_executor/models/qwen2_5_vl.py, version 
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from vllm.model_executor.models.qwen2_5_vl import (
@@ -18,18 +17,14 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from metok_vllm.config import METokConfig
+from metok_vllm.models.processing import MetokInfoMixin
 from metok_vllm.models.qwen_vl import SECONDS, MetokQwenVL
 from metok_vllm.models.qwen_vl_processor import MetokQwenProcessorMixin
 from metok_vllm.plan.layout import VideoLayout
 
 
-class MetokQwen25VLInfo(Qwen2_5_VLProcessingInfo):
+class MetokQwen25VLInfo(MetokInfoMixin, Qwen2_5_VLProcessingInfo):
     """Processing info with METok's settings."""
-
-    @cached_property
-    def metok(self) -> METokConfig:
-        return METokConfig.from_dict(self.get_hf_config().metok)
 
 
 class MetokQwen25VLProcessor(MetokQwenProcessorMixin, Qwen2_5_VLMultiModalProcessor):

@@ -17,15 +17,16 @@ from vllm.model_executor.models.qwen3_5 import (
 from vllm.model_executor.models.qwen3_vl import Qwen3VLDummyInputsBuilder
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from metok_vllm.models.qwen3_vl import MetokQwen3VLInfo, MetokQwen3VLProcessor
+from metok_vllm.models.processing import MetokInfoMixin
+from metok_vllm.models.qwen3_vl import MetokQwen3VLProcessor
 from metok_vllm.models.qwen_vl import MetokQwenVL
 
 
-class MetokQwen35Info(MetokQwen3VLInfo, Qwen3_5ProcessingInfo):
+class MetokQwen35Info(MetokInfoMixin, Qwen3_5ProcessingInfo):
     """Qwen3.5's processing info with METok's settings."""
 
 
-class MetokQwen35MoeInfo(MetokQwen3VLInfo, Qwen3_5MoeProcessingInfo):
+class MetokQwen35MoeInfo(MetokInfoMixin, Qwen3_5MoeProcessingInfo):
     """The same for the mixture of experts."""
 
 

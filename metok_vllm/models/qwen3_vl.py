@@ -12,7 +12,6 @@ Shape suffixes: N tokens, D features.
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -28,8 +27,8 @@ from vllm.model_executor.models.qwen3_vl_moe import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from metok_vllm.config import METokConfig
 from metok_vllm.models.cache_writer import StagedInput
+from metok_vllm.models.processing import MetokInfoMixin
 from metok_vllm.models.qwen_vl import MetokQwenVL
 from metok_vllm.models.qwen_vl_processor import MetokQwenProcessorMixin
 from metok_vllm.plan.layout import VideoLayout
@@ -37,23 +36,21 @@ from metok_vllm.plan.layout import VideoLayout
 Ids = tuple[int, ...]
 
 
-class MetokQwen3VLInfo(Qwen3VLProcessingInfo):
+class MetokQwen3VLInfo(MetokInfoMixin, Qwen3VLProcessingInfo):
     """Processing info with METok's settings."""
 
-    @cached_property
-    def metok(self) -> METokConfig:
-        return METokConfig.from_dict(self.get_hf_config().metok)
 
-
-class MetokQwen3VLMoeInfo(MetokQwen3VLInfo, Qwen3VLMoeProcessingInfo):
+class MetokQwen3VLMoeInfo(MetokInfoMixin, Qwen3VLMoeProcessingInfo):
     """The same for the mixture of experts."""
-
-    def get_hf_config(self) -> Any:
-        return Qwen3VLMoeProcessingInfo.get_hf_config(self)
 
 
 class MetokQwen3VLProcessor(MetokQwenProcessorMixin, Qwen3VLMultiModalProcessor):
     """Qwen3-VL's processor with METok's token counts."""
+
+    @property
+    def least_frames(self) -> int:
+        # transformers refuses less than a temporal patch, in words that repeat every pixel.
+        return int(self.info.get_hf_config().vision_config.temporal_patch_size)
 
     def separators(self, index: int, processed: Any) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:
         """Ids in front of and behind each temporal patch, from vLLM's own text of a video."""

@@ -66,9 +66,7 @@ class MetokQwenProcessorMixin(MetokProcessorMixin):
         )
         return replace(video, positions=self.num_positions(video, index, processed))
 
-    def check_positions(
-        self, layouts: Sequence[VideoLayout], tokens: Sequence[int], prompt_tokens: int
-    ) -> None:
+    def check_positions(self, layouts: Sequence[VideoLayout], tokens: Sequence[int]) -> None:
         # METok's videos have fewer tokens than positions, so the context length does not bound
         # the latter; the model has MAX_SPAN positions more than that.
         most = max(video.positions for video in layouts)

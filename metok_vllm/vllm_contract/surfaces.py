@@ -117,6 +117,13 @@ class MropeSurface(ModelSurface):
         raise NotImplementedError
 
 
+class InfoSurface:
+    """vllm.multimodal.processing.context.BaseProcessingInfo of a model."""
+
+    def get_hf_config(self) -> Any:
+        raise NotImplementedError
+
+
 class ProcessorSurface:
     """vllm.multimodal.processing.processor.BaseMultiModalProcessor."""
 

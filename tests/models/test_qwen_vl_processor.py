@@ -221,3 +221,19 @@ def test_dummies_are_dense(request: pytest.FixtureRequest, family: str) -> None:
     (place,) = result["mm_placeholders"]["video"]
     assert place.length == result["metok"].dense_tokens
     assert result["metok"].name == "off"
+
+
+@pytest.mark.parametrize(("family", "least"), [("qwen25", 1), ("qwen3", 2)])
+def test_a_video_of_too_few_frames_is_refused_in_few_words(
+    request: pytest.FixtureRequest, family: str, least: int
+) -> None:
+    """Qwen3-VL's processor needs two frames, and names every pixel where it has one."""
+    made: Processor = request.getfixturevalue(family)
+    frames, metadata = film({})
+    for count in range(least):
+        short = frames[:count], {**metadata, "frames_indices": list(range(count))}
+        with pytest.raises(ValueError, match=r"^video 2 of the 2 .* has (no|1) frame") as e:
+            made.apply(with_films([(frames, metadata), short]), cached=False)
+        assert len(str(e.value)) < 100
+    enough = frames[:least], {**metadata, "frames_indices": list(range(least))}
+    assert made.apply(with_films([enough]), cached=False)["metok"].videos[0].num_frames == 1
