@@ -24,9 +24,9 @@ MIN_CAPACITY = 1024
 class StoredEvents:
     """The events of one video, and the times of its encoding and of its last prefill.
 
-    `video` is its layout. `cached`: whether its features came from the feature
-    cache, None without one. `on_host` may be read once `encoding` has ended. `prefill` times the
-    decoder step that pruned this video, one of `videos_in_prefill`.
+    `video` is its layout, of whose separators only the numbers are kept. `cached`: whether its
+    features came from the feature cache, None without one. `on_host` may be read once `encoding`
+    has ended. `prefill` times the decoder step that pruned this video, one of `videos_in_prefill`.
     """
 
     events: EventMap
@@ -51,7 +51,7 @@ class StoredEvents:
         """Events whose copy to the host is queued; ends the `encoding` watch."""
         copies = [to_host(getattr(events, field.name)) for field in fields(EventMap)]
         encoding.stop()
-        return cls(events, EventMap(*copies), config, video, cached, encoding)
+        return cls(events, EventMap(*copies), config, video.without_ids(), cached, encoding)
 
     def seconds(self) -> dict[str, float | None]:
         """Times that were not reported yet; None for a step that the device has not ended."""

@@ -64,7 +64,8 @@ class Stage1Encoder:
             config, see, project, pixels, towers, picture, width, resize
         )
         self.events = EventStore(max_stored)
-        self.separators: OrderedDict[str, Tensor] = OrderedDict()  # bool [N] of FastV's videos
+        # FastV's videos with text between their frames, and their device.
+        self.unranked: OrderedDict[str, tuple[VideoLayout, torch.device]] = OrderedDict()
 
     def encode(
         self,
@@ -125,9 +126,13 @@ class Stage1Encoder:
         FastV's videos are one event; they are stored where text stands between their frames.
         """
         stored = self.events.get(key)
-        if stored is None and key in self.separators:
-            self.separators.move_to_end(key)
-            return TokenEvents.one(self.separators[key])
+        if stored is None and key in self.unranked:
+            self.unranked.move_to_end(key)
+            video, device = self.unranked[key]
+            row_N = dense_index(video, device)[0]
+            fixed_N = separator_rows(row_N, (video.dense_stride,), video)
+            assert fixed_N is not None
+            return TokenEvents.one(fixed_N)
         if stored is None:
             return None
         events, config, video = stored.events, stored.config, stored.video
@@ -173,7 +178,7 @@ class Stage1Encoder:
         rows_ND = with_rows(x_TPD.flatten(0, 1), newline_D, separator_SD)
         if rule == FASTV:  # it selects in the decoder
             row_N = dense_index(video, x_TPD.device)[0]
-            self._keep_separators(request.key, separator_rows(row_N, (stride,), video))
+            self._keep_unranked(request.key, video, x_TPD.device)
         else:
             keep = video.kept_features(request.config.rule_keep)
             # Rows end nowhere among selected features; only the last newline stays.
@@ -186,14 +191,14 @@ class Stage1Encoder:
             return tokens_ND
         return _with_positions(tokens_ND, row_N, positions, (stride,), video)
 
-    def _keep_separators(self, key: str, fixed_N: Tensor | None) -> None:
-        """Keep which tokens of a video are separators as long as the events of others."""
-        if fixed_N is None:
+    def _keep_unranked(self, key: str, video: VideoLayout, device: torch.device) -> None:
+        """Keep a video's layout as long as the events of others, if it has separators."""
+        if not video.separators:
             return
-        self.separators[key] = fixed_N
-        self.separators.move_to_end(key)
-        while len(self.separators) > self.events.capacity:
-            self.separators.popitem(last=False)
+        self.unranked[key] = video.without_ids(), device
+        self.unranked.move_to_end(key)
+        while len(self.unranked) > self.events.capacity:
+            self.unranked.popitem(last=False)
 
 
 def _token_rows(events: EventMap, config: METokConfig, video: VideoLayout) -> tuple[Tensor, Tensor]:

@@ -169,3 +169,16 @@ def test_a_timestamp_of_qwen3_has_as_many_tokens_as_characters() -> None:
     lengths = [len(ids) for ids in video.before]
     assert (lengths[0], lengths[12], lengths[149]) == (7, 8, 9)  # 0.2, 12.2 and 149.2 seconds
     assert {len(ids) for ids in video.after} == {1}
+
+
+def test_a_layout_without_ids_has_the_same_counts() -> None:
+    """It is kept for each of many videos, so equal numbers of separators share one tuple."""
+    before = tuple((7, 8, 9)[: 1 + number % 3] for number in range(6))
+    video = VideoLayout(6, 4, 5, unit=2, pooling=AREA, before=before, after=((3,),) * 6)
+    lean = video.without_ids()
+    assert (lean.separators, lean.ends_in_separator) == (video.separators, True)
+    assert lean.dense_tokens() == video.dense_tokens()
+    assert lean.tokens(METokConfig()) == video.tokens(METokConfig())
+    assert list(map(len, lean.before)) == list(map(len, before))
+    assert len({id(ids) for ids in (*lean.before, *lean.after)}) == 3
+    assert VideoLayout(6, 4, 5).without_ids() == VideoLayout(6, 4, 5)
