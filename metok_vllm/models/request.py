@@ -111,22 +111,19 @@ def pack(
     key_share: Fraction = Fraction(1),
     content: str | None = None,
     video: VideoLayout | None = None,
-    *,
-    separators: int = 0,
-    ends_in_separator: bool = False,
 ) -> Tensor:
     """The field of one video, uint8 [bytes]; `payload` None means the model's own dense input.
 
     `video` is its layout, so that workers need no tokenizer. The other values are those of
-    `Pruning`, for a caller without one, and of `EncodeRequest`.
+    `EncodeRequest`.
     """
     fields = {
         "key": key,
         "payload": payload,
         "key_share": key_share.as_integer_ratio(),
         "content": content,
-        "separators": separators if video is None else video.separators,
-        "ends_in_separator": ends_in_separator if video is None else video.ends_in_separator,
+        "separators": 0 if video is None else video.separators,
+        "ends_in_separator": video is not None and video.ends_in_separator,
         "video": None if video is None else asdict(video),
     }
     return torch.frombuffer(bytearray(json.dumps(fields).encode()), dtype=torch.uint8)

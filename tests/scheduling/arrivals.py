@@ -28,6 +28,7 @@ from vllm.v1.request import Request
 
 from metok_vllm.config import METokConfig
 from metok_vllm.models.request import FIELD, pack, selection_payload
+from metok_vllm.plan.layout import VideoLayout
 from tests.scheduling.settings import MAX_LEN, MAX_VIDEO, Pick
 
 VIDEO_TOKEN, EOS = 7, 9
@@ -138,13 +139,10 @@ def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
         config = METokConfig().updated(settings)
         payload = selection_payload(config, torch.zeros(0, 1, dtype=torch.long))
     separators = SEPARATORS[clip] if spec.separated else 0
-    field = pack(
-        key,
-        payload,
-        Fraction(3, 5),
-        separators=separators,
-        ends_in_separator=separators > 0,
-    )
+    video = None
+    if separators:
+        video = VideoLayout(1, 1, 1, before=((0,) * (separators - 1),), after=((0,),))
+    field = pack(key, payload, Fraction(3, 5), video=video)
     item = MultiModalKwargsItem({FIELD: MultiModalFieldElem(field, MultiModalBatchedField())})
     place = PlaceholderRange(offset=offset, length=CLIPS[clip])
     return MultiModalFeatureSpec(item, "video", f"{key} {payload}", place)
