@@ -67,6 +67,15 @@ def write_checkpoint(folder: Path, sizes: Sizes, video: State, alignment: State)
     write_alignment(folder / "alignment", sizes, alignment)
 
 
+def generation_config(ids: dict[str, int]) -> dict[str, int]:
+    """`generation_config.json`."""
+    return {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+
+
 def write_model(folder: Path, sizes: Sizes, state: State) -> None:
     """All files of the video model, alignment towers excepted."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,12 +83,7 @@ def write_model(folder: Path, sizes: Sizes, state: State) -> None:
     ids = special_ids(tokenizer)
     _save(state, folder)
     write_json(folder / "config.json", model_config(sizes, ids))
-    generation = {
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-    }
-    write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation_config(ids))
     shutil.copyfile(CHAT_TEMPLATE, folder / "chat_template.jinja")
     processor = {
         "image_token": "<image>",

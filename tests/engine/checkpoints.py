@@ -50,7 +50,7 @@ def _language(name: str, folder: Path, double: bool = False) -> LanguageModel:
         return language_model(model.double() if double else model)
     if name in QWEN_VL:
         model = qwen_vl_checkpoint.load_model(folder)
-        return qwen_vl_checkpoint.language_model(model.double() if double else model)
+        return language_model(model.double() if double else model)
     found = llava_qwen.load(folder).language
     if double:
         found.decoder.double()

@@ -36,7 +36,8 @@ from tests.reference import stage1
 from tests.reference.decoder import LanguageModel
 from tests.reference.mrope import Positions
 from tests.reference.qwen3_5 import QWEN3_5, QWEN3_5_MOE
-from tests.reference.qwen_vl_checkpoint import language_model, load_model, write_checkpoint
+from tests.reference.qwen_vl_checkpoint import load_model, write_checkpoint
+from tests.reference.staged_checkpoint import language_model
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from tests.reference import qwen3_5
-from tests.reference.decoder import LanguageModel
 from tests.reference.qwen3_5 import HYBRID, QWEN3_5, QWEN3_5_MOE
 from tests.reference.qwen_vl_config import (
     FIRST_SPECIAL,
@@ -36,7 +35,7 @@ from tests.reference.qwen_vl_config import (
     QWEN3_VL_MOE,
     QWEN_VL,
 )
-from tests.reference.staged_checkpoint import DEMO, STD
+from tests.reference.staged_checkpoint import DEMO, STD, load_whole
 
 CLASSES: dict[str, Any] = {
     QWEN2_5_VL: Qwen2_5_VLForConditionalGeneration,
@@ -74,17 +73,7 @@ def write_checkpoint(folder: Path, family: str, seed: int = 0, layers: int | Non
 def load_model(folder: Path) -> Any:
     """The whole model in Hugging Face: float32, eager attention, every weight from the file."""
     family = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    model, info = CLASSES[family].from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-        raise ValueError(f"the checkpoint's weights do not fit the model: {info}")
-    return model.eval()
-
-
-def language_model(model: Any) -> LanguageModel:
-    """The part of a loaded model that the reference decoder runs."""
-    return LanguageModel(model.model.language_model, model.lm_head)
+    return load_whole(CLASSES[family], folder)
 
 
 def _weights(family: str, config: Any, seed: int) -> dict[str, Tensor]:

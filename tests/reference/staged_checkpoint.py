@@ -118,7 +118,12 @@ def published_name(name: str) -> str:
 
 def load_model(folder: Path) -> Any:
     """The whole model in Hugging Face: float32, eager attention, every weight from the file."""
-    model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+    return load_whole(LlavaOnevisionForConditionalGeneration, folder)
+
+
+def load_whole(cls: Any, folder: Path) -> Any:
+    """A Hugging Face model of class `cls`; ValueError unless every weight is from the file."""
+    model, info = cls.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:

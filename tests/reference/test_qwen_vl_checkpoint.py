@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from tests.reference.decoder import generate
 from tests.reference.mrope import Medium, Positions, dense_positions
-from tests.reference.qwen_vl_checkpoint import language_model, load_model, write_checkpoint
+from tests.reference.qwen_vl_checkpoint import load_model, write_checkpoint
 from tests.reference.qwen_vl_config import ID_OF, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE, QWEN_VL
+from tests.reference.staged_checkpoint import language_model
 
 FOLDERS = pytest.TempPathFactory
 # Some names of each repository's weights, with their shapes here.

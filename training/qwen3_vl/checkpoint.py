@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from training.checkpoint import generation_config
 from training.qwen3_vl.decoder import Student
 from training.qwen3_vl.sizes import MERGE, PATCH, TEMPORAL, UNIT, model_config
 from training.qwen3_vl.tower import Tower
@@ -33,12 +34,7 @@ def write_model(folder: Path, tokenizer: Tokenizer, tower: Tower, student: Stude
     ids = special_ids(tokenizer)
     write_tokenizer(folder, tokenizer)
     write_json(folder / "config.json", model_config(ids))
-    generation = {
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-    }
-    write_json(folder / "generation_config.json", generation)
+    write_json(folder / "generation_config.json", generation_config(ids))
     shutil.copyfile(CHAT_TEMPLATE, folder / "chat_template.jinja")
     image = _pixels(FRAME_TOKENS * UNIT**2) | {"image_processor_type": "Qwen2VLImageProcessorFast"}
     write_json(folder / "preprocessor_config.json", image)
