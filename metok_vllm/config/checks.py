@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metok_vllm.config.methods import FASTV, REDUCTIONS, RULES
+from metok_vllm.config.methods import FASTV, FOCUSES, REDUCTIONS, RULES
 from metok_vllm.errors import ConfigError
 
 ALIGNMENT_MODES = ("shared", "separate", "none")
@@ -32,9 +32,11 @@ def check_types(config: Any) -> None:
     layers = config.pruning_layers
     wanted = "a list of three layer numbers"
     _require(layers is None or _are_ints(layers), config, "pruning_layers", wanted)
-    for name, known in (("rule", RULES), ("reduce", REDUCTIONS)):
+    for name, known in (("rule", RULES), ("reduce", REDUCTIONS), ("focus", FOCUSES)):
         wanted = f"one of {', '.join(known)}"
         _require(isinstance(getattr(config, name), str), config, name, wanted)
+    text = config.focus_text
+    _require(text is None or isinstance(text, str), config, "focus_text", "a text")
     model = config.alignment_model
     wanted = "a path or a model name"
     _require(model is None or isinstance(model, str), config, "alignment_model", wanted)
@@ -60,6 +62,10 @@ def check_values(config: Any) -> None:
     _require(ok, config, "pruning_layers", "three rising layer numbers")
     _require(0 < config.keep_ratio <= 1, config, "keep_ratio", "in (0, 1]")
     _require(0 <= config.decode_keep <= 1, config, "decode_keep", "in [0, 1]")
+    _require(config.focus in FOCUSES, config, "focus", f"one of {', '.join(FOCUSES)}")
+    text = config.focus_text
+    ok = text is None or (bool(text.strip()) and len(text) <= MOST)
+    _require(ok, config, "focus_text", f"a text of at most {MOST} characters")
     _require(config.rule in RULES, config, "rule", f"one of {', '.join(RULES)}")
     if config.rule == FASTV and 2 not in config.stages:
         raise ConfigError(

@@ -15,30 +15,11 @@ from typing import Any
 from metok_vllm.config.checks import check_types, check_values, shown
 from metok_vllm.config.environment import setting
 from metok_vllm.config.families import KEY_FRAME_SHARES, STATEFUL
-from metok_vllm.config.methods import ENCODER_RULES, METOK, POOL
+from metok_vllm.config.methods import ENCODER_RULES, METOK, POOL, TURN
 from metok_vllm.config.presets import OFF, check_presets, preset_values, with_shares
+from metok_vllm.config.request_fields import REQUEST_FIELDS, STAGE_OF_FIELD
 from metok_vllm.config.sources import check_known, given_values
 from metok_vllm.errors import ConfigError
-
-# Fields that a request may set. Block tables are laid out once, so layer boundaries are not here.
-REQUEST_FIELDS = frozenset(
-    {
-        "enabled",
-        "preset",
-        "stages",
-        "num_events",
-        "key_event_ratio",
-        "key_frames_per_event",
-        "strides",
-        "reduce",
-        "keep_ratio",
-        "decode_keep",
-        "rule",
-        "rule_keep",
-    }
-)
-# Fields that a request may set only where the stage that reads them runs.
-STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,10 @@ class METokConfig:
     )
     keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
     decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
+    focus: str = setting(
+        TURN, "the question that selects: turn (the last), conversation (the first) or video (none)"
+    )
+    focus_text: str | None = setting(None, "a text that selects in place of any question")
     rule: str = setting(METOK, "metok, or a baseline: random, evs, vidcom2, vcast or fastv")
     rule_keep: float = setting(0.25, "share of the dense visual tokens that a baseline keeps")
     alignment_model: str | None = setting(

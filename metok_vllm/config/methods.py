@@ -13,6 +13,10 @@ FASTV = "fastv"
 ENCODER_RULES = (RANDOM, EVS, VIDCOM2, VCAST)
 RULES = (METOK, *ENCODER_RULES, FASTV)
 
+# The text that selects: the last question, the first one about a video, or none.
+TURN, CONVERSATION, VIDEO = "turn", "conversation", "video"
+FOCUSES = (TURN, CONVERSATION, VIDEO)
+
 # How stage 1 makes a frame coarser: its features are averaged, the best of them stay on the grid,
 # or the frame is encoded at a coarser resolution. The number of tokens is the same.
 POOL, SELECT, RESIZE = "pool", "select", "resize"

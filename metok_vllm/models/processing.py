@@ -142,9 +142,7 @@ class MetokProcessorMixin(ProcessorSurface):
 
         source, query_ids = "none", torch.empty(0, 0, dtype=torch.int64)
         if config.running_stages:
-            query, source = options.query, options.source
-            if not query:
-                query, source = self.query_finder.find(inputs.prompt)
+            query, source = options.question(self.query_finder, inputs.prompt)
             query_ids = self._query_ids(query)
         payload = wire.selection_payload(config, query_ids) if config.compresses else None
         keyed = KeyedInputs(**{name: getattr(inputs, name) for name in inputs.__dataclass_fields__})
@@ -205,7 +203,8 @@ class MetokProcessorMixin(ProcessorSurface):
                 assert video is not None
                 self.layouts.put(key, video)
                 share = video.key_share(options.config)
-                fields.append(wire.pack(key, options.payload, share, content, video))
+                ends = self.query_finder.end_ids if options.payload is not None else ()
+                fields.append(wire.pack(key, options.payload, share, content, video, ends))
             data[wire.FIELD] = fields
         return data
 

@@ -1,8 +1,8 @@
 """The user's question, found in the token ids of a rendered prompt.
 
 The multimodal processor sees token ids only, whoever sent the request (HTTP, `LLM.chat`, a raw
-prompt), so the question is read back from them: the text of the last user turn, recognised by what
-the chat template puts around one. Messages of the user that follow each other are one turn.
+prompt), so the question is read back from them: the text of a user's turn, recognised by what the
+chat template puts around one. Messages of the user that follow each other are one turn.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from metok_vllm.config.methods import CONVERSATION, TURN
+
 logger = logging.getLogger(__name__)
 
 USER_TURN, PROMPT_TEXT, NONE = "user_turn", "prompt_text", "none"
+FOCUS_TEXT, NO_QUESTION = "focus_text", "video"  # the text of a setting; none is wanted
 
 
 class QueryFinder:
@@ -24,28 +27,49 @@ class QueryFinder:
         self.media_token_ids = frozenset(media_token_ids)
         self.header, self.footer = _user_turn_frame(tokenizer, template)
         self.end = _message_end(tokenizer, template, self.header)
+        self.end_ids = self._end_ids()
 
-    def find(self, prompt_ids: Sequence[int]) -> tuple[str, str]:
-        """The question and where it came from: `user_turn`, `prompt_text` or `none`."""
+    def find(self, prompt_ids: Sequence[int], focus: str = TURN) -> tuple[str, str]:
+        """The question and where it came from: `user_turn`, `prompt_text` or `none`.
+
+        It is that of the last turn with words, or for a conversation of the first one from the
+        first video or image on.
+        """
+        text = self._text(prompt_ids)
+        if not self.header or self.header not in text:
+            return self._after_media(prompt_ids)
+        turns = self._turns(text)
+        if focus == CONVERSATION:
+            media = (i for i, token in enumerate(prompt_ids) if token in self.media_token_ids)
+            before = self._turns(self._text(prompt_ids[: next(media, 0)]))
+            first = max(len(before) - 1, 0)
+            turns = [*turns[:first], *reversed(turns[first:])]
+        turn = next((turn for turn in reversed(turns) if turn), "")
+        return (turn, USER_TURN) if turn else ("", NONE)
+
+    def _text(self, prompt_ids: Sequence[int]) -> str:
         kept = [token for token in prompt_ids if token not in self.media_token_ids]
-        text = self.tokenizer.decode(kept, skip_special_tokens=False)
-        if self.header and self.header in text:
-            turn = self._last_turn(text)
-            return (turn, USER_TURN) if turn else ("", NONE)
-        return self._after_media(prompt_ids)
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=False)
+        return text
 
-    def _last_turn(self, text: str) -> str:
-        """The user's words since the last answer; of an earlier turn where there are none."""
-        words: list[str] = []
-        for message in reversed(text.split(self.header)[1:]):
+    def _turns(self, text: str) -> list[str]:
+        """The user's words between two answers, in order; empty where there are none."""
+        turns: list[list[str]] = [[]]
+        for message in text.split(self.header)[1:]:
             said, answered, _ = message.partition(self.footer) if self.footer else (message, "", "")
-            if answered and words:
-                break
             if not answered:
                 said = said.strip().removesuffix(self.end)
-            if said.strip():
-                words.insert(0, said.strip())
-        return "\n".join(words)
+            turns[-1].append(said.strip())
+            if answered:
+                turns.append([])
+        turns = [turn for turn in turns if turn]
+        return ["\n".join(word for word in turn if word) for turn in turns]
+
+    def _end_ids(self) -> tuple[int, ...]:
+        """The special token that ends a user's message, if the template has one."""
+        footer = self.tokenizer(self.footer, add_special_tokens=False)["input_ids"]
+        special = set(self.tokenizer.all_special_ids)
+        return tuple(token for token in footer if token in special)[:1]
 
     def _after_media(self, prompt_ids: Sequence[int]) -> tuple[str, str]:
         media = [i for i, token in enumerate(prompt_ids) if token in self.media_token_ids]

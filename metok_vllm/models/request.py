@@ -18,9 +18,9 @@ from torch import Tensor
 from vllm.exceptions import VLLMValidationError
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
-from metok_vllm.config.methods import METOK
+from metok_vllm.config.methods import METOK, TURN, VIDEO
 from metok_vllm.errors import ConfigError
-from metok_vllm.models.query import USER_TURN
+from metok_vllm.models.query import FOCUS_TEXT, NO_QUESTION, USER_TURN, QueryFinder
 from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.plan.prompt import EVICT, PRUNE, Pruning
 
@@ -42,6 +42,16 @@ class RequestOptions:
     config: METokConfig
     query: str = ""
     source: str = USER_TURN
+
+    def question(self, finder: QueryFinder, prompt_ids: Sequence[int]) -> tuple[str, str]:
+        """The text that selects, and its source."""
+        if self.config.focus_text is not None:
+            return self.config.focus_text, FOCUS_TEXT
+        if self.config.focus == VIDEO:
+            return "", NO_QUESTION
+        if self.query:
+            return self.query, self.source
+        return finder.find(prompt_ids, self.config.focus)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
         settings = {"rule": config.rule, "rule_keep": config.rule_keep, "query_ids": []}
         return json.dumps(settings, sort_keys=True)
     settings = {name: getattr(config, name) for name in SELECTION_FIELDS - {"rule_keep"}}
+    del settings["focus_text"]  # it is the query
     if PRUNE not in config.stages:
         del settings["keep_ratio"]
     if EVICT not in config.stages:
@@ -111,17 +122,19 @@ def pack(
     key_share: Fraction = Fraction(1),
     content: str | None = None,
     video: VideoLayout | None = None,
+    ends: Sequence[int] = (),
 ) -> Tensor:
     """The field of one video, uint8 [bytes]; `payload` None means the model's own dense input.
 
-    `video` is its layout, so that workers need no tokenizer. The other values are those of
-    `EncodeRequest`.
+    `video` is its layout, so that workers need no tokenizer; `ends` are the token ids that end a
+    user's message. The other values are those of `EncodeRequest`.
     """
     fields = {
         "key": key,
         "payload": payload,
         "key_share": key_share.as_integer_ratio(),
         "content": content,
+        "ends": list(ends),
         "separators": 0 if video is None else video.separators,
         "ends_in_separator": video is not None and video.ends_in_separator,
         "video": None if video is None else asdict(video),
@@ -147,6 +160,12 @@ def read_pruning(field: Tensor) -> tuple[str, Pruning] | None:
         fields["ends_in_separator"],
     )
     return fields["key"], pruning
+
+
+def read_focus(field: Tensor) -> tuple[str, tuple[int, ...]]:
+    """A video's `focus`, and the token ids that end a user's message; no video may be dense."""
+    fields = _fields(field)
+    return json.loads(fields["payload"]).get("focus", TURN), tuple(fields["ends"])
 
 
 def read_layout(field: Tensor) -> VideoLayout | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from metok_vllm.config.methods import CONVERSATION, TURN
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.query import PROMPT_TEXT, USER_TURN
 from metok_vllm.server.media.named import keep_url, named_url
@@ -53,13 +54,19 @@ def _video_parts(messages: Any) -> Iterator[Mapping[str, Any]]:
                     yield part
 
 
-def question_of(messages: Any) -> tuple[str, str]:
+def question_of(messages: Any, focus: str = TURN) -> tuple[str, str]:
     """The question and its source as QueryFinder names sources; ("", "") if there is none.
 
     A user's turn may be several messages, such as a caption and a video. So the question is all
-    user text since the last answer, else of an earlier turn, else the instructions.
+    user text since the last answer, else of an earlier turn, else the instructions. The question of
+    a conversation is that of its first turn with a video, else of a later one.
     """
-    for turn in reversed(_user_turns(messages)):
+    turns = _user_turns(messages)
+    if focus == CONVERSATION:
+        filmed = (i for i, turn in enumerate(turns) if count_videos(turn))
+        first = next(filmed, 0)
+        turns = [*turns[:first], *reversed(turns[first:])]
+    for turn in reversed(turns):
         if text := _joined(turn):
             return text, USER_TURN
     text = _joined([message for message in messages if _role(message) in INSTRUCTION_ROLES])

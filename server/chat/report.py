@@ -12,6 +12,7 @@ from typing import Any
 
 from metok_vllm.config import METokConfig
 from metok_vllm.engine.staging import is_staged
+from metok_vllm.models.query import NO_QUESTION, NONE
 from metok_vllm.plan.accounting import decoder_prefill_flops, request_blocks, visual_tokens_by_stage
 from metok_vllm.plan.layers import StageLayout
 from metok_vllm.plan.prompt import PRUNE, PromptPlan, Pruning
@@ -174,7 +175,7 @@ def fallback_reason(plan: RequestPlan, config: METokConfig | None) -> str | None
         return None
     if config.alignment_model is None or config.alignment_mode == "none":
         return "no_towers"
-    return "no_query" if plan.query_source == "none" else None
+    return "no_query" if plan.query_source in (NONE, NO_QUESTION) else None
 
 
 def unpruned_reason(plan: RequestPlan, excluded: str | None) -> str | None:

@@ -19,7 +19,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
 from metok_vllm.config.environment import help_of
-from metok_vllm.config.methods import FASTV, REDUCTIONS, RULES
+from metok_vllm.config.methods import FASTV, FOCUSES, REDUCTIONS, RULES
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.errors import ConfigError
 from metok_vllm.plan.prompt import EVICT, PRUNE
@@ -54,6 +54,7 @@ def request_schema() -> dict[str, Any]:
     properties["preset"]["enum"] = list(PRESETS)
     properties["rule"]["enum"] = list(RULES)
     properties["reduce"]["enum"] = list(REDUCTIONS)
+    properties["focus"]["enum"] = list(FOCUSES)
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

@@ -113,7 +113,7 @@ class MetokServingChat(OpenAIServingChat):
                 excluded = "beam_search" if unpruned is not config else None
                 config = unpruned
             # A chat template may change the text, so the question is passed on as it was sent.
-            options = RequestOptions(config, *question_of(request.messages))
+            options = RequestOptions(config, *question_of(request.messages, config.focus))
             request.mm_processor_kwargs = {**(request.mm_processor_kwargs or {}), FIELD: options}
         result = await super().render_chat_request(request)
         if isinstance(result, tuple):

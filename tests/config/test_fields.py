@@ -71,6 +71,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strides": [2, 4, 65]}, "strides"),
     ({"reduce": "average"}, "reduce"),
     ({"reduce": 2}, "reduce"),
+    ({"focus": "answer"}, "focus"),
+    ({"focus": ["turn"]}, "focus"),
+    ({"focus_text": " "}, "focus_text"),
+    ({"focus_text": 7}, "focus_text"),
     ({"num_events": 10**30}, "num_events"),
     ({"key_frames_per_event": 10**30}, "key_frames_per_event"),
     ({"encoder_chunk_frames": 10**30}, "encoder_chunk_frames"),
@@ -102,6 +106,12 @@ def test_invalid_values_are_refused_by_name(values: dict[str, Any], field: str) 
     assert caught.value.field == field
     offending = values[field]
     assert field == "nonsense" or repr(offending).strip("[]") in str(caught.value)
+
+
+def test_a_long_text_is_refused_in_few_words() -> None:
+    with pytest.raises(ConfigError, match="at most 1024 characters") as error:
+        METokConfig(focus_text="a" * 1025)
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("field", sorted(set(METokConfig.__dataclass_fields__) - REQUEST_FIELDS))

@@ -88,6 +88,40 @@ def test_a_turn_without_words_leaves_the_one_before(
     assert finder.find(rendered(tokenizer, template, turns)) == ("What is red?", "user_turn")
 
 
+CHAT = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    user("Hello."),
+    said("Hello."),
+    user("A film:"),
+    user("What is red?", "video"),
+    said("A ball."),
+    user("And where does it roll to?"),
+]
+
+
+@pytest.mark.parametrize("turns", [5, 6, 7])
+def test_a_conversation_has_the_question_of_its_first_video(
+    tokenizer: Any, template: str, finder: QueryFinder, turns: int
+) -> None:
+    """Later turns change nothing, so that the video's key in caches stays."""
+    ids = rendered(tokenizer, template, CHAT[:turns])
+    assert finder.find(ids, "conversation") == ("A film:\nWhat is red?", "user_turn")
+
+
+def test_a_conversation_that_begins_with_a_film_alone(
+    tokenizer: Any, template: str, finder: QueryFinder
+) -> None:
+    turns = [user("Hello."), said("Hello."), user("", "video"), said("A film."), *CHAT[-1:]]
+    ids = rendered(tokenizer, template, turns)
+    assert finder.find(ids, "conversation") == ("And where does it roll to?", "user_turn")
+    ids = rendered(tokenizer, template, turns[:3])
+    assert finder.find(ids, "conversation") == ("Hello.", "user_turn")
+
+
+def test_what_ends_a_message(tokenizer: Any, finder: QueryFinder) -> None:
+    assert tokenizer.convert_ids_to_tokens(list(finder.end_ids)) == ["<|im_end|>"]
+
+
 @example("  ")
 @given(st.text(st.characters(codec="ascii", exclude_characters="<|>"), min_size=1, max_size=60))
 def test_any_text(tokenizer: Any, template: str, finder: QueryFinder, text: str) -> None:

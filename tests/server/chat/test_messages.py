@@ -76,6 +76,25 @@ def test_the_question_is_what_the_user_says_since_the_last_answer(
     assert question_of(parsed(messages)) == (text, "user_turn")
 
 
+ANSWER = {"role": "assistant", "content": "Answer"}
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([said([VIDEO, TEXT]), ANSWER, said("Later")], "What happens?"),
+        ([said("Old"), ANSWER, said([VIDEO, TEXT]), ANSWER, said("Later")], "What happens?"),
+        ([said("Who?"), said([VIDEO]), ANSWER, said([VIDEO, TEXT])], "Who?"),
+        ([said("Old"), ANSWER, said([VIDEO]), ANSWER, said("Later")], "Later"),
+        ([said("Old"), ANSWER, said([VIDEO])], "Old"),
+        ([said("Old"), ANSWER, said("New")], "Old"),
+    ],
+)
+def test_the_question_of_a_conversation(messages: list[Any], text: str) -> None:
+    assert question_of(messages, "conversation") == (text, "user_turn")
+    assert question_of(parsed(messages), "conversation") == (text, "user_turn")
+
+
 def test_the_question_may_stand_in_the_instructions() -> None:
     assert question_of([SYSTEM, said([VIDEO])]) == ("Be brief", "prompt_text")
     assert question_of([{**SYSTEM, "role": "developer"}, said(" ")]) == ("Be brief", "prompt_text")
