@@ -46,13 +46,14 @@ bench: install ## measure METok beside plain vLLM on this machine (ARGS=--help)
 
 # One thread per process and no downloads: results and times then depend on the tests alone. The
 # whole suite runs in two processes; what shares an engine or a server stays together.
+IN_TWO := --numprocesses 2 --dist loadscope
 .PHONY: test
 test: export OMP_NUM_THREADS ?= 1
 test: export TOKENIZERS_PARALLELISM = false
 test: export HF_HUB_OFFLINE = 1
 test: export VLLM_NO_USAGE_STATS = 1
 test: install ## run the whole test suite
-	@$(BIN)/pytest $(or $(ARGS),--numprocesses 2 --dist loadscope)
+	@$(BIN)/pytest $(or $(ARGS),$(IN_TWO))
 
 .PHONY: lint
 lint: install ## check style, types and the Dockerfile
@@ -63,7 +64,7 @@ lint: install ## check style, types and the Dockerfile
 
 .PHONY: test-thorough
 test-thorough: ## run the long tests that `make test` leaves out
-	@$(MAKE) test ARGS='-m thorough $(ARGS)'
+	@$(MAKE) test ARGS='-m thorough $(IN_TWO) $(ARGS)'
 
 .PHONY: gpu-check
 gpu-check: ## check and time every kernel on this machine's GPU, then the engine at 7B sizes
