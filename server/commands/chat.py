@@ -1,10 +1,14 @@
-"""`metok chat VIDEO "QUESTION"`: asks a running server, streams its answer, shows the savings."""
+"""`metok chat VIDEO "QUESTION"`: asks a running server, streams its answer, shows the savings.
+
+Further questions, given as arguments or typed below an answer, go on with the conversation.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -43,7 +47,12 @@ class Answer:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `metok chat`."""
     parser.add_argument("video", metavar="VIDEO", help="a video file or an http(s) URL")
-    parser.add_argument("question", metavar="QUESTION", help="a question about the video")
+    parser.add_argument(
+        "question",
+        metavar="QUESTION",
+        nargs="+",
+        help="a question about the video; further ones go on with the conversation",
+    )
     parser.add_argument(
         "--url", default="http://127.0.0.1:8000", help="URL of the server (%(default)s)"
     )
@@ -76,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             base_url=url, headers=headers, timeout=timeout, trust_env=not local
         ) as client:
             body.model = arguments.model or _first_model(client)
-            answer = _ask(client, body, show=not arguments.json)
+            _converse(client, body, arguments)
     except httpx.InvalidURL as error:
         raise CommandError(f"not an address: {url!r} ({error})", 2) from error
     except httpx.UnsupportedProtocol as error:
@@ -87,16 +96,40 @@ def run(arguments: argparse.Namespace) -> int:
         raise CommandError(f"the server at {url} did not answer in time") from error
     except httpx.HTTPError as error:
         raise CommandError(f"the connection to {url} broke: {error}") from error
-    if arguments.json:
-        write_json(asdict(answer))
-    else:
-        _show_savings(answer)
     return 0
+
+
+def _converse(client: httpx.Client, body: RequestBody, arguments: argparse.Namespace) -> None:
+    """Ask each question with what was said before, then those that the user types."""
+    for question in _questions(arguments):
+        if body.questions and not arguments.json:
+            write("\n")
+        body.questions.append(question)
+        answer = _ask(client, body, show=not arguments.json)
+        body.answers.append(answer.text)
+        if arguments.json:
+            write_json(asdict(answer))
+        else:
+            _show_savings(answer)
+
+
+def _questions(arguments: argparse.Namespace) -> Iterator[str]:
+    """The given questions; on a terminal more of them, until an empty line."""
+    yield from arguments.question
+    while not arguments.json and sys.stdin.isatty() and sys.stdout.isatty():
+        write("\nAnother question (Enter ends): ")
+        try:
+            question = input().strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question
 
 
 def _check(a: argparse.Namespace) -> None:
     """Raise CommandError (status 2) for a request that would be pointless."""
-    if not a.question.strip():
+    if not all(question.strip() for question in a.question):
         raise CommandError("QUESTION is empty: ask something about the video", 2)
     if a.no_metok and (a.preset or a.num_events is not None):
         raise CommandError("--no-metok goes with neither --preset nor --num-events", 2)

@@ -19,12 +19,15 @@ _PLACEHOLDER = "metok-video-goes-here"
 class RequestBody:
     """The chat request as an iterable of JSON bytes; `len` is their number.
 
-    Raises CommandError (status 2) if the video file does not exist.
+    `questions` are the user's so far, `answers` the server's to all but the last one. Raises
+    CommandError (status 2) if the video file does not exist.
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self.model = ""
+        self.questions: list[str] = []
+        self.answers: list[str] = []
         video = arguments.video
         self.path = None if video.startswith(("http://", "https://")) else Path(video)
         if self.path is not None and not self.path.is_file():
@@ -53,8 +56,13 @@ class RequestBody:
         if a.frames is not None:
             request["media_io_kwargs"] = {"video": {"num_frames": a.frames}}
         # The video comes first, because the question may contain the placeholder too.
-        content = [video, {"type": "text", "text": a.question}]
-        request = {"messages": [{"role": "user", "content": content}], **request}
+        first, *later = self.questions
+        messages: list[dict[str, Any]]
+        messages = [{"role": "user", "content": [video, {"type": "text", "text": first}]}]
+        for answer, question in zip(self.answers, later, strict=True):
+            messages.append({"role": "assistant", "content": answer})
+            messages.append({"role": "user", "content": question})
+        request = {"messages": messages, **request}
         before, _, after = json.dumps(request).partition(_PLACEHOLDER)
         return before.encode(), after.encode()
 

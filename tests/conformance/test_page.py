@@ -141,6 +141,34 @@ def test_the_page_shows_what_the_api_answers(
     ]
 
 
+@pytest.mark.parametrize(("mode", "modes"), [("both", 2), ("on", 1)])
+def test_the_next_question_goes_on_with_the_conversation(page: Page, mode: str, modes: int) -> None:
+    sent: list[list[Any]] = []
+
+    def note(route: Route) -> None:
+        sent.append(json.loads(route.request.post_data or "")["messages"])
+        route.continue_()
+
+    page.route("**/v1/chat/completions", note)
+    ask(page, mode)
+    first = answered(page)
+    page.fill("#again", "What is in the white scene?")
+    page.click("#next button")
+    page.locator("#answers .asked").last.wait_for()
+    both = answered(page)
+    assert both[:modes] == first
+    assert len(both) == len(sent) == 2 * modes
+    assert all(text for _, text in both)
+    for before, after, (_, text) in zip(sent[:modes], sent[modes:], first, strict=True):
+        assert after[:1] == before
+        assert after[1] == {"role": "assistant", "content": text}
+        question = {"type": "text", "text": "What is in the white scene?"}
+        assert after[2] == {"role": "user", "content": [question]}
+    assert page.input_value("#again") == ""
+    ask(page, mode)
+    assert answered(page) == first
+
+
 def test_a_click_on_an_event_shows_it(page: Page) -> None:
     ask(page, "on")
     answered(page)

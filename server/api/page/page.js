@@ -9,6 +9,8 @@ const make = (tag, className, text) => {
 let model = null;
 let controller = null;
 let preview = null;
+// The video that is asked about, and the messages of both modes so far.
+let talk = null;
 
 const headers = () => {
   const key = $("key").value.trim();
@@ -63,14 +65,19 @@ async function* chunks(response) {
   }
 }
 
-async function ask(video, enabled) {
+async function ask(question, enabled, row) {
   const card = make("section", "card");
   card.append(make("h2", "", enabled ? "With METok" : "Without METok"));
+  const history = talk.messages[enabled];
+  const text = { type: "text", text: question };
+  const video = { type: "video_url", video_url: { url: talk.video } };
+  if (history.length) card.append(make("p", "asked", question));
+  const messages = [...history, { role: "user", content: history.length ? [text] : [video, text] }];
   const waiting = "…";
   const answer = make("p", "answer", waiting);
   const time = make("p", "scale");
   card.append(answer, time);
-  $("answers").append(card);
+  row.append(card);
   const started = performance.now();
   const seconds = () => ((performance.now() - started) / 1000).toFixed(2);
   const result = { enabled, report: null, first: null };
@@ -81,10 +88,7 @@ async function ask(video, enabled) {
         model, temperature: 0, stream: true, stream_options: { include_usage: true },
         max_completion_tokens: Number($("tokens").value) || 128,
         metok: { enabled },
-        messages: [{ role: "user", content: [
-          { type: "video_url", video_url: { url: video } },
-          { type: "text", text: $("question").value },
-        ] }],
+        messages,
       }),
     });
     if (!response.ok) throw new Error(await failure(response));
@@ -99,6 +103,7 @@ async function ask(video, enabled) {
       if (chunk.metok) result.report = chunk.metok;
     }
     result.total = seconds();
+    talk.messages[enabled] = [...messages, { role: "assistant", content: answer.textContent }];
     time.textContent = `first token ${result.first ?? "–"} s, all ${result.total} s`;
   } catch (error) {
     if (answer.textContent === waiting) answer.textContent = "";
@@ -185,34 +190,56 @@ $("video").onerror = () => { $("preview").hidden = true; };
 
 $("stop").onclick = () => controller?.abort();
 
+async function begin() {
+  const video = await chosenVideo();
+  if (!video) throw new Error("Choose a video file, or give its address.");
+  if (!model) await findModel();
+  const mode = new FormData($("form")).get("mode");
+  const modes = { both: [false, true], on: [true], off: [false] }[mode];
+  talk = { video, modes, messages: { true: [], false: [] } };
+}
+
+async function turn(question, prepare) {
+  $("ask").disabled = true;
+  $("stop").hidden = false;
+  $("next").hidden = true;
+  controller = new AbortController();
+  const row = make("div", "columns");
+  $("answers").append(row);
+  try {
+    await prepare();
+    const results = [];
+    for (const enabled of talk.modes) {
+      if (!controller.signal.aborted) results.push(await ask(question, enabled, row));
+    }
+    const report = results.find((result) => result.enabled)?.report;
+    showEvents(report?.events ?? []);
+    showSavings(report);
+    // A conversation goes on where every mode has answered.
+    $("next").hidden = !results.every((result) => result.total) || results.length < talk.modes.length;
+  } catch (error) {
+    const card = make("section", "card");
+    card.append(make("p", "wrong", error.message));
+    row.append(card);
+  } finally {
+    $("ask").disabled = false;
+    $("stop").hidden = true;
+  }
+}
+
 $("form").onsubmit = async (event) => {
   event.preventDefault();
   $("answers").replaceChildren();
   showEvents([]);
   showSavings(null);
-  $("ask").disabled = true;
-  $("stop").hidden = false;
-  controller = new AbortController();
-  try {
-    const video = await chosenVideo();
-    if (!video) throw new Error("Choose a video file, or give its address.");
-    if (!model) await findModel();
-    const mode = new FormData($("form")).get("mode");
-    const results = [];
-    for (const enabled of { both: [false, true], on: [true], off: [false] }[mode]) {
-      if (!controller.signal.aborted) results.push(await ask(video, enabled));
-    }
-    const report = results.find((result) => result.enabled)?.report;
-    showEvents(report?.events ?? []);
-    showSavings(report);
-  } catch (error) {
-    const card = make("section", "card");
-    card.append(make("p", "wrong", error.message));
-    $("answers").append(card);
-  } finally {
-    $("ask").disabled = false;
-    $("stop").hidden = true;
-  }
+  await turn($("question").value, begin);
+};
+
+$("next").onsubmit = async (event) => {
+  event.preventDefault();
+  const question = $("again").value;
+  $("again").value = "";
+  await turn(question, async () => {});
 };
 
 $("key").onchange = () => {

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import pty
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -176,6 +180,41 @@ def test_metok_settings_of_a_request(server: Server, flags: list[str], sent: obj
     assert body["model"] == "second"
     assert body["messages"][0]["content"][0]["video_url"]["url"] == address
     assert "media_io_kwargs" not in body
+
+
+def test_further_questions_go_on_with_the_conversation(
+    server: Server, video: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(video), "Which?", "And then?", "Why?", "--url", server.url]) == 0
+    assert capsys.readouterr().out.count("A red ball: 球.\n") == 3
+    sent = [body["messages"] for _, body in server.requests]
+    assert [len(messages) for messages in sent] == [1, 3, 5]
+    assert sent[1][:1] == sent[0]
+    assert sent[2][:3] == sent[1]
+    answer = {"role": "assistant", "content": "A red ball: 球."}
+    assert sent[2][1:] == [
+        answer,
+        {"role": "user", "content": "And then?"},
+        answer,
+        {"role": "user", "content": "Why?"},
+    ]
+
+
+def test_questions_are_typed_below_an_answer(server: Server, video: Path) -> None:
+    """A terminal asks for another question until an empty line; a pipe does not."""
+    ours, its = pty.openpty()
+    command = [sys.executable, "-m", "metok_vllm.cli", "chat", str(video), "Which?"]
+    with subprocess.Popen([*command, "--url", server.url], stdin=its, stdout=its) as child:
+        os.close(its)
+        shown = b""
+        for question in (b"And then?", b""):
+            while b"Another question" not in shown:
+                shown += os.read(ours, 4096)
+            os.write(ours, question + b"\n")
+            shown = b""
+        assert child.wait(60) == 0
+    os.close(ours)
+    assert [len(body["messages"]) for _, body in server.requests] == [1, 3]
 
 
 def test_frames_of_a_request(server: Server, video: Path) -> None:
