@@ -52,6 +52,15 @@ def check_model(config: METokConfig, vllm_config: Any) -> None:
             "both choose a video's tokens. A request may choose 'rule': 'evs' or 'vidcom2'"
         )
     model = vllm_config.model_config.hf_config
+    check_hf_config(config, model)
+    if model.model_type in QWEN_VL:
+        _check_graphs(vllm_config.compilation_config.cudagraph_mode)
+        _check_drafts(vllm_config.speculative_config)
+
+
+def check_hf_config(config: METokConfig, model: Any) -> None:
+    """Raise ConfigError for the first setting that a model of this Hugging Face configuration
+    cannot honour."""
     _check_layout(config, video_layout(model))
     if model.model_type not in QWEN_VL:
         return
@@ -68,8 +77,6 @@ def check_model(config: METokConfig, vllm_config: Any) -> None:
             f"this decoder's first {levels} layers; got {list(config.pruning_layers)}",
             "pruning_layers",
         )
-    _check_graphs(vllm_config.compilation_config.cudagraph_mode)
-    _check_drafts(vllm_config.speculative_config)
 
 
 def _check_layout(config: METokConfig, video: VideoLayout) -> None:
