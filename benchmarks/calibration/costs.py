@@ -67,14 +67,17 @@ class StageCosts:
         return sum(below[end] - below[start] for below, start, end in spans)
 
 
-def possible_layouts(num_layers: int, least_p2: int, most_groups: int) -> list[StageLayout]:
-    """Layouts with p2 >= `least_p2` and at most `most_groups` cache groups that the engine accepts.
+def possible_layouts(
+    num_layers: int, least_p2: int, most_groups: int, first: int = 1
+) -> list[StageLayout]:
+    """Layouts with p0 >= `first`, p2 >= `least_p2` and at most `most_groups` cache groups that the
+    engine accepts.
 
     Every group costs host time in each step. Raises ConfigError for a decoder with too few layers.
     """
-    StageLayout.of(None, num_layers)
+    StageLayout.of(None, num_layers, first)
     found = []
-    for p0, p1, p2 in itertools.combinations(range(1, num_layers), 3):
+    for p0, p1, p2 in itertools.combinations(range(first, num_layers), 3):
         if p2 < least_p2:
             continue
         try:

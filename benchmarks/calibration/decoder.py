@@ -3,7 +3,8 @@
 The model's own layers run; only their attention function is replaced. It returns the rotated
 queries and keys and accepts keys and values of rows that ran earlier.
 
-Shape suffixes: M rows, D hidden, H query heads, G KV heads, V vocabulary, 1 a batch of one.
+Shape suffixes: M rows, D hidden, H query heads, G KV heads, V vocabulary, X rotary axes, 1 a batch
+of one.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class AttentionCall:
 
 
 class Decoder:
-    """The layers, last norm and head of a loaded video model with a Qwen2-like decoder.
+    """The layers, last norm and head of a loaded video model with a Qwen2 or Qwen3 decoder.
 
     Raises ConfigError for layers without full attention.
     """
@@ -86,9 +87,10 @@ class Decoder:
         embeds_MD: Tensor = self.model.embed_tokens(ids_M)
         return embeds_MD
 
-    def rotary(self, hidden_MD: Tensor, position_M: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary embedding at these positions of the prompt."""
-        cos, sin = self.model.rotary_emb(hidden_MD[None], position_M[None])
+    def rotary(self, hidden_MD: Tensor, position_XM: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the rotary embedding at these positions: one axis, or M-RoPE's."""
+        of_batch = position_XM if len(position_XM) == 1 else position_XM[:, None]
+        cos, sin = self.model.rotary_emb(hidden_MD[None], of_batch)
         return cos, sin
 
     def layer(

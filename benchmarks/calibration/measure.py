@@ -89,10 +89,9 @@ def take_samples(
         progress(f"dense answers: {number} of {len(questions)}")
         try:
             video = read_video(question.video.read_bytes(), question.frames, limits=limits)
+            dense, stage1 = (model.prompt(video, question.asked, s) for s in (DENSE, STAGE1))
         except MediaError as error:
             raise MediaError(f"{question.video.name}: {error}", error.reason) from error
-        dense = model.prompt(video.frames_THWC, question.asked, DENSE)
-        stage1 = model.prompt(video.frames_THWC, question.asked, STAGE1)
         answer, logprobs_SV = greedy_answer(model.decoder, dense, tokens, model.ends)
         check_finite(logprobs_SV)
         samples.append(Sample(dense.to(HOST), stage1.to(HOST), answer, logprobs_SV.cpu()))

@@ -1,9 +1,10 @@
-"""The model to calibrate: a LLaVA-OneVision checkpoint in Hugging Face, and its prompts.
+"""The model to calibrate: a video checkpoint in Hugging Face, and its prompts.
 
 Weights, processor and chat template are the checkpoint's. Frames come from the server's reader,
 visual tokens and events from the server's encoder (`metok_vllm.models.stage1`).
 
-Shape suffixes: T frames, C channels, H height, W width, P patches, D features, N tokens.
+Shape suffixes: T frames, P patches, D features, N tokens, W encoder channels, L deepstack levels, X
+rotary axes.
 """
 
 from __future__ import annotations
@@ -12,25 +13,31 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F
 from torch import Tensor
 
-from metok_vllm.alignment import AlignmentTowers, Normalisation, encode_query, text_window
+from metok_vllm.alignment import AlignmentTowers, encode_query, text_window
 from metok_vllm.benchmarks.calibration.decoder import Decoder
+from metok_vllm.benchmarks.calibration.llava_videos import LlavaVideos
 from metok_vllm.benchmarks.calibration.setting import Prompt
+from metok_vllm.benchmarks.calibration.videos import VideoFamily
 from metok_vllm.config import METokConfig
+from metok_vllm.config.families import STATEFUL
+from metok_vllm.engine.model_checks import check_hf_config
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
 from metok_vllm.models.request import EncodeRequest
 from metok_vllm.models.stage1 import Stage1Encoder
-from metok_vllm.plan.families import video_layout
+from metok_vllm.plan.families import deepstack_levels
 from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.pruning import TokenEvents
 from metok_vllm.torch_shims import ensure_torchvision_ops
+from metok_vllm.video import VideoFrames
 
-FAMILY = "llava_onevision"
+FAMILIES: dict[str, type[VideoFamily]] = {
+    "llava_onevision": LlavaVideos,
+}
 KEY = "calibrated"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -50,16 +57,14 @@ class CalibratedModel:
     ) -> CalibratedModel:
         """From a folder or hub name. Raises ConfigError if it cannot be loaded or used."""
         ensure_torchvision_ops()
-        from transformers import AutoConfig, AutoProcessor, LlavaOnevisionForConditionalGeneration
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
         with quiet_loading():
-            kind = AutoConfig.from_pretrained(path).model_type
-            if kind != FAMILY:
-                raise ConfigError(
-                    f"metok calibrate supports LLaVA-OneVision ({FAMILY}), got {kind!r}", "model"
-                )
+            hf_config = AutoConfig.from_pretrained(path)
+            _check_family(hf_config.model_type)
+            check_hf_config(config, hf_config)
             processor = AutoProcessor.from_pretrained(path)
-            model, info = LlavaOnevisionForConditionalGeneration.from_pretrained(
+            model, info = AutoModelForImageTextToText.from_pretrained(
                 path, dtype=DTYPES[dtype], output_loading_info=True
             )
         require_all_weights(info)
@@ -75,13 +80,19 @@ class CalibratedModel:
         """The decoder that runs layer by layer."""
         return Decoder(self.model)
 
+    @cached_property
+    def videos(self) -> VideoFamily:
+        """How this model takes videos."""
+        return FAMILIES[self.model.config.model_type](self.model, self.processor)
+
     @property
     def text_config(self) -> Any:
         return self.model.config.text_config
 
-    def video(self, frames: int) -> VideoLayout:
-        """The layout of a video."""
-        return video_layout(self.model.config, frames)
+    @property
+    def first_boundary(self) -> int:
+        """The lowest layer that the engine accepts as a pruning layer."""
+        return max(deepstack_levels(self.model.config), 1)
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -89,55 +100,64 @@ class CalibratedModel:
         found = self.model.generation_config.eos_token_id
         return frozenset([found] if isinstance(found, int) else found or [])
 
-    def prompt(
-        self, frames_THWC: NDArray[np.uint8], question: str, stages: tuple[int, ...]
-    ) -> Prompt:
-        """The chat prompt with the video's tokens, encoded for `stages`."""
-        pixels_TCHW = self._pixels(frames_THWC)
+    def prompt(self, frames: VideoFrames, question: str, stages: tuple[int, ...]) -> Prompt:
+        """The chat prompt with the video's tokens, encoded for `stages`. Raises MediaError."""
+        given = self.videos.read(frames)
         request = EncodeRequest(KEY, self.config.updated({"stages": stages}), self._query(question))
-        video = self.video(len(pixels_TCHW))
-        newline_D = self.model.model.image_newline
-        visual_ND = self.encoder.encode(pixels_TCHW, newline_D, request, video)
+        encoded_NW = self.encoder.encode(
+            given.pixels,
+            self.videos.newline(),
+            request,
+            given.layout,
+            self.videos.separators(given.layout),
+            given.positions,
+        )
         events = self.encoder.token_events(KEY)
         assert events is not None
-        return self.prompt_of(question, visual_ND, events, video, stages)
+        return self.prompt_of(question, encoded_NW, events, given.layout, stages)
 
     def prompt_of(
         self,
         question: str,
-        visual_ND: Tensor,
+        encoded_NW: Tensor,
         events: TokenEvents,
         video: VideoLayout,
         stages: tuple[int, ...],
     ) -> Prompt:
-        """The chat prompt with these visual tokens in place of the video."""
+        """The chat prompt with these rows of the encoder in place of the video."""
         ids = self._ids(question)
         start = ids.index(self.model.config.video_token_id)
         before, after = self.decoder.embed(ids[:start]), self.decoder.embed(ids[start + 1 :])
-        embeds_ND = torch.cat([before, visual_ND.to(before.dtype), after])
-        return Prompt(embeds_ND, start, len(visual_ND), video, events, stages)
-
-    def features(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
-        """Patch features in the decoder's width, [T, P, D], before any pooling."""
-        vision_TPD = self._vision(self._pixels(frames_THWC))
-        features_TPD: Tensor = self.model.model.multi_modal_projector(vision_TPD)
-        return features_TPD
+        rows = self.videos.rows(encoded_NW, video)
+        embeds_ND = torch.cat([before, rows.visual_ND.to(before.dtype), after])
+        first_N, last_N = (
+            torch.arange(count, device=embeds_ND.device) + at
+            for count, at in ((start, 0), (len(after), start + rows.span))
+        )
+        offset_XN = rows.offset_NX.T
+        axes = len(offset_XN)
+        position_XN = torch.cat(
+            [first_N.expand(axes, -1), start + offset_XN, last_N.expand(axes, -1)], dim=1
+        )
+        # Nothing joins the text.
+        deepstack_LND = F.pad(rows.deepstack_LND.to(before.dtype), (0, 0, start, len(after)))
+        tokens = len(rows.visual_ND)
+        return Prompt(embeds_ND, position_XN, deepstack_LND, start, tokens, video, events, stages)
 
     @cached_property
     def encoder(self) -> Stage1Encoder:
-        """The server's encoder on this model's own vision tower and projector."""
-        video = self.processor.video_processor
-        size = self.model.config.vision_config.image_size
-        pixels = Normalisation.of(video.image_mean, video.image_std, size)
-        project = self.model.model.multi_modal_projector
-        return Stage1Encoder(
-            self.config, lambda x, _: self._vision(x), project, pixels, self.towers
-        )
+        """The server's encoder on this model's own vision tower."""
+        return self.videos.encoder(self.config, self.towers)
 
     def _ids(self, question: str) -> list[int]:
         content = [{"type": "video"}, {"type": "text", "text": question}]
+        # Of a published checkpoint, the tokenizer alone may have a template.
+        template = self.processor.chat_template or self.processor.tokenizer.chat_template
         text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": content}],
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=True,
         )
         ids = self.processor.tokenizer(text)["input_ids"]
         count = ids.count(self.model.config.video_token_id)
@@ -147,24 +167,6 @@ class CalibratedModel:
                 "model",
             )
         return list(ids)
-
-    def _pixels(self, frames_THWC: NDArray[np.uint8]) -> Tensor:
-        frames_TCHW = torch.from_numpy(np.ascontiguousarray(frames_THWC)).permute(0, 3, 1, 2)
-        pixels: Tensor = self.processor.video_processor(
-            videos=[frames_TCHW], do_sample_frames=False, return_tensors="pt"
-        )["pixel_values_videos"][0]
-        return pixels.to(self.model.device, self.model.dtype)
-
-    def _vision(self, pixels_TCHW: Tensor) -> Tensor:
-        """Patch features before the projector, [T, P, vision width]."""
-        config = self.model.config
-        tower = self.model.model.vision_tower
-        hidden = tower(pixels_TCHW, output_hidden_states=True).hidden_states
-        layers = config.vision_feature_layer
-        layers = [layers] if isinstance(layers, int) else layers
-        vision_TPD = torch.cat([hidden[layer] for layer in layers], dim=-1)
-        has_class_token = config.vision_feature_select_strategy == "default"
-        return vision_TPD[:, 1:] if has_class_token else vision_TPD
 
     def _query(self, question: str) -> tuple[tuple[int, ...], ...]:
         if self.towers is None:
@@ -181,3 +183,19 @@ class CalibratedModel:
         assert self.config.alignment_model is not None
         path = self.config.alignment_model
         return AutoTokenizer.from_pretrained(path), text_window(path)
+
+
+def _check_family(kind: str) -> None:
+    if kind in STATEFUL:
+        raise ConfigError(
+            f"metok calibrate has no layers to find for {kind!r}: stages 2 and 3 drop tokens "
+            "between decoder layers, and its linear-attention layers hold a state, not tokens. "
+            "Stage 1 needs no calibration",
+            "model",
+        )
+    if kind not in FAMILIES:
+        raise ConfigError(
+            "metok calibrate supports LLaVA-OneVision in the layout of "
+            f"Hugging Face ({', '.join(FAMILIES)}), got {kind!r}",
+            "model",
+        )

@@ -38,15 +38,16 @@ class DenseRun:
 def run_dense(decoder: Decoder, prompt: Prompt, answer: Sequence[int]) -> DenseRun:
     """The prompt, then the tokens of `answer`, teacher-forced."""
     hidden_ND = prompt.embeds_ND
-    position_N = torch.arange(len(prompt), device=decoder.device)
-    rotary = decoder.rotary(hidden_ND, position_N)
+    row_N = torch.arange(len(prompt), device=decoder.device)
+    rotary = decoder.rotary(hidden_ND, prompt.position_XN)
     hidden, mass, qkv = [hidden_ND], [], []
     for number in range(decoder.num_layers):
         hidden_ND, captured = decoder.layer(number, hidden_ND, rotary)
+        hidden_ND = prompt.joined(number, hidden_ND, row_N)
         hidden.append(hidden_ND)
         mass.append(captured.mass(prompt.query_rows))
         qkv.append(captured.without_queries())
-    return DenseRun(hidden, _answer_inputs(decoder, len(prompt), qkv, answer), mass, qkv)
+    return DenseRun(hidden, _answer_inputs(decoder, prompt, qkv, answer), mass, qkv)
 
 
 def dense_logprobs(decoder: Decoder, dense: DenseRun) -> Tensor:
@@ -65,7 +66,7 @@ def greedy_answer(
     logprobs_AV = dense_logprobs(decoder, dense)
     tokens = [int(logprobs_AV[-1].argmax())]
     while len(tokens) < most and tokens[-1] not in ends:
-        answer = _answer_inputs(decoder, len(prompt), dense.qkv, tokens)
+        answer = _answer_inputs(decoder, prompt, dense.qkv, tokens)
         logprobs_AV = decoder.logprobs(torch.cat([dense.hidden[-1][-1:], answer[-1]]))
         tokens.append(int(logprobs_AV[-1].argmax()))
     return tokens, logprobs_AV
@@ -87,30 +88,31 @@ def run_pruned(
     starts = (0, *boundaries, decoder.num_layers)
     selections = [Selection(step_of(p), lambda _: prompt.events, decoder.device) for p in plans]
     hidden_MD = dense.hidden[starts[1]]
-    position_M = torch.arange(len(hidden_MD), device=decoder.device)
-    score_M = dense.mass[starts[1] - 1] if starts[1] else None
+    row_M = torch.arange(len(hidden_MD), device=decoder.device)
+    # Before layer 0 no visual token has a score; separators are still told from them.
+    score_M = dense.mass[starts[1] - 1] if starts[1] else torch.zeros_like(dense.mass[0])
     answers = [dense.answer[starts[1]]] * len(plans)
-    answer_rotary = _answer_rotary(decoder, len(prompt), answers[0])
+    answer_rotary = _answer_rotary(decoder, prompt, answers[0])
     for stage in range(1, NUM_STAGES):
-        if stage < NUM_STAGES - 1 and score_M is not None:
+        if stage < NUM_STAGES - 1:
             for selection in selections:
                 selection.set_scores([score_M] * len(selection.prompts), stage)
         # Every selection narrows its own scores; all of them keep the same rows.
         entered = [selection.enter(stage) for selection in selections]
         index_M = entered[0]
         if index_M is not None:
-            hidden_MD, position_M = hidden_MD[index_M], position_M[index_M]
-            score_M = None if score_M is None else score_M[index_M]
+            hidden_MD, row_M, score_M = hidden_MD[index_M], row_M[index_M], score_M[index_M]
         layers = range(starts[stage], starts[stage + 1])
         if not layers:
             continue
         kept = [
-            _kept_for_decode(selection, plan, stage, position_M)
+            _kept_for_decode(selection, plan, stage, row_M)
             for selection, plan in zip(selections, plans, strict=True)
         ]
-        rotary = decoder.rotary(hidden_MD, position_M)
+        rotary = decoder.rotary(hidden_MD, prompt.position_XN[:, row_M])
         for number in layers:
             hidden_MD, captured = decoder.layer(number, hidden_MD, rotary)
+            hidden_MD = prompt.joined(number, hidden_MD, row_M)
             if len(answers[0]):
                 answers = [
                     decoder.layer(number, answer_AD, answer_rotary, captured.rows(kept_M))[0]
@@ -122,34 +124,32 @@ def run_pruned(
 
 
 def _kept_for_decode(
-    selection: Selection, plan: PromptPlan, stage: int, position_M: Tensor
+    selection: Selection, plan: PromptPlan, stage: int, row_M: Tensor
 ) -> Tensor | None:
     """Rows of the stage that decoding attends to; None for all."""
     if not plan.evicts:
         return None
-    text_M = (position_M < plan.first_visual) | (position_M >= plan.last_visual)
+    text_M = (row_M < plan.first_visual) | (row_M >= plan.last_visual)
     rows_M = text_M.nonzero()[:, 0]
     visual_M = selection.kept_for_decode(stage)
     return rows_M if visual_M is None else torch.cat([rows_M, visual_M]).sort().values
 
 
 def _answer_inputs(
-    decoder: Decoder, prompt_tokens: int, qkv: Sequence[QKV], answer: Sequence[int]
+    decoder: Decoder, prompt: Prompt, qkv: Sequence[QKV], answer: Sequence[int]
 ) -> list[Tensor]:
     hidden_AD = decoder.embed(list(answer))
     inputs = [hidden_AD]
     if not answer:
         return inputs * (decoder.num_layers + 1)
-    rotary = _answer_rotary(decoder, prompt_tokens, hidden_AD)
+    rotary = _answer_rotary(decoder, prompt, hidden_AD)
     for number in range(decoder.num_layers):
         hidden_AD, _ = decoder.layer(number, hidden_AD, rotary, qkv[number].rows(None))
         inputs.append(hidden_AD)
     return inputs
 
 
-def _answer_rotary(
-    decoder: Decoder, prompt_tokens: int, hidden_AD: Tensor
-) -> tuple[Tensor, Tensor]:
+def _answer_rotary(decoder: Decoder, prompt: Prompt, hidden_AD: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary embedding of the answer tokens, whose positions follow the prompt's."""
-    position_A = torch.arange(len(hidden_AD), device=decoder.device) + prompt_tokens
-    return decoder.rotary(hidden_AD, position_A)
+    position_A = torch.arange(len(hidden_AD), device=decoder.device) + prompt.next_position
+    return decoder.rotary(hidden_AD, position_A.expand(len(prompt.position_XN), -1))

@@ -79,7 +79,8 @@ class Search:
         self.curves = curves
         self.decode_keeps = sorted(decode_keeps)
         decoder = meter.model.decoder
-        layouts = possible_layouts(decoder.num_layers, 0, most_groups)
+        first = meter.model.first_boundary
+        layouts = possible_layouts(decoder.num_layers, 0, most_groups, first)
         self.candidates = []
         for ratio in keep_ratios:
             plans = self.plans(Setting((1, 2, 3), ratio, 0.0))

@@ -3,7 +3,7 @@
 Sensitivity curves use parts of METok (one boundary, one drop), the search all of it. A setting with
 all parts gives exactly the plan of scheduler and worker.
 
-Shape suffixes: N prompt tokens, D hidden.
+Shape suffixes: N prompt tokens, M rows of a stage, D hidden, L deepstack levels, X rotary axes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,10 +31,14 @@ VIDEO = "calibrated"
 class Prompt:
     """Embeddings [N, D] with the tokens of one video from `start` on, and its events.
 
-    `video` is its layout, `tokens` its visual tokens, `stages` those it was encoded with.
+    `position_XN` are rotary positions, `deepstack_LND` is what joins the outputs of the first L
+    layers. `video` is the video's layout, `tokens` its tokens with the text between its frames,
+    `stages` those it was encoded with.
     """
 
     embeds_ND: Tensor
+    position_XN: Tensor
+    deepstack_LND: Tensor
     start: int
     tokens: int
     video: VideoLayout
@@ -49,10 +54,25 @@ class Prompt:
             self.events.relevance_E.to(device),
             None if fixed_N is None else fixed_N.to(device),
         )
-        return replace(self, embeds_ND=self.embeds_ND.to(device), events=events)
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("embeds_ND", "position_XN", "deepstack_LND")
+        }
+        return replace(self, events=events, **moved)
 
     def __len__(self) -> int:
         return len(self.embeds_ND)
+
+    @cached_property
+    def next_position(self) -> int:
+        """The rotary position of the first answer token, on every axis."""
+        return int(self.position_XN.max()) + 1
+
+    def joined(self, layer: int, hidden_MD: Tensor, row_M: Tensor) -> Tensor:
+        """A layer's output at these rows of the prompt, as the next layer gets it."""
+        if layer >= len(self.deepstack_LND):
+            return hidden_MD
+        return hidden_MD + self.deepstack_LND[layer, row_M]
 
     @property
     def query_rows(self) -> int:

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from metok_vllm.benchmarks.calibration.llava_videos import LlavaVideos
 from metok_vllm.benchmarks.calibration.model import KEY, CalibratedModel
 from metok_vllm.benchmarks.calibration.passes import run_dense, run_pruned
 from metok_vllm.benchmarks.calibration.setting import VIDEO, Prompt
@@ -33,7 +33,7 @@ from metok_vllm.errors import ConfigError, MetokError
 from metok_vllm.kernels.adaptive_pool import adaptive_pool
 from metok_vllm.plan.prompt import PromptPlan, Pruning
 from metok_vllm.pruning import TokenEvents
-from metok_vllm.video import MediaLimits, read_video
+from metok_vllm.video import MediaLimits, VideoFrames, read_video
 
 SCHEMA = 1
 RULES = ("budgeted", "unbudgeted")
@@ -50,7 +50,7 @@ class Outcome:
 
 @torch.inference_mode()
 def answer(
-    model: CalibratedModel, question: VideoQuestion, frames_THWC: NDArray[np.uint8], rule: str
+    model: CalibratedModel, question: VideoQuestion, frames: VideoFrames, rule: str
 ) -> Outcome:
     """Run METok by a rule of RULES, with the right answer teacher-forced after the prompt.
 
@@ -59,10 +59,10 @@ def answer(
     assert question.answer is not None
     assert model.config.pruning_layers is not None
     # The server's encoder finds the events under both rules.
-    prompt = model.prompt(frames_THWC, question.question, model.config.stages)
+    prompt = model.prompt(frames, question.question, model.config.stages)
     share = prompt.video.key_share(model.config)
     if rule == "unbudgeted":
-        prompt = unbudgeted(model, frames_THWC, question.question)
+        prompt = unbudgeted(model, frames, question.question)
         share = true_key_share(prompt.events)
     video = (VIDEO, prompt.start, prompt.tokens, Pruning.of(model.config, share))
     plan = PromptPlan.of(len(prompt), [video])
@@ -74,15 +74,16 @@ def answer(
     return Outcome(question, tokens == expected and last in model.ends, prompt.tokens)
 
 
-def unbudgeted(model: CalibratedModel, frames_THWC: NDArray[np.uint8], question: str) -> Prompt:
+def unbudgeted(model: CalibratedModel, frames: VideoFrames, question: str) -> Prompt:
     """The prompt with every frame at the paper's own stride, by the last prompt's events."""
-    video = model.video(len(frames_THWC))
+    given = model.videos.read(frames)
+    video = given.layout
     events = model.encoder.events.entries[KEY].events
     tokens_ND, event_N = adaptive_pool(
-        model.features(frames_THWC),
+        model.videos.features(given.pixels, video),
         events.natural_T,
         events.event_T,
-        model.model.model.image_newline,
+        model.videos.newline(),
         video.grid,
         model.config.strides,
     )
@@ -102,7 +103,7 @@ def compare(model: CalibratedModel, questions: Sequence[VideoQuestion]) -> dict[
     found: dict[str, list[Outcome]] = {rule: [] for rule in RULES}
     for video, group in groupby(questions, key=lambda question: question.video):
         of_video = list(group)
-        frames = read_video(video.read_bytes(), of_video[0].frames, limits=limits).frames_THWC
+        frames = read_video(video.read_bytes(), of_video[0].frames, limits=limits)
         for question in of_video:
             for rule in RULES:
                 found[rule].append(answer(model, question, frames, rule))
@@ -166,7 +167,11 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     questions = read_folder(chosen.folder, chosen.frames, chosen.limit)
     if any(question.answer is None for question in questions):
         raise ConfigError("questions.json must have an answer to every question", "questions")
-    found = compare(CalibratedModel.load(chosen.model, config), questions)
+    model = CalibratedModel.load(chosen.model, config)
+    if not isinstance(model.videos, LlavaVideos):
+        kind = model.model.config.model_type
+        raise ConfigError(f"the paper's counts are those of LLaVA-OneVision, got {kind!r}", "model")
+    found = compare(model, questions)
     settings = {"frames": chosen.frames, "limit": chosen.limit, "preset": config.preset}
     head = record_head("budget_effect", SCHEMA, environment(), settings)
     return {**head, "rows": rows(found)}

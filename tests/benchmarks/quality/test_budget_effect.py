@@ -32,18 +32,18 @@ def model() -> CalibratedModel:
 
 
 def test_content_decides_how_many_tokens_an_unbudgeted_prompt_has(model: CalibratedModel) -> None:
-    frames = read_video(SAMPLE_VIDEO.read_bytes(), FRAMES).frames_THWC
+    frames = read_video(SAMPLE_VIDEO.read_bytes(), FRAMES)
     fixed = model.prompt(frames, QUESTION, (1, 2, 3))
-    assert fixed.tokens == model.video(FRAMES).encoded_tokens(model.config)
+    assert fixed.tokens == fixed.video.encoded_tokens(model.config)
     free = budget_effect.unbudgeted(model, frames, QUESTION)
     classes = model.encoder.events.entries[KEY].events.natural_T.tolist()
-    by_class = [model.video(1).frame_features(stride) for stride in model.config.strides]
+    by_class = [fixed.video.frame_features(stride) for stride in model.config.strides]
     assert free.tokens == sum(by_class[c] for c in classes) + model.config.num_events
     assert len(free) - free.tokens == len(fixed) - fixed.tokens
 
 
 def test_where_the_counts_agree_the_prompts_do(model: CalibratedModel) -> None:
-    frames = read_video(SAMPLE_VIDEO.read_bytes(), FRAMES).frames_THWC
+    frames = read_video(SAMPLE_VIDEO.read_bytes(), FRAMES)
     every = {"key_event_ratio": 1.0, "key_frames_per_event": 1.0}  # all frames at the finest
     fine = replace(model, config=model.config.updated(every))
     fixed = fine.prompt(frames, QUESTION, (1, 2, 3))
