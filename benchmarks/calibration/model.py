@@ -20,10 +20,11 @@ from torch import Tensor
 from metok_vllm.alignment import AlignmentTowers, encode_query, text_window
 from metok_vllm.benchmarks.calibration.decoder import Decoder
 from metok_vllm.benchmarks.calibration.llava_videos import LlavaVideos
+from metok_vllm.benchmarks.calibration.qwen_videos import QwenVideos
 from metok_vllm.benchmarks.calibration.setting import Prompt
 from metok_vllm.benchmarks.calibration.videos import VideoFamily
 from metok_vllm.config import METokConfig
-from metok_vllm.config.families import STATEFUL
+from metok_vllm.config.families import QWEN2_5_VL, STATEFUL
 from metok_vllm.engine.model_checks import check_hf_config
 from metok_vllm.errors import ConfigError
 from metok_vllm.hf_loading import quiet_loading, require_all_weights
@@ -37,6 +38,9 @@ from metok_vllm.video import VideoFrames
 
 FAMILIES: dict[str, type[VideoFamily]] = {
     "llava_onevision": LlavaVideos,
+    QWEN2_5_VL: QwenVideos,
+    "qwen3_vl": QwenVideos,
+    "qwen3_vl_moe": QwenVideos,
 }
 KEY = "calibrated"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -195,7 +199,7 @@ def _check_family(kind: str) -> None:
         )
     if kind not in FAMILIES:
         raise ConfigError(
-            "metok calibrate supports LLaVA-OneVision in the layout of "
+            "metok calibrate supports LLaVA-OneVision, Qwen2.5-VL and Qwen3-VL in the layout of "
             f"Hugging Face ({', '.join(FAMILIES)}), got {kind!r}",
             "model",
         )

@@ -36,11 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     from metok_vllm.benchmarks.calibration.model import CalibratedModel
     from metok_vllm.benchmarks.calibration.prompts import find_questions
     from metok_vllm.benchmarks.calibration.run import MOST_GROUPS, calibrate
+    from metok_vllm.hf_loading import model_family
 
     a = arguments
     config = METokConfig.load(
         {name: getattr(a, name) for name in ("alignment_model", "alignment_mode")},
         config_file=a.metok_config,
+        family=model_family(a.model),
     )
     questions = find_questions(a.videos, a.questions, a.num_videos, a.questions_per_video, a.frames)
     device = _device(a.device)

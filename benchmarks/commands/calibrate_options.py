@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="folder or hub name of a LLaVA-OneVision; demo is the embedded model",
+        help="folder or hub name of a LLaVA-OneVision, Qwen2.5-VL or Qwen3-VL; demo is the "
+        "embedded model",
     )
     parser.add_argument("--checkpoint", choices=(DEMO,), help="the embedded model")
     parser.add_argument("--videos", type=Path, required=True, metavar="FOLDER")
