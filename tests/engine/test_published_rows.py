@@ -44,7 +44,6 @@ SETTINGS: dict[str, Any] = {
     [
         ("Qwen2.5-VL-7B", QWEN2_5_VL, 64),
         ("Qwen3-VL-8B", QWEN3_VL, 64),
-        ("Qwen3-VL-8B", QWEN3_VL, 128),
         ("Qwen3-VL-30B-A3B", QWEN3_VL_MOE, 64),
     ],
 )

@@ -102,11 +102,18 @@ def chunked(
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("chunked", "options"),
     [
-        pytest.param(options, marks=() if name == "all stages" else THOROUGH, id=name)
-        for name, options in OPTIONS.items()
+        *(pytest.param(*e.values, OPTIONS["all stages"], marks=e.marks, id=e.id) for e in ENGINES),
+        *(
+            pytest.param(*e.values, options, marks=THOROUGH, id=f"{e.id}-{name}")
+            for e in ENGINES
+            if e.id in ("64", "512", "qwen3_vl-256")
+            for name, options in OPTIONS.items()
+            if name != "all stages"
+        ),
     ],
+    indirect=["chunked"],
 )
 def test_chunks_change_no_answer(chunked: Chunked, options: dict[str, Any]) -> None:
     cases = [chunked.case(parts, options) for parts in chunked.shapes.values()]
