@@ -65,6 +65,13 @@ FEATURE_CACHE_MISSES = Counter(
     "metok_feature_cache_misses",
     "Videos that passed the vision tower although the feature cache is on (feature_cache_bytes).",
 )
+PREFIX_HITS = Counter(
+    "metok_prefix_hits",
+    "Finished requests with a video whose prompt was read in part from a prefix cache.",
+)
+PREFIX_TOKENS = Counter(
+    "metok_prefix_tokens", "Prompt tokens that such requests read from a prefix cache."
+)
 KV_BLOCKS_FREED = Counter(
     "metok_kv_blocks_freed", "KV blocks that stage 3 returned to the pool after a prefill."
 )
@@ -116,12 +123,17 @@ def count_fallback(reason: str) -> None:
     FALLBACKS.labels(reason).inc()
 
 
-def count_request(plan: RequestPlan, prompt_plan: PromptPlan | None = None) -> None:
+def count_request(
+    plan: RequestPlan, prompt_plan: PromptPlan | None = None, reused_tokens: int = 0
+) -> None:
     """A request was answered; `prompt_plan` is what stages 2 and 3 did, None for nothing.
 
     A point counts the requests with its stage on, with all their tokens if it pruned none.
     """
     REQUESTS.labels(plan.name).inc()
+    if reused_tokens:
+        PREFIX_HITS.inc()
+        PREFIX_TOKENS.inc(reused_tokens)
     VISUAL_TOKENS.labels("dense").inc(plan.dense_tokens)
     VISUAL_TOKENS.labels("encoded").inc(plan.encoded_tokens)
     if 1 in plan.stages:

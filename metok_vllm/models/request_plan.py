@@ -42,7 +42,9 @@ def request_plan(
             )
         )
     preset, rule = (config.preset, config.rule) if config.enabled else ("off", METOK)
-    return RequestPlan(preset, config.running_stages, source, tuple(plans), rule)
+    stages = config.running_stages
+    focus = config.focus if stages else None
+    return RequestPlan(preset, stages, source, tuple(plans), rule, focus)
 
 
 def _frame_times(

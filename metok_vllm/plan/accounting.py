@@ -19,16 +19,20 @@ def decoder_prefill_flops(
     tokens: int,
     layout: StageLayout | None = None,
     plan: PromptPlan | None = None,
+    cached: int = 0,
 ) -> int:
     """FLOPs of the whole decoder on a prompt of `tokens`, from a Hugging Face text config.
 
-    With a plan, each layer counts with the rows that its stage runs on.
+    With a plan, each layer counts with the rows that its stage runs on. The first `cached` tokens
+    of the prompt were read from a prefix cache; what a stage dropped is among them.
     """
     costs = layer_costs(text_config)
     if layout is None or plan is None:
-        return sum(cost.flops(tokens) for cost in costs)
-    rows = [tokens - dropped for dropped in plan.prefill_dropped]
-    return sum(cost.flops(rows[layout.stage_of_layer(n)]) for n, cost in enumerate(costs))
+        return sum(cost.flops(tokens, cached) for cost in costs)
+    kept = [tokens - dropped for dropped in plan.prefill_dropped]
+    earlier = [cached - dropped if cached else 0 for dropped in plan.prefill_dropped]
+    stages = [layout.stage_of_layer(number) for number in range(len(costs))]
+    return sum(cost.flops(kept[s], earlier[s]) for cost, s in zip(costs, stages, strict=True))
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

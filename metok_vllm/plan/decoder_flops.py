@@ -20,9 +20,10 @@ class LayerCost:
     per_token: int
     per_pair: int
 
-    def flops(self, tokens: int) -> int:
-        """FLOPs of the layer on one prompt of `tokens`."""
-        return 2 * (tokens * self.per_token + tokens * tokens * self.per_pair)
+    def flops(self, tokens: int, cached: int = 0) -> int:
+        """FLOPs of the layer on one prompt of `tokens`, of which the first `cached` do not run."""
+        rows = tokens - cached
+        return 2 * (rows * self.per_token + rows * tokens * self.per_pair)
 
 
 def head_sizes(text_config: Any) -> tuple[int, int]:

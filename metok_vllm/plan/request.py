@@ -27,7 +27,8 @@ class VideoPlan:
 class RequestPlan:
     """METok's settings and videos of one request.
 
-    `stages` is empty if METok is off for the request, or if it uses another `rule`.
+    `stages` is empty if METok is off for the request, or if it uses another `rule`; `focus` is None
+    then, because no question selects.
     """
 
     preset: str
@@ -35,6 +36,7 @@ class RequestPlan:
     query_source: str
     videos: tuple[VideoPlan, ...]
     rule: str = METOK
+    focus: str | None = None
 
     @property
     def name(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +25,27 @@ from metok_vllm.server.engine_client import call_workers
 logger = logging.getLogger("vllm.metok")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RenderedRequest:
     """A request with videos.
 
     `excluded` is why stages 2 and 3 leave the prompt whole; None if they do not. `of_images` says
-    of each video whether it was sent as a run of images.
+    of each video whether it was sent as a run of images. `reused_tokens` of the prompt came from a
+    prefix cache; known with the first output.
     """
 
     plan: RequestPlan
     prompt_tokens: int
     excluded: str | None = None
     of_images: tuple[bool, ...] = ()
+    reused_tokens: int = 0
+
+    async def noting(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """The engine's outputs, as they come."""
+        async with aclosing(outputs):
+            async for output in outputs:
+                self.reused_tokens = output.num_cached_tokens or self.reused_tokens
+                yield output
 
     async def events(self, engine_client: Any) -> list[Any]:
         """The events of the videos from every worker; empty where they decide nothing."""
@@ -63,7 +74,7 @@ class RenderedRequest:
         prompt_plan = None if self.excluded else plan.prompt_plan(tokens)
         fallback = fallback_reason(plan, metok)
         unpruned = unpruned_reason(plan, self.excluded)
-        metrics.count_request(plan, prompt_plan)
+        metrics.count_request(plan, prompt_plan, self.reused_tokens)
         for reason in (fallback, unpruned):
             if reason is not None:
                 metrics.count_fallback(reason)
@@ -76,6 +87,7 @@ class RenderedRequest:
             fallback=fallback,
             unpruned=unpruned,
             of_images=self.of_images,
+            reused_tokens=self.reused_tokens,
         )
 
 
@@ -84,6 +96,10 @@ class NotApplied:
     """A request whose METok settings have nothing to work on, and why."""
 
     reason: str
+
+    def noting(self, outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """The same outputs."""
+        return outputs
 
     async def events(self, _engine_client: Any) -> list[Any]:
         """None."""

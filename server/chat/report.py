@@ -50,12 +50,14 @@ def metok_report(
     fallback: str | None,
     unpruned: str | None,
     of_images: Sequence[bool] = (),
+    reused_tokens: int = 0,
 ) -> dict[str, Any]:
     """JSON-ready report, with null for a number that is not finite.
 
     `prompt_plan` is what stages 2 and 3 did (None: nothing), `prompt_tokens` the decoder's input,
     `workers` has the events of each worker. `fallback` and `unpruned` are the reasons below.
     `of_images` marks the videos that were sent as runs of images, whose times are unknown.
+    `reused_tokens` of the prompt were read from a prefix cache; `ran` are FLOPs without them.
 
     `stages` counts the visual tokens each stage's layers ran on, `decode` those they keep for
     decoding; without stages each is one number. `kv_blocks` sums all cache groups: for the dense
@@ -81,6 +83,7 @@ def metok_report(
         "rule": plan.rule,
         "stages": list(plan.stages),
         "query_source": plan.query_source,
+        "focus": plan.focus,
         "fallback": fallback,
         "unpruned": unpruned,
         "pruning_layers": list(layout.boundaries) if layout is not None else None,
@@ -99,7 +102,11 @@ def metok_report(
         "decoder_prefill_flops": {
             "dense": decoder_prefill_flops(engine.text_config, dense_prompt),
             "metok": decoder_prefill_flops(engine.text_config, prompt_tokens, layout, prompt_plan),
+            "ran": decoder_prefill_flops(
+                engine.text_config, prompt_tokens, layout, prompt_plan, reused_tokens
+            ),
         },
+        "reused_tokens": reused_tokens,
     }
 
 

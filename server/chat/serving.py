@@ -169,7 +169,7 @@ class MetokServingChat(OpenAIServingChat):
     async def chat_completion_full_generator(self, *args: Any, **kwargs: Any) -> Any:
         """As vLLM's, with `metok` on the response of a request with videos."""
         rendered = _RENDERED.get()
-        args = self._under_the_name_asked(*args)
+        args = self._prepared(rendered, *args)
         response = await super().chat_completion_full_generator(*args, **kwargs)
         if rendered is not None and isinstance(response, ChatCompletionResponse):
             # Only a complete answer shows that the videos are encoded and their events stored.
@@ -182,17 +182,25 @@ class MetokServingChat(OpenAIServingChat):
         self, *args: Any, **kwargs: Any
     ) -> AsyncGenerator[str, None]:
         """As vLLM's, with `metok` in the last chunks of a request with videos."""
-        args = self._under_the_name_asked(*args)
-        stream = super().chat_completion_stream_generator(*args, **kwargs)
         rendered = _RENDERED.get()
+        args = self._prepared(rendered, *args)
+        stream = super().chat_completion_stream_generator(*args, **kwargs)
         return stream if rendered is None else self._with_report(stream, rendered)
 
-    def _under_the_name_asked(
-        self, request: Any, results: Any, request_id: str, model_name: str, *more: Any
+    def _prepared(
+        self,
+        rendered: RenderedRequest | NotApplied | None,
+        request: Any,
+        outputs: Any,
+        request_id: str,
+        model_name: str,
+        *more: Any,
     ) -> tuple[Any, ...]:
-        """The arguments of vLLM's generators, with an alias in place of the first served name."""
+        """The arguments of vLLM's generators: an alias in place of the first served name, and
+        outputs that the report knows."""
         name = request.model if request.model in self.aliases else model_name
-        return (request, results, request_id, name, *more)
+        outputs = outputs if rendered is None else rendered.noting(outputs)
+        return (request, outputs, request_id, name, *more)
 
     def create_streaming_error_response(
         self, message: str | Exception, *args: Any, **kwargs: Any

@@ -79,7 +79,8 @@ def _parsers(demo: bool) -> tuple[Any, Any]:
         "serve", description=DESCRIPTION, usage="metok serve MODEL [options] (or --demo)"
     )
     make_arg_parser(parser)
-    parser.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    # `usage.prompt_tokens_details.cached_tokens` says what the next question did not compute.
+    parser.set_defaults(shutdown_timeout=SHUTDOWN_TIMEOUT_S, enable_prompt_tokens_details=True)
     if demo:
         parser.set_defaults(**DEMO_DEFAULTS)
     group: Any = parser.add_argument_group("METok", "Compression, and limits for clients.")

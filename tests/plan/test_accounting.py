@@ -85,6 +85,12 @@ def test_flops_of_the_rows_that_each_stage_runs_on() -> None:
         for layers, rows in by_stage
     )
     assert decoder_prefill_flops(config, 60, LAYOUT, plan()) == by_hand
+    # Of 60 tokens 50 are cached, what was dropped among them: ten rows run in every layer.
+    rest = sum(
+        2 * layers * 10 * (4 * (2 * 4 + 2 * 2) + 2 * rows * 4 + 3 * 4 * 5)
+        for layers, rows in by_stage
+    )
+    assert decoder_prefill_flops(config, 60, LAYOUT, plan(), 50) == rest
     whole = decoder_prefill_flops(config, 60)
     assert decoder_prefill_flops(config, 60, LAYOUT, None) == whole
 
