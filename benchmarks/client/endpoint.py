@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Kind = Literal["video", "image", "text"]
 CONNECT_S = 10.0
 GET_TIMEOUT_S = 30.0
+# The messages are the last field of a body, so that the next turns can be appended.
+MESSAGES_END = b"]}"
 
 
 class EndpointError(Exception):
@@ -30,7 +32,8 @@ class BenchRequest:
     `body` is the JSON of `/v1/chat/completions` without `stream`, with `max_tokens`, `ignore_eos`
     and `temperature` 0. `frames` is the number of frames the model sees, `video_seconds` the length
     of the video; both are 0 without a video. Equal keys mean equal bytes. `question` counts the
-    earlier questions about the same video.
+    earlier requests about the same video. `later` are the questions of the conversation's next
+    turns; `turn` counts its earlier turns.
     """
 
     key: str
@@ -39,6 +42,13 @@ class BenchRequest:
     frames: int
     video_seconds: float
     question: int = 0
+    later: tuple[str, ...] = ()
+    turn: int = 0
+
+    @property
+    def turns(self) -> int:
+        """The turns of the conversation that this request begins."""
+        return 1 + len(self.later)
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,8 @@ class Endpoint:
         """The JSON of a request. `extra_body` overrides the fields of the workload."""
         streamed = {"stream": True, "stream_options": {"include_usage": True}}
         whole = {**request.body, "model": self.model, **streamed, **self.extra_body}
-        return json.dumps(whole).encode()
+        messages = whole.pop("messages")
+        return json.dumps({**whole, "messages": messages}).encode()
 
     def described(self) -> dict[str, Any]:
         """JSON for the record. Header values may be secrets and are left out."""

@@ -25,8 +25,10 @@ Clock = Callable[[], float]
 class Outcome:
     """The result of a request. Times are seconds on the clock of the run.
 
-    `token_times_s` has one entry for each chunk with tokens. `first_piece` is the first text,
-    `token_ids` the tokens if the server reports them, `metok` the METok server's report.
+    `token_times_s` has one entry for each chunk with tokens. `text` is all text, `content` the part
+    after reasoning, `first_piece` the first text, `token_ids` the tokens if the server reports
+    them, `metok` the METok server's report. `cached_tokens` of the prompt came from the prefix
+    cache; None if the server does not say.
     """
 
     key: str
@@ -34,14 +36,17 @@ class Outcome:
     frames: int
     video_seconds: float
     question: int
+    turn: int
     started_s: float
     first_token_s: float | None
     token_times_s: tuple[float, ...]
     ended_s: float
     prompt_tokens: int
+    cached_tokens: int | None
     completion_tokens: int
     error: str | None
     text: str
+    content: str
     first_piece: str
     token_ids: tuple[int, ...] | None
     metok: Mapping[str, Any] | None
@@ -64,6 +69,7 @@ class Answer:
     def __init__(self) -> None:
         self.times_s: list[float] = []
         self.pieces: list[str] = []
+        self.content: list[str] = []
         self.token_ids: list[int] = []
         self.usage: dict[str, Any] = {}
         self.metok: dict[str, Any] | None = None
@@ -82,6 +88,7 @@ class Answer:
             if carries_token(choice, delta, text):
                 self.times_s.append(time_s)
                 self.pieces.append(text)
+                self.content.append(delta.get("content") or "")
                 self.token_ids.extend(ids or [])
 
 
@@ -175,15 +182,18 @@ def _outcome(request: BenchRequest, answer: Answer, started_s: float, ended_s: f
         frames=request.frames,
         video_seconds=request.video_seconds,
         question=request.question,
+        turn=request.turn,
         started_s=started_s,
         first_token_s=answer.times_s[0] if answer.times_s else None,
         token_times_s=tuple(answer.times_s),
         ended_s=ended_s,
         prompt_tokens=int(answer.usage.get("prompt_tokens") or 0),
+        cached_tokens=(answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
         # Without a count by the server, each chunk counts as one token.
         completion_tokens=int(answer.usage.get("completion_tokens") or len(answer.times_s)),
         error=answer.error,
         text="".join(answer.pieces),
+        content="".join(answer.content),
         first_piece=next((piece for piece in answer.pieces if piece), ""),
         token_ids=tuple(answer.token_ids) or None,
         metok=answer.metok,

@@ -1,15 +1,15 @@
 """Endless streams of requests, reproducible from their settings.
 
 Every video, picture and text is new, so that a server's caches help only further questions about
-one video (`questions_per_video`). Drawing takes time: draw a run's requests before its clock
-starts, and never send one twice to a server.
+one video (`questions_per_video`, `turns`, `reuse_share`). Drawing takes time: draw a run's requests
+before its clock starts, and never send one twice to a server.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Kind
+from metok_vllm.benchmarks.client.sharing import Ask, in_rotation, with_reuse
 from metok_vllm.benchmarks.client.videos import (
     CLIP_KINDS,
     Clip,
@@ -52,8 +53,10 @@ class WorkloadSettings:
 
     Every video draws its kind from `clips` and its sampled frames from `frames`, uniformly; a frame
     stands for `seconds_per_frame` of video. Questions rotate over `videos_in_turn` videos, so that
-    the second question about a video comes that many video requests after its first. `text_share`
-    and `image_share` are shares of the requests. Videos of `folder` replace drawn clips.
+    the second question about a video comes that many video requests after its first. In their
+    place, `reuse_share` and `reuse_pool` are those of `with_reuse`. A video request begins a
+    conversation of `turns` questions. `text_share` and `image_share` are shares of the requests.
+    Videos of `folder` replace drawn clips.
     """
 
     seed: int = 0
@@ -62,6 +65,9 @@ class WorkloadSettings:
     frames: tuple[int, ...] = (64,)
     questions_per_video: int = 1
     videos_in_turn: int = 1
+    turns: int = 1
+    reuse_share: float = 0.0
+    reuse_pool: int = 4
     text_share: float = 0.0
     image_share: float = 0.0
     max_tokens: int = 32
@@ -72,10 +78,10 @@ class WorkloadSettings:
     text_words: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("questions_per_video", "videos_in_turn", "max_tokens", "video_fps"):
+        positive = ("questions_per_video", "videos_in_turn", "turns", "reuse_pool", "max_tokens")
+        for name in (*positive, "video_fps", "text_words"):
             _at_least(name, getattr(self, name), 1)
         _at_least("seed", self.seed, 0)
-        _at_least("text_words", self.text_words, 1)
         for name in ("width", "height"):
             _at_least(name, getattr(self, name), 16)
             if getattr(self, name) % 2:
@@ -96,13 +102,22 @@ class WorkloadSettings:
         shares = (self.text_share, self.image_share)
         if min(shares) < 0 or not sum(shares) <= 1:
             raise ConfigError(f"text_share and image_share must be 0 to 1 together, got {shares}")
+        if not 0 <= self.reuse_share < 1:
+            raise ConfigError(f"reuse_share must be 0 to below 1, got {self.reuse_share}")
+        if self.reuse_share and max(self.questions_per_video, self.videos_in_turn) > 1:
+            raise ConfigError("reuse_share replaces questions_per_video and videos_in_turn")
 
 
 class _Video(NamedTuple):
     part: dict[str, Any]
     frames: int
     seconds: float
-    questions: list[str]
+    order: tuple[int, ...]
+
+    def question(self, number: int) -> str:
+        """The text of a question. With more questions than texts, they repeat in other words."""
+        repeats, place = divmod(number, len(self.order))
+        return QUESTIONS[self.order[place]] + " Look again." * repeats
 
 
 def workload(settings: WorkloadSettings) -> Iterator[BenchRequest]:
@@ -112,8 +127,8 @@ def workload(settings: WorkloadSettings) -> Iterator[BenchRequest]:
     """
     folder = VideoFolder(settings.folder, settings.seed) if settings.folder else None
     numbers: dict[Kind, Iterator[int]] = {kind: count() for kind in ("video", "image", "text")}
-    turn = settings.videos_in_turn
-    in_turn: list[_Video] = []
+    asks = _asks(settings)
+    known: dict[int, _Video] = {}
     for index in count():
         kind = _kind(settings, index)
         number = next(numbers[kind])
@@ -123,16 +138,27 @@ def workload(settings: WorkloadSettings) -> Iterator[BenchRequest]:
         if kind == "image":
             yield _request(settings, f"image{number}", kind, _image(settings, number))
             continue
-        block, place = divmod(number, turn * settings.questions_per_video)
-        question, slot = divmod(place, turn)
-        if place == 0:
-            in_turn = []
-        if question == 0:
-            in_turn.append(_video(settings, folder, block * turn + slot))
-        video = in_turn[slot]
-        content = [video.part, _text_part(video.questions[question])]
-        name = f"video{block * turn + slot}-question{question}"
-        yield _request(settings, name, kind, content, video.frames, video.seconds, question)
+        ask = next(asks)
+        video = known.pop(ask.video, None) or _video(settings, folder, ask.video)
+        if not ask.last:
+            known[ask.video] = video
+        yield _about(settings, ask, video)
+
+
+def _asks(settings: WorkloadSettings) -> Iterator[Ask]:
+    if settings.reuse_share:
+        return with_reuse(settings.reuse_share, settings.reuse_pool)
+    return in_rotation(settings.questions_per_video, settings.videos_in_turn)
+
+
+def _about(settings: WorkloadSettings, ask: Ask, video: _Video) -> BenchRequest:
+    """A conversation about a video; no earlier one about it had the same questions."""
+    begin = ask.question * settings.turns
+    first, *later = (video.question(begin + turn) for turn in range(settings.turns))
+    content = [video.part, _text_part(first)]
+    name = f"video{ask.video}-question{ask.question}"
+    request = _request(settings, name, "video", content, video.frames, video.seconds, ask.question)
+    return replace(request, later=tuple(later))
 
 
 def _kind(settings: WorkloadSettings, index: int) -> Kind:
@@ -165,12 +191,7 @@ def _request(
 def _video(settings: WorkloadSettings, folder: VideoFolder | None, number: int) -> _Video:
     rng = _rng(settings, VIDEO, number)
     frames = int(rng.choice(settings.frames))
-    order = rng.permutation(len(QUESTIONS))
-    questions = [
-        # With more questions than texts, repeat them in other words.
-        QUESTIONS[order[i % len(order)]] + " Look again." * (i // len(order))
-        for i in range(settings.questions_per_video)
-    ]
+    order = tuple(int(place) for place in rng.permutation(len(QUESTIONS)))
     if folder is not None:
         found = folder.video(number)
         part = _media_part("video", found.media_type, found.data) | {
@@ -178,13 +199,13 @@ def _video(settings: WorkloadSettings, folder: VideoFolder | None, number: int) 
             "uuid": f"metok-bench-{_identity(settings)}-{number}"
         }
         frames = min(frames, found.probe.num_frames)
-        return _Video(part, frames, found.probe.duration_s, questions)
+        return _Video(part, frames, found.probe.duration_s, order)
     kind = settings.clips[int(rng.integers(len(settings.clips)))]
     length = round(frames * settings.seconds_per_frame * settings.video_fps)
     seed = (*_seed(settings), VIDEO, number)
     clip = Clip(kind, seed, length, settings.video_fps, settings.width, settings.height)
     part = _media_part("video", "video/mp4", video_bytes(clip))
-    return _Video(part, frames, length / settings.video_fps, questions)
+    return _Video(part, frames, length / settings.video_fps, order)
 
 
 def _image(settings: WorkloadSettings, number: int) -> list[dict[str, Any]]:

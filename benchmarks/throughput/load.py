@@ -2,7 +2,8 @@
 
 In a closed loop the next request starts when one ends. Gaps between Poisson arrivals are
 exponential and scaled to the exact mean rate, as in `vllm bench serve`. With both, the concurrency
-bounds the requests in flight.
+bounds the requests in flight. A request with later turns holds its place until its conversation has
+ended.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metok_vllm.benchmarks.client.conversations import converse
 from metok_vllm.benchmarks.client.endpoint import BenchRequest, Endpoint
-from metok_vllm.benchmarks.client.stream import Clock, Outcome, stream_answer
+from metok_vllm.benchmarks.client.stream import Clock, Outcome
 
 LAG_EVERY_S = 0.02
 
@@ -50,7 +52,7 @@ class Load:
 
 @dataclass(frozen=True)
 class LoadRun:
-    """The outcomes in the order of the requests.
+    """The outcomes in the order of the requests and, within each, of its turns.
 
     `client_lag_s` are the delays of a timer in the client during the load. They bound the error
     that the client adds to a time.
@@ -75,13 +77,10 @@ async def send(
     async with endpoint.session(load.timeout_s) as session:
         origin_s = clock()
 
-        async def one(number: int) -> Outcome:
+        async def one(number: int) -> list[Outcome]:
             await asyncio.sleep(max(0.0, origin_s + arrivals_s[number] - clock()))
             async with bound:
-                outcome = await stream_answer(session, requests[number], bodies[number], clock)
-            if on_outcome is not None:
-                on_outcome(outcome)
-            return outcome
+                return await converse(session, requests[number], bodies[number], clock, on_outcome)
 
         watch = asyncio.create_task(_watch_lag(lags))
         try:
@@ -89,7 +88,7 @@ async def send(
                 tasks = [group.create_task(one(number)) for number in range(len(requests))]
         finally:
             watch.cancel()
-    return LoadRun(tuple(task.result() for task in tasks), tuple(lags))
+    return LoadRun(tuple(o for task in tasks for o in task.result()), tuple(lags))
 
 
 async def warm_up(endpoint: Endpoint, requests: Sequence[BenchRequest], load: Load) -> None:

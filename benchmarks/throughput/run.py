@@ -1,4 +1,4 @@
-"""One experiment: a sweep of video lengths and loads over one server or two in turn.
+"""One experiment: a sweep of video lengths and loads over one server or several in turn.
 
 For every length and load, each server is warmed up. In each round, one server after the other
 receives the same new requests (A B, A B, ...). Disturbances of the machine then affect both. Only
@@ -36,8 +36,8 @@ class Sweep:
     """The cells of an experiment.
 
     `num_prompts` defaults to four for each request in flight and at least eight, `num_warmups` to
-    the requests in flight and at most four. With two servers, each turn begins after `rest_s`
-    seconds without load.
+    the requests in flight and at most four. With several servers, each turn begins after `rest_s`
+    seconds without load. A conversation counts as one prompt.
     """
 
     frames: tuple[int, ...]
@@ -123,7 +123,7 @@ async def _cell(
         unlimited = replace(load, request_rate=float("inf"))
         for endpoint in endpoints:
             await asyncio.sleep(rest_s)
-            watch.begin(f"{name}, warm-up, {endpoint.name}", len(first))
+            watch.begin(f"{name}, warm-up, {endpoint.name}", _turns(first))
             await warm_up(endpoint, first, unlimited)
             watch.end(None)
     for number in range(sweep.rounds):
@@ -131,7 +131,8 @@ async def _cell(
         runs: dict[str, Run] = {}
         for endpoint in endpoints:
             await asyncio.sleep(rest_s)
-            watch.begin(f"{name}, round {number + 1}/{sweep.rounds}, {endpoint.name}", len(batch))
+            title = f"{name}, round {number + 1}/{sweep.rounds}, {endpoint.name}"
+            watch.begin(title, _turns(batch))
             arrivals = replace(load, seed=load.seed + number)
             runs[endpoint.name] = await run_once(endpoint, batch, arrivals, watch.outcome)
             watch.end(runs[endpoint.name].measures)
@@ -152,6 +153,11 @@ async def run_once(
             loaded: LoadRun = await send(endpoint, batch, load, clock, on_outcome)
         await scraper.finish(sum(outcome.error is None for outcome in loaded.outcomes))
     return Run(measure(loaded, scraper.scrapes, host.use()), loaded.outcomes)
+
+
+def _turns(batch: Sequence[BenchRequest]) -> int:
+    """The requests of a batch, with those of later turns."""
+    return sum(request.turns for request in batch)
 
 
 def describe(load: Load) -> str:

@@ -108,6 +108,7 @@ def test_a_complete_answer() -> None:
     assert outcome.error is None
     assert (outcome.text, outcome.first_piece, outcome.token_ids) == ("one", "on", (4, 5, 6))
     assert (outcome.prompt_tokens, outcome.completion_tokens) == (9, 3)
+    assert outcome.cached_tokens is None
     assert outcome.metok == {"preset": "max"}
     # The clock ticks when the request starts, when bytes come, and when the stream has ended.
     assert (outcome.started_s, outcome.token_times_s, outcome.ended_s) == (0.0, (1.0, 1.0), 2.0)

@@ -99,6 +99,30 @@ def test_several_questions_about_a_video_in_turn() -> None:
         assert len({question(r) for r in requests if media(r) == video}) == 3
 
 
+def test_no_conversation_about_a_video_repeats_a_question() -> None:
+    """Catches turns of the next conversation that the last one asked: a cache would answer both."""
+    for requests in (take(6, turns=3, questions_per_video=2), take(12, turns=3, reuse_share=0.5)):
+        asked: dict[bytes, list[str]] = {}
+        for request in requests:
+            assert request.turns == 3
+            asked.setdefault(media(request), []).extend((question(request), *request.later))
+        assert max(map(len, asked.values())) > 3
+        for questions in asked.values():
+            assert len(set(questions)) == len(questions)
+    assert [r.later for r in take(3)] == [()] * 3
+
+
+def test_reused_videos_have_the_bytes_of_the_first_request() -> None:
+    """Catches a pool whose videos are drawn anew, and keys that two requests share."""
+    requests = take(20, reuse_share=0.8, reuse_pool=2)
+    seen: set[bytes] = set()
+    for request in requests:
+        assert (media(request) in seen) == bool(request.question)
+        seen.add(media(request))
+    assert len(seen) == 4
+    assert len({request.key for request in requests}) == 20
+
+
 def test_shares_of_text_and_images() -> None:
     kinds = Counter(request.kind for request in take(1000, **MIXED))
     assert kinds["text"] == pytest.approx(400, abs=40)  # 2.6 standard deviations
@@ -117,6 +141,9 @@ def test_shares_of_text_and_images() -> None:
         ({"seconds_per_frame": float("nan")}, "seconds_per_frame .* got nan"),
         ({"text_share": 0.7, "image_share": 0.4}, "0.7, 0.4"),
         ({"image_share": float("nan")}, "nan"),
+        ({"turns": 0}, "turns .* got 0"),
+        ({"reuse_share": 1.0}, "reuse_share .* got 1.0"),
+        ({"reuse_share": 0.5, "questions_per_video": 2}, "reuse_share replaces"),
     ],
 )
 def test_settings_that_cannot_be_used_are_named(settings: dict[str, Any], named: str) -> None:

@@ -23,7 +23,8 @@ class KnownServer:
     """Waits `first_s`, then sends `tokens` words `gap_s` apart and records their times.
 
     It serves at most `slots` requests at a time. `refuse` keys get a 429, `break_off` keys a stream
-    that ends early. `sent_s` has times of `time.perf_counter` by key.
+    that ends early. Usage has `cached_tokens` if they are set. `sent_s` has times of
+    `time.perf_counter` by key.
     """
 
     first_s: float = 0.05
@@ -33,6 +34,7 @@ class KnownServer:
     word: str = "word"
     refuse: frozenset[str] = frozenset()
     break_off: frozenset[str] = frozenset()
+    cached_tokens: int | None = None
     metrics: bool = True
     metrics_s: float = 0.0
     sent_s: dict[str, list[float]] = field(default_factory=dict)
@@ -89,7 +91,9 @@ class KnownServer:
             choice = {"delta": {"content": f"{self.word}{number} "}}
             await chunk(send, {"choices": [choice | {"finish_reason": "length" if last else None}]})
         assert body["stream_options"] == {"include_usage": True}
-        usage = {"prompt_tokens": 7, "completion_tokens": self.tokens}
+        usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": self.tokens}
+        if self.cached_tokens is not None:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
         self.finished += 1
         await chunk(send, {"choices": [], "usage": usage})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
