@@ -21,26 +21,8 @@ from metok_vllm.benchmarks.client.scrape import (
 from metok_vllm.benchmarks.client.stream import Outcome
 from metok_vllm.benchmarks.throughput.load import LoadRun
 from metok_vllm.benchmarks.throughput.split import TimeSplit, time_split
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and percentiles of a distribution; None without observations."""
-
-    count: int
-    mean: float | None
-    p50: float | None
-    p90: float | None
-    p99: float | None
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> Spread:
-        """Percentiles are interpolated linearly, as in `vllm bench serve`."""
-        array = np.fromiter(values, dtype=float)
-        if not array.size:
-            return cls(0, None, None, None, None)
-        p50, p90, p99 = (float(p) for p in np.percentile(array, [50, 90, 99]))
-        return cls(array.size, float(array.mean()), p50, p90, p99)
+from metok_vllm.benchmarks.throughput.spread import Spread
+from metok_vllm.benchmarks.throughput.turns import Turn, by_turn, cached_tokens
 
 
 @dataclass(frozen=True)
@@ -49,8 +31,9 @@ class Measures:
 
     `inter_token_s` are the gaps between chunks with tokens. `per_output_token_s` is a request's
     time after its first token over the number of its other tokens. `ttft_by_kind_s` is by text,
-    image and video, `ttft_by_question_s` by first and next questions about a video. `reports` are
-    the means of METok's reports.
+    image and video, `ttft_by_question_s` by first and next questions about a video, `by_turn` has
+    the turns of conversations. `cached_tokens` is a mean. `reports` are the means of METok's
+    reports.
     """
 
     sent: int
@@ -61,12 +44,14 @@ class Measures:
     video_seconds_per_s: float
     output_tokens_per_s: float
     prompt_tokens: float | None
+    cached_tokens: float | None
     ttft_s: Spread
     inter_token_s: Spread
     per_output_token_s: Spread
     end_to_end_s: Spread
     ttft_by_kind_s: Mapping[str, Spread]
     ttft_by_question_s: Mapping[str, Spread]
+    by_turn: Mapping[str, Turn]
     kv: Mapping[str, Any] | None
     preemptions: float | None
     reports: Mapping[str, Any] | None
@@ -108,7 +93,7 @@ def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Meas
     for outcome in answered:
         by_kind.setdefault(outcome.kind, []).append(outcome)
         if outcome.kind == "video":
-            position = "next" if outcome.question else "first"
+            position = "next" if outcome.question or outcome.turn else "first"
             by_question.setdefault(position, []).append(outcome)
     return Measures(
         sent=len(run.outcomes),
@@ -119,12 +104,14 @@ def measure(run: LoadRun, scrapes: Scrapes, host: HostUse | None = None) -> Meas
         video_seconds_per_s=sum(o.video_seconds for o in answered) * per_s,
         output_tokens_per_s=sum(o.completion_tokens for o in answered) * per_s,
         prompt_tokens=_mean([o.prompt_tokens for o in answered]),
+        cached_tokens=cached_tokens(answered),
         ttft_s=Spread.of(_ttfts(answered)),
         inter_token_s=Spread.of(gap for o in answered for gap in np.diff(o.token_times_s)),
         per_output_token_s=Spread.of(_per_output_token(answered)),
         end_to_end_s=Spread.of(o.end_to_end_s for o in answered),
         ttft_by_kind_s={kind: Spread.of(_ttfts(some)) for kind, some in by_kind.items()},
         ttft_by_question_s={nth: Spread.of(_ttfts(some)) for nth, some in by_question.items()},
+        by_turn=by_turn(answered),
         kv=kv_use(scrapes),
         preemptions=scrapes.rise(PREEMPTIONS),
         reports=_reports(answered),

@@ -35,13 +35,16 @@ class Comparison:
     refused: str | None
 
 
-def compare(cell: Cell, names: Sequence[str], lacks: str | None = None) -> Comparison | None:
-    """The second server compared with the first; None unless there are two.
+def comparisons(cell: Cell, names: Sequence[str], lacks: str | None = None) -> list[Comparison]:
+    """The last server compared with each of the others, in their order."""
+    return [compare(cell, (name, names[-1]), lacks) for name in names[:-1]]
+
+
+def compare(cell: Cell, names: tuple[str, str], lacks: str | None = None) -> Comparison:
+    """The second server compared with the first.
 
     `lacks` is the reason why a required accuracy is missing.
     """
-    if len(names) != 2:
-        return None
     plain, other = names
     answers = agreement(*([o for r in cell.rounds for o in r[name].outcomes] for name in names))
     failed = {
@@ -79,4 +82,8 @@ def _round_ratios(plain: Measures, other: Measures) -> dict[str, float]:
         plain_s = times[name]
         if plain_s is not None and time_s:
             found[name] = plain_s / time_s
+    for group, turn in other.by_turn.items():
+        of_plain, of_other = plain.by_turn.get(group), turn.ttft_s.p50
+        if of_plain is not None and of_plain.ttft_s.p50 is not None and of_other:
+            found[f"ttft_s_p50, {group}"] = of_plain.ttft_s.p50 / of_other
     return found

@@ -23,9 +23,10 @@ from metok_vllm.benchmarks.environment import record_head
 from metok_vllm.benchmarks.throughput.agreement import digest
 from metok_vllm.benchmarks.throughput.load import Load, LoadRun
 from metok_vllm.benchmarks.throughput.measures import Measures, measure
-from metok_vllm.benchmarks.throughput.pairs import compare
+from metok_vllm.benchmarks.throughput.pairs import comparisons
 from metok_vllm.benchmarks.throughput.run import Cell
 from metok_vllm.benchmarks.throughput.split import PARTS
+from metok_vllm.benchmarks.throughput.turns import over_rounds
 
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.throughput.accuracy import Quality
@@ -56,6 +57,7 @@ def columns(m: Measures) -> dict[str, float | None]:
         "ttft_next_question_s_p50": next_s,
         "ttft_next_question_times_sooner": first_s / next_s if first_s and next_s else None,
         "prompt_tokens": m.prompt_tokens,
+        "cached_tokens": m.cached_tokens,
         "visual_tokens_dense": visual.get("dense"),
         "visual_tokens_encoded": visual.get("encoded"),
         "kv_blocks_prefill": blocks.get("prefill"),
@@ -101,11 +103,12 @@ def result(
 
 
 def cell_record(cell: Cell, names: Sequence[str], lacks: str | None = None) -> dict[str, Any]:
-    """One cell: all rounds, the medians over rounds, and the comparison of a pair.
+    """One cell: all rounds, the medians over rounds, and the last server beside the others.
 
-    `lacks` is the reason why there is no ratio, or None.
+    `comparison` is with the first server, `more_comparisons` with those between. `lacks` is the
+    reason why there is no ratio, or None.
     """
-    comparison = compare(cell, names, lacks)
+    compared = [asdict(each) for each in comparisons(cell, names, lacks)]
     return {
         **_place(cell.frames, cell.load),
         "rounds": [
@@ -114,7 +117,12 @@ def cell_record(cell: Cell, names: Sequence[str], lacks: str | None = None) -> d
         "medians": {
             name: _medians([runs[name].measures for runs in cell.rounds]) for name in names
         },
-        "comparison": asdict(comparison) if comparison is not None else None,
+        "turns": {
+            name: over_rounds([runs[name].measures.by_turn for runs in cell.rounds])
+            for name in names
+        },
+        "comparison": compared[0] if compared else None,
+        "more_comparisons": compared[1:],
         "requests": {
             name: [_request(o) for runs in cell.rounds for o in runs[name].outcomes]
             for name in names
@@ -174,9 +182,11 @@ def _request(outcome: Outcome) -> dict[str, Any]:
         "key": outcome.key,
         "kind": outcome.kind,
         "question": outcome.question,
+        "turn": outcome.turn,
         "ttft_s": outcome.ttft_s,
         "end_to_end_s": outcome.end_to_end_s,
         "prompt_tokens": outcome.prompt_tokens,
+        "cached_tokens": outcome.cached_tokens,
         "completion_tokens": outcome.completion_tokens,
         "error": outcome.error,
         "answer": digest(outcome),

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from metok_vllm.benchmarks.throughput.split import PARTS
+from metok_vllm.benchmarks.throughput.turn_tables import turn_ratios, turn_table
 
 Record = Mapping[str, Any]
 
@@ -40,6 +41,7 @@ FIGURES = (
 )
 COSTS = (
     ("prompt tokens", "prompt_tokens", "{:.0f}"),
+    ("cached tokens", "cached_tokens", "{:.0f}"),
     ("visual, dense", "visual_tokens_dense", "{:.0f}"),
     ("visual, encoded", "visual_tokens_encoded", "{:.0f}"),
     ("prefill FLOP, dense", "prefill_flops_dense", "{:.2e}"),
@@ -60,20 +62,37 @@ RATIOS = (
     ("time a token p50", "per_output_token_s_p50"),
     ("E2E p50", "end_to_end_s_p50"),
 )
-# Two servers in two cells fill a terminal of 80 columns.
-CELLS_A_TABLE = 2
+# Columns of servers that fill a terminal of 80 characters.
+COLUMNS = 4
 
 
 def tables(result: Record) -> list[Table]:
-    """Tables of speed and cost, and of the comparison if there are two servers."""
+    """Tables of speed and cost, by turn, and of the comparisons if there are several servers."""
     cells = result["cells"]
-    groups = [cells[i : i + CELLS_A_TABLE] for i in range(0, len(cells), CELLS_A_TABLE)]
+    a_table = max(1, COLUMNS // max(1, len(result["endpoints"])))
+    groups = [cells[i : i + a_table] for i in range(0, len(cells), a_table)]
     speed = "Speed (medians over rounds; times in seconds)"
     cost = "Cost, and the parts of a mean request's time (seconds)"
     shown = [_servers(speed, _figures(group), group, result) for group in groups]
+    turns = [turn_table(_turns(group)) for group in groups]
+    shown += [table for table in turns if table is not None]
     shown += [_servers(cost, COSTS, group) for group in groups]
-    pairs = [group for group in groups if any(cell["comparison"] for cell in group)]
-    return [*shown, *(_comparisons(group, result) for group in pairs)]
+    return [*shown, *(table for group in groups for table in _compared(group, result))]
+
+
+def _turns(cells: Sequence[Record]) -> list[tuple[str, Record]]:
+    """Headings and figures by turn."""
+    return [
+        (_heading(name, cell), turns) for cell in cells for name, turns in cell["turns"].items()
+    ]
+
+
+def _compared(cells: Sequence[Record], result: Record) -> Iterator[Table]:
+    """A table for each server that the last one is compared with."""
+    found = [[cell["comparison"], *cell["more_comparisons"]] for cell in cells]
+    for pairs in zip(*found, strict=True):
+        if pairs[0] is not None:
+            yield _comparisons(list(zip(cells, pairs, strict=True)), result)
 
 
 def quality_of(result: Record, frames: int) -> Record | None:
@@ -127,7 +146,7 @@ def _servers(
     columns: list[Record] = []
     for cell in cells:
         for name, medians in cell["medians"].items():
-            table.add_column(f"{name}\n{place(cell).replace(', ', chr(10))}", justify="right")
+            table.add_column(_heading(name, cell), justify="right")
             columns.append(medians)
     for label, key, form in figures:
         values = [column.get(key) for column in columns]
@@ -146,16 +165,19 @@ def _servers(
     return table
 
 
-def _comparisons(cells: Sequence[Record], result: Record) -> Table:
+def _heading(name: str, cell: Record) -> str:
+    return f"{name}\n{place(cell).replace(', ', chr(10))}"
+
+
+def _comparisons(pairs: Sequence[tuple[Record, Record]], result: Record) -> Table:
     """A column for every cell: ratios with their range over rounds, then the quality."""
-    pairs = [(cell, cell["comparison"]) for cell in cells if cell["comparison"] is not None]
     other, plain = pairs[0][1]["other"], pairs[0][1]["plain"]
     title = f"{other}: times as good as {plain}, median of rounds (lowest to highest)"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for cell, _ in pairs:
         table.add_column(place(cell), justify="right")
-    for label, key in RATIOS:
+    for label, key in (*RATIOS, *turn_ratios([pair["ratios"] for _, pair in pairs])):
         if not any(key in pair["ratios"] for _, pair in pairs):
             continue
         table.add_row(label, *(_ratio(pair["ratios"].get(key)) for _, pair in pairs))

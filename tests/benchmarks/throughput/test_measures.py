@@ -9,8 +9,9 @@ import pytest
 
 from metok_vllm.benchmarks.client.scrape import Scrapes, Snapshot
 from metok_vllm.benchmarks.throughput.load import LoadRun
-from metok_vllm.benchmarks.throughput.measures import Spread, kv_use, measure
+from metok_vllm.benchmarks.throughput.measures import kv_use, measure
 from metok_vllm.benchmarks.throughput.split import time_split
+from metok_vllm.benchmarks.throughput.spread import Spread
 from tests.benchmarks.throughput.experiments import outcome
 
 EMPTY = Spread(0, None, None, None, None)
