@@ -1,4 +1,4 @@
-"""`metok bench`: throughput and latency of one server or of two in turn under load.
+"""`metok bench`: throughput and latency of one server or of several in turn under load.
 
     metok bench --checkpoint cpu-reference --frames 8 64 --max-concurrency 1 8
     metok bench --base-url http://localhost:8000 --frames 64 --request-rate 0.5
@@ -128,9 +128,10 @@ class _Measurement:
         """Measure the accuracy of the servers."""
         from metok_vllm.benchmarks.throughput.accuracy import measure_quality
 
+        asked = bench_servers.with_other_answers(endpoints)
         for each in self.questions:
             complain(f"{each.source}: {len(each.questions)} questions at {each.frames} frames")
-            found = await measure_quality(endpoints, each, self.arguments.timeout)
+            found = await measure_quality(asked, each, self.arguments.timeout)
             self.quality.append(found)
 
     def save(self, endpoints: Sequence[Endpoint]) -> dict[str, Any]:

@@ -66,6 +66,12 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--header", action="append", default=[], metavar="KEY=VALUE")
     group.add_argument("--server-flags", default="", help='for both: --server-flags="--dtype half"')
     group.add_argument("--metok-flags", default="", help="for METok's server alone")
+    group.add_argument(
+        "--baseline-prefix-cache",
+        choices=("on", "both"),
+        help="both: plain vLLM is measured a second time without its prefix cache, on a third "
+        "server (default: both with --turns or --reuse-share, else on)",
+    )
 
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
@@ -76,7 +82,9 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         "--request-rate", type=float, nargs="+", help="arrivals a second, Poisson (default: inf)"
     )
     group.add_argument(
-        "--num-prompts", type=int, help="requests a round (default: 4 per request in flight)"
+        "--num-prompts",
+        type=int,
+        help="requests or conversations a round (default: 4 per one in flight)",
     )
     group.add_argument("--num-warmups", type=int, help="per server and load (default: up to 4)")
     group.add_argument(
@@ -104,6 +112,21 @@ def _add_workload(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--video-fps", type=int, default=4, help="of drawn clips (default: 4)")
     group.add_argument("--questions-per-video", type=int, default=1)
     group.add_argument("--videos-in-turn", type=int, default=1)
+    group.add_argument(
+        "--turns",
+        type=int,
+        default=1,
+        help="questions of a conversation about a video, with the answers so far (default: 1)",
+    )
+    group.add_argument(
+        "--reuse-share",
+        type=float,
+        default=0.0,
+        help="of the video requests: about a video of an earlier request (0.2, 0.5, 0.8)",
+    )
+    group.add_argument(
+        "--reuse-pool", type=int, default=4, help="videos that are asked about again (default: 4)"
+    )
     group.add_argument("--text-share", type=float, default=0.0, help="of the requests, 0 to 1")
     group.add_argument("--image-share", type=float, default=0.0)
     defaults = f"default: {OUTPUT_LEN}, with --quality at most {QUALITY_OUTPUT_LEN}"

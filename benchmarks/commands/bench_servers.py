@@ -1,4 +1,4 @@
-"""The servers that `metok bench` measures: running ones, or its own pair.
+"""The servers that `metok bench` measures: running ones, or its own.
 
 Of two equal servers on a small machine, the one started second was up to 1.46 times as fast,
 because memory speed varies (docs/benchmarks.md). On a CPU, plain vLLM is therefore started first
@@ -21,6 +21,8 @@ from metok_vllm.demo import CONFIG_FILE
 if TYPE_CHECKING:
     from metok_vllm.benchmarks.client.endpoint import Endpoint
 
+UNCACHED = "plain-uncached"
+
 
 @dataclass(frozen=True)
 class Start:
@@ -42,6 +44,18 @@ def starts(arguments: argparse.Namespace) -> tuple[Start, ...]:
         return (Start(rounds),)
     later = rounds // 2
     return (Start(rounds - later), Start(later, metok_first=True))
+
+
+def wants_uncached(arguments: argparse.Namespace) -> bool:
+    """Whether plain vLLM is also measured without its prefix cache."""
+    shares = arguments.turns > 1 or arguments.reuse_share > 0
+    asked = arguments.baseline_prefix_cache or ("both" if shares else "on")
+    return arguments.base_url is None and asked == "both"
+
+
+def with_other_answers(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """All but plain vLLM without its prefix cache, which gives plain vLLM's answers."""
+    return [endpoint for endpoint in endpoints if endpoint.name != UNCACHED]
 
 
 @contextmanager
@@ -88,18 +102,24 @@ def _started(
     from metok_vllm.benchmarks.client.endpoint import find_endpoint
     from metok_vllm.benchmarks.throughput import servers
 
-    complain(f"starting both servers, {'METok' if start.metok_first else 'plain vLLM'} first")
-    pair = servers.pair(model, flags, metok_flags, metok_first=start.metok_first)
-    with pair as both:
-        commands = {"plain": both.plain_command, "metok": both.metok_command}
+    uncached = wants_uncached(arguments)
+    servers_named = "plain vLLM twice and METok" if uncached else "both servers"
+    complain(f"starting {servers_named}, {'METok' if start.metok_first else 'plain vLLM'} first")
+    started = servers.pair(
+        model, flags, metok_flags, metok_first=start.metok_first, uncached=uncached
+    )
+    with started as found:
+        rivals = [
+            ("plain", found.plain, found.plain_command, arguments.baseline_extra_body),
+            ("metok", found.metok, found.metok_command, arguments.extra_body),
+        ]
+        if found.uncached is not None:
+            command = found.uncached_command
+            rivals.insert(1, (UNCACHED, found.uncached, command, arguments.baseline_extra_body))
         configuration["servers"] = {
-            name: bench_settings.without_places(command, model)
-            for name, command in commands.items()
+            name: bench_settings.without_places(command, model) for name, _, command, _ in rivals
         }
         yield [
             find_endpoint(name, child.url, extra_body=body, pid=child.process.pid)
-            for name, child, body in (
-                ("plain", both.plain, arguments.baseline_extra_body),
-                ("metok", both.metok, arguments.extra_body),
-            )
+            for name, child, _, body in rivals
         ]

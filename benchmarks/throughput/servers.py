@@ -1,7 +1,8 @@
 """Plain `vllm serve` and `metok serve` at the same time, on one model with the same settings.
 
-Only one of them receives requests at a time, and an idle server sleeps. They start one after the
-other, because the second must measure the memory that the first has left.
+Where questions share a video, plain vLLM can run twice: with its prefix cache and without. Only one
+server receives requests at a time, and an idle one sleeps. They start one after the other, because
+the next must measure the memory that the last has left.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ PLAIN_SERVE = (*LAUNCH, "-m", "vllm.entrypoints.launchers.api_server.entry", "--
 METOK_SERVE = (*LAUNCH, "-m", "metok_vllm.cli", "serve")
 # Requests set the number of sampled frames, which plain vLLM refuses by default.
 TRUST_REQUESTS = ("--trust-request-mm-kwargs",)
+# An answer then says how many tokens of its prompt came from the prefix cache.
+REPORT_CACHED = ("--enable-prompt-tokens-details",)
+NO_PREFIX_CACHE = ("--no-enable-prefix-caching",)
 # For Qwen3-VL's processor vLLM takes a loader that samples two frames a second, whatever number a
 # request asks for. METok's server has its own loader for all models.
 BY_COUNT = ("--media-io-kwargs", '{"video": {"video_backend": "opencv"}}')
@@ -36,8 +40,8 @@ WITHOUT_LIMITS = (
     *("--metok-media-decode-deadline-s", "600"),
     *("--metok-max-inflight", "0", "--metok-request-timeout", "0"),
 )
-GPU_MEMORY_SHARE = "0.45"  # for each server
-PLAIN, METOK = "plain vLLM", "METok"
+GPU_MEMORY_SHARE = 0.9  # of all servers together
+PLAIN, UNCACHED, METOK = "plain vLLM", "plain vLLM without a prefix cache", "METok"
 
 
 class PlainServer(ChildServer):
@@ -48,12 +52,17 @@ class PlainServer(ChildServer):
 
 @dataclass(frozen=True)
 class Pair:
-    """Both servers, ready, and the commands that a user would type to start them."""
+    """Both servers, ready, and the commands that a user would type to start them.
+
+    `uncached` is plain vLLM without its prefix cache, if asked for.
+    """
 
     plain: ChildServer
     metok: ChildServer
     plain_command: tuple[str, ...] = ()
     metok_command: tuple[str, ...] = ()
+    uncached: ChildServer | None = None
+    uncached_command: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -63,22 +72,27 @@ def pair(
     metok_flags: Sequence[str],
     ready_s: float = READY_S,
     metok_first: bool = False,
+    uncached: bool = False,
 ) -> Iterator[Pair]:
     """Both servers on `model` with `flags` of `vllm serve`; METok's also with `metok_flags`.
 
-    Plain vLLM starts first unless `metok_first`. The context ends both with all their processes,
-    also after a signal. Raises CommandError if one does not start, with the end of its log on
-    stderr.
+    Plain vLLM starts first unless `metok_first`, and again without its prefix cache if `uncached`.
+    The context ends all with all their processes, also after a signal. Raises CommandError if one
+    does not start, with the end of its log on stderr.
     """
-    both_flags = (*flags, *memory_share(flags), *TRUST_REQUESTS)
-    plain = (model, *BY_COUNT, *both_flags)
-    metok = (model, *both_flags, *WITHOUT_LIMITS, *metok_flags)
+    share = memory_share(flags, 3 if uncached else 2)
+    all_flags = (*flags, *share, *TRUST_REQUESTS, *REPORT_CACHED)
+    plain = (model, *BY_COUNT, *all_flags)
+    without = (*plain, *NO_PREFIX_CACHE) if uncached else ()
+    metok = (model, *all_flags, *WITHOUT_LIMITS, *metok_flags)
     commands = (*PLAIN_SERVE, *plain), (*METOK_SERVE, *metok)
-    with started(*commands, ready_s, metok_first) as both:
+    third = (*PLAIN_SERVE, *without) if uncached else ()
+    with started(*commands, ready_s, metok_first, third) as found:
         yield replace(
-            both,
+            found,
             plain_command=("vllm", "serve", *plain),
             metok_command=("metok", "serve", *metok),
+            uncached_command=("vllm", "serve", *without) if uncached else (),
         )
 
 
@@ -99,26 +113,32 @@ def started(
     metok_command: Sequence[str],
     ready_s: float,
     metok_first: bool = False,
+    uncached_command: Sequence[str] = (),
 ) -> Iterator[Pair]:
     """As `pair`, from commands that receive `--host` and `--port` as well."""
-    kinds = {PLAIN: (PlainServer, plain_command), METOK: (ChildServer, metok_command)}
-    both: dict[str, ChildServer] = {}
+    commands: dict[str, tuple[type[ChildServer], Sequence[str]]] = {
+        PLAIN: (PlainServer, plain_command)
+    }
+    if uncached_command:
+        commands[UNCACHED] = (PlainServer, uncached_command)
+    of_metok = {METOK: (ChildServer, metok_command)}
+    found: dict[str, ChildServer] = {}
     with ended_by_signals(), ExitStack() as stack:
-        for name in (METOK, PLAIN) if metok_first else (PLAIN, METOK):
-            kind, command = kinds[name]
-            both[name] = stack.enter_context(kind(command))
-            _await(both[name], name, ready_s)
-        yield Pair(both[PLAIN], both[METOK])
+        ordered = of_metok | commands if metok_first else commands | of_metok
+        for name, (kind, command) in ordered.items():
+            found[name] = stack.enter_context(kind(command))
+            _await(found[name], name, ready_s)
+        yield Pair(found[PLAIN], found[METOK], uncached=found.get(UNCACHED))
 
 
-def memory_share(flags: Sequence[str]) -> tuple[str, ...]:
-    """Flags that let two servers share a GPU; none on a CPU or if `flags` contain them."""
+def memory_share(flags: Sequence[str], servers: int) -> tuple[str, ...]:
+    """Flags that let `servers` share a GPU; none on a CPU or if `flags` contain them."""
     import torch
 
     named = any(f.replace("_", "-").startswith("--gpu-memory-utilization") for f in flags)
     if named or not torch.cuda.is_available():
         return ()
-    return ("--gpu-memory-utilization", GPU_MEMORY_SHARE)
+    return ("--gpu-memory-utilization", f"{GPU_MEMORY_SHARE / servers:.2f}")
 
 
 @contextmanager

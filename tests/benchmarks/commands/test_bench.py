@@ -68,14 +68,17 @@ def test_metok_is_started_first_for_half_of_the_rounds(
     server, orders = AnyQuestion(first_s=0.02, gap_s=0.01), []
 
     @contextmanager
-    def pair(*_: Any, metok_first: bool) -> Iterator[Any]:
+    def pair(*_: Any, metok_first: bool, uncached: bool) -> Iterator[Any]:
+        assert not uncached
         orders.append(metok_first)
         with known_server(server) as endpoint:
             process = SimpleNamespace(pid=os.getpid())
             child = SimpleNamespace(url=endpoint.url, process=process)
             command = ("serve", "x")
             yield SimpleNamespace(
-                plain=child, metok=child, plain_command=command, metok_command=command
+                **dict.fromkeys(("plain", "metok"), child),
+                **dict.fromkeys(("plain_command", "metok_command"), command),
+                uncached=None,
             )
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -97,6 +100,62 @@ def test_metok_is_started_first_for_half_of_the_rounds(
     sent = Counter(body["messages"][0]["content"] for body in server.bodies)
     assert set(sent.values()) == {2}
     assert "starting both servers, METok first" in capsys.readouterr().err
+
+
+def test_plain_vllm_is_measured_with_and_without_its_prefix_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a third server that is not asked for, sent to, recorded or compared."""
+    server = AnyQuestion(first_s=0.02, gap_s=0.0, cached_tokens=3)
+
+    @contextmanager
+    def pair(*_: Any, metok_first: bool, uncached: bool) -> Iterator[Any]:
+        assert (metok_first, uncached) == (False, True)
+        with known_server(server) as endpoint:
+            child = SimpleNamespace(url=endpoint.url, process=SimpleNamespace(pid=os.getpid()))
+            yield SimpleNamespace(
+                **dict.fromkeys(("plain", "uncached", "metok"), child),
+                plain_command=("serve", "x"),
+                uncached_command=("serve", "x", "--off"),
+                metok_command=("serve", "x"),
+            )
+
+    monkeypatch.setattr(servers, "pair", pair)
+    rested = bench_settings.sweep
+    monkeypatch.setattr(bench_settings, "sweep", lambda a: replace(rested(a), rest_s=0.0))
+    options = ["--frames", "2", "--video-size", "32x32", "--turns", "2", "--num-warmups", "0"]
+    options += ["--rounds", "1", "--num-prompts", "2", "--max-concurrency", "2"]
+    assert cli.main(["bench", "--model", "x", *options, "--result-dir", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    names = ["plain", "plain-uncached", "metok"]
+    assert [endpoint["name"] for endpoint in result["endpoints"]] == names
+    assert result["configuration"]["servers"]["plain-uncached"] == ["x", "--off"]
+    (cell,) = result["cells"]
+    # Two conversations of two turns each, on every server.
+    assert [run["sent"] for run in cell["rounds"][0].values()] == [4, 4, 4]
+    for name in names:
+        assert list(cell["turns"][name]) == ["turn 1", "turn 2"]
+        assert cell["turns"][name]["turn 2"]["cached_tokens"]["median"] == 3
+    assert cell["comparison"]["plain"] == "plain"
+    assert [each["plain"] for each in cell["more_comparisons"]] == ["plain-uncached"]
+    printed = capsys.readouterr()
+    assert "turn 2: TTFT p50" in printed.out
+    assert "metok: times as good as plain-uncached" in printed.out
+    assert "starting plain vLLM twice and METok" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "both"),
+    [
+        ([], False),
+        (["--turns", "2"], True),
+        (["--reuse-share", "0.5"], True),
+        (["--turns", "2", "--baseline-prefix-cache", "on"], False),
+        (["--baseline-prefix-cache", "both"], True),
+    ],
+)
+def test_when_a_third_server_starts(options: list[str], both: bool) -> None:
+    assert bench_servers.wants_uncached(parsed("--model", "x", *options)) is both
 
 
 @pytest.mark.parametrize(

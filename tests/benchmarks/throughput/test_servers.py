@@ -142,17 +142,37 @@ def test_both_get_the_same_flags_and_metok_its_own(
 ) -> None:
     monkeypatch.setattr(servers, "PLAIN_SERVE", fakes.command("/health"))
     monkeypatch.setattr(servers, "METOK_SERVE", fakes.command("/health/ready"))
-    monkeypatch.setattr(servers, "memory_share", lambda flags: ("--share",))
+    monkeypatch.setattr(servers, "memory_share", lambda flags, number: (f"--share{number}",))
     with servers.pair("model", ["--dtype", "half"], ["--metok-preset", "max"], 30) as pair:
         plain, metok = (psutil.Process(s.process.pid).cmdline() for s in (pair.plain, pair.metok))
         typed_plain, typed_metok = pair.plain_command, pair.metok_command
-    common = ["--dtype", "half", "--share", "--trust-request-mm-kwargs"]
+    common = ["--dtype", "half", "--share2", "--trust-request-mm-kwargs", *servers.REPORT_CACHED]
     of_plain = ["model", *servers.BY_COUNT, *common]
     of_metok = ["model", *common, *servers.WITHOUT_LIMITS, "--metok-preset", "max"]
     assert plain[plain.index("model") : plain.index("--host")] == of_plain
     assert metok[metok.index("model") : metok.index("--host")] == of_metok
     assert typed_plain == ("vllm", "serve", *of_plain)
     assert typed_metok == ("metok", "serve", *of_metok)
+
+
+@pytest.mark.parametrize("metok_first", [False, True])
+def test_plain_vllm_a_second_time_without_its_prefix_cache(
+    metok_first: bool, fakes: Fakes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a flag on the wrong server, a wrong order of starts, and a server left behind."""
+    monkeypatch.setattr(servers, "PLAIN_SERVE", fakes.command("/health"))
+    monkeypatch.setattr(servers, "METOK_SERVE", fakes.command("/health/ready"))
+    monkeypatch.setattr(servers, "memory_share", lambda flags, number: (f"--share{number}",))
+    with servers.pair("model", [], [], 30, metok_first=metok_first, uncached=True) as pair:
+        assert pair.uncached is not None
+        ids = [s.process.pid for s in (pair.plain, pair.uncached, pair.metok)]
+        flags = [psutil.Process(pid).cmdline() for pid in ids]
+        started_ids = [int(line[1]) for line in fakes.lines()]
+    assert ["--no-enable-prefix-caching" in words for words in flags] == [False, True, False]
+    assert all("--share3" in words for words in flags)
+    assert pair.uncached_command == (*pair.plain_command, "--no-enable-prefix-caching")
+    assert started_ids == ([ids[2], *ids[:2]] if metok_first else ids)
+    assert not fakes.alive()
 
 
 def test_a_signal_ends_both(fakes: Fakes) -> None:
@@ -189,16 +209,21 @@ def test_signals_raise_and_handlers_are_restored() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "there", "share"),
+    ("flags", "number", "there", "share"),
     [
-        ([], True, ("--gpu-memory-utilization", "0.45")),
-        ([], False, ()),
-        (["--gpu_memory_utilization=0.3"], True, ()),
-        (["--gpu-memory-utilization", "0.3"], True, ()),
+        ([], 2, True, ("--gpu-memory-utilization", "0.45")),
+        ([], 3, True, ("--gpu-memory-utilization", "0.30")),
+        ([], 2, False, ()),
+        (["--gpu_memory_utilization=0.3"], 2, True, ()),
+        (["--gpu-memory-utilization", "0.3"], 3, True, ()),
     ],
 )
-def test_two_servers_share_a_gpu(
-    flags: list[str], there: bool, share: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+def test_servers_share_a_gpu(
+    flags: list[str],
+    number: int,
+    there: bool,
+    share: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert memory_share(flags) == share
+    assert memory_share(flags, number) == share
