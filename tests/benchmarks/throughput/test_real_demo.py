@@ -41,5 +41,12 @@ def test_right_answers_beside_the_ratios(
     for medians in cell["medians"].values():
         first, following = (medians[f"ttft_{nth}_question_s_p50"] for nth in ("first", "next"))
         assert medians["ttft_next_question_times_sooner"] == pytest.approx(first / following)
+    # Both servers say what they read from their prefix caches; plain vLLM knows the whole video.
+    first, following = (
+        cell["turns"]["plain"][name]["cached_tokens"]["median"]
+        for name in ("turn 1", "turn 1, shared video")
+    )
+    assert following > first + 200
+    assert "cached_tokens" in cell["turns"]["metok"]["turn 1, shared video"]
     for label in ("right, plain, %", "right, metok, %", "first question p50", "times sooner"):
         assert label in printed
