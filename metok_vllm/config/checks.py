@@ -10,6 +10,7 @@ from metok_vllm.errors import ConfigError
 ALIGNMENT_MODES = ("shared", "separate", "none")
 # Bound on events, key frames of an event and frames of a chunk: above any video, below overflow.
 MOST = 1024
+MOST_TOKENS = 1 << 20  # of an answer
 
 
 def shown(value: object) -> str:
@@ -21,7 +22,7 @@ def shown(value: object) -> str:
 def check_types(config: Any) -> None:
     """Raise ConfigError for the first field of a METokConfig that has the wrong type."""
     _require(isinstance(config.enabled, bool), config, "enabled", "true or false")
-    for name in ("num_events", "feature_cache_bytes", "encoder_chunk_frames"):
+    for name in ("num_events", "feature_cache_bytes", "encoder_chunk_frames", "evict_after"):
         _require(_is_int(getattr(config, name)), config, name, "an integer")
     shares = ("key_event_ratio", "keep_ratio", "decode_keep", "rule_keep", "key_frames_per_event")
     for name in shares:
@@ -62,6 +63,8 @@ def check_values(config: Any) -> None:
     _require(ok, config, "pruning_layers", "three rising layer numbers")
     _require(0 < config.keep_ratio <= 1, config, "keep_ratio", "in (0, 1]")
     _require(0 <= config.decode_keep <= 1, config, "decode_keep", "in [0, 1]")
+    tokens = config.evict_after
+    _require(0 <= tokens <= MOST_TOKENS, config, "evict_after", f"from 0 to {MOST_TOKENS}")
     _require(config.focus in FOCUSES, config, "focus", f"one of {', '.join(FOCUSES)}")
     text = config.focus_text
     ok = text is None or (bool(text.strip()) and len(text) <= MOST)

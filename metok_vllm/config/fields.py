@@ -53,6 +53,7 @@ class METokConfig:
     )
     keep_ratio: float = setting(0.76, "share of the visual tokens that stage 2 keeps")
     decode_keep: float = setting(0.0, "share of the visual tokens that stage 3 keeps for decoding")
+    evict_after: int = setting(0, "new tokens that are decoded before stage 3 frees any KV")
     focus: str = setting(
         TURN, "the question that selects: turn (the last), conversation (the first) or video (none)"
     )

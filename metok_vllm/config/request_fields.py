@@ -15,6 +15,7 @@ REQUEST_FIELDS = frozenset(
         "reduce",
         "keep_ratio",
         "decode_keep",
+        "evict_after",
         "focus",
         "focus_text",
         "rule",
@@ -22,4 +23,4 @@ REQUEST_FIELDS = frozenset(
     }
 )
 # Fields that a request may set only where the stage that reads them runs.
-STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3}
+STAGE_OF_FIELD = {"keep_ratio": 2, "decode_keep": 3, "evict_after": 3}

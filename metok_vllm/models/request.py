@@ -105,7 +105,7 @@ def selection_payload(config: METokConfig, query_ids: Tensor) -> str:
     if PRUNE not in config.stages:
         del settings["keep_ratio"]
     if EVICT not in config.stages:
-        del settings["decode_keep"]
+        del settings["decode_keep"], settings["evict_after"]
     return json.dumps({**settings, "query_ids": query_ids.tolist()}, sort_keys=True)
 
 

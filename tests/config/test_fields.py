@@ -71,6 +71,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"strides": [2, 4, 65]}, "strides"),
     ({"reduce": "average"}, "reduce"),
     ({"reduce": 2}, "reduce"),
+    ({"evict_after": -1}, "evict_after"),
+    ({"evict_after": 1.5}, "evict_after"),
     ({"focus": "answer"}, "focus"),
     ({"focus": ["turn"]}, "focus"),
     ({"focus_text": " "}, "focus_text"),
