@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
 GOOD, HOSTILE = "a-good-key", "a-hostile-key"
 MANY, LEAVING = 256, 50
-ANSWERED_S = GONE_S = 5.0
+ANSWERED_S = GONE_S = 10.0
 WATCHED_S = 12.0
 IDLE_PERCENT = 30.0
 

@@ -25,9 +25,9 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
-ENDS_S = 5.0
+ENDS_S = 20.0  # a second on a quiet machine
 # vLLM checks every five seconds whether its engine lives; until then the server is up.
-WATCHDOG_S = 5.0
+WATCHDOG_S = 20.0
 
 
 def replace_decoders(server: ChildServer, http: httpx.Client) -> None:
@@ -41,7 +41,7 @@ def replace_decoders(server: ChildServer, http: httpx.Client) -> None:
     assert response.status_code == 200, response.text
     assert response.json()["metok"]["visual_tokens"]["dense"] == 513
     assert decoders(server)
-    assert_gone(killed, set(), 0)
+    assert_gone(killed, set(), ENDS_S)
     assert not {p.pid for p in killed} & {p.pid for p in decoders(server)}
 
 
@@ -61,11 +61,11 @@ def test_a_killed_process_leaves_nothing(victim: str) -> None:
             }[victim]
             target.kill()
             if victim == "server":
-                server.process.wait(2)
+                server.process.wait(ENDS_S)
             else:
                 if victim == "engine":
                     assert_clients_are_refused(http, stream)
-                assert server.process.wait(2 * WATCHDOG_S + ENDS_S) == 1
+                assert server.process.wait(WATCHDOG_S + ENDS_S) == 1
             assert_gone(members, files, ENDS_S)
         with pytest.raises(httpx.ConnectError):
             http.get("/health")
@@ -85,10 +85,10 @@ def assert_clients_are_refused(http: httpx.Client, stream: Stream) -> None:
 
 def test_a_killed_server_that_still_loads_leaves_nothing() -> None:
     with starting() as server:
-        wait_until(lambda: bool(workers(server)), 120)
+        wait_until(lambda: bool(workers(server)), 240)
         members = processes(server)
         files = shared_by(members)
         server.process.kill()
-        server.process.wait(2)
+        server.process.wait(ENDS_S)
         # A process that still imports vLLM checks its parent once it loads plugins.
         assert_gone(members, files, 30)
