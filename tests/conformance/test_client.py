@@ -203,7 +203,7 @@ def test_the_next_turn_of_a_conversation_is_read_from_the_prefix_cache(
     assert second.usage.prompt_tokens_details.cached_tokens == reused
     assert [metric(server, name) for name in names] == [before[0] + 1, before[1] + reused]
     flops = second.metok["decoder_prefill_flops"]
-    assert flops["ran"] < 0.2 * flops["metok"]
+    assert flops["ran"] < 0.3 * flops["metok"]
     events = [answer.metok["events"] for answer in (first, second)]
     assert events[0] == events[1]
 

@@ -28,7 +28,7 @@ from tests.reference.qwen3_5 import QWEN3_5
 from tests.reference.qwen_vl_checkpoint import write_checkpoint
 from tests.reference.qwen_vl_config import QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE
 
-pytestmark = [pytest.mark.slow, pytest.mark.thorough]
+pytestmark = [pytest.mark.slow, pytest.mark.thorough, pytest.mark.timeout(900)]
 
 # Of the other families, one answer is asked.
 FAMILIES = [QWEN3_VL]
