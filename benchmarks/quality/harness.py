@@ -7,13 +7,13 @@ settings are compared. Questions are sent in a closed loop, one setting after th
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from metok_vllm.benchmarks.client.endpoint import Endpoint
+from metok_vllm.benchmarks.quality.divergence import first_token_kl
 from metok_vllm.benchmarks.quality.geometry import Geometry
 from metok_vllm.benchmarks.questions.prompts import VideoQuestion
 from metok_vllm.benchmarks.questions.request import OUTPUT_LEN, Reply, send_question
@@ -156,7 +156,13 @@ async def send_questions(
             token_ids = tuple(dense[number].first) if dense is not None else ()
             async with slots:
                 reply = await send_question(
-                    client, endpoint, cell.questions[number], setting, token_ids, output_len
+                    client,
+                    endpoint,
+                    cell.questions[number],
+                    setting,
+                    token_ids,
+                    output_len,
+                    earlier_of(cell.questions, number, setting.earlier),
                 )
             done += 1
             total = len(cell.questions)
@@ -170,6 +176,14 @@ async def send_questions(
                 raise ConfigError(f"the server refuses the questions: {first[0].error}")
         rest = range(len(first), len(cell.questions))
         return [*first, *await asyncio.gather(*map(one, rest))]
+
+
+def earlier_of(questions: Sequence[VideoQuestion], number: int, count: int) -> list[VideoQuestion]:
+    """The `count` questions that follow a question in the list of those about its video."""
+    asked = questions[number]
+    same = [question for question in questions if question.video == asked.video]
+    place = next(at for at, question in enumerate(same) if question is asked)
+    return [same[(place + 1 + step) % len(same)] for step in range(count)]
 
 
 def answered(
@@ -218,26 +232,3 @@ def answered(
 
 def _of(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-LEAST_REST = 1e-9  # probabilities are in single precision: a smaller rest is rounding
-
-
-def first_token_kl(dense: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """KL(dense || other) of the first token in nats, from log-probabilities by token id.
-
-    All tokens outside `dense` are one bucket. Merging tokens never raises a divergence, so the
-    result is a lower bound, which is tight for short answers. A token that `other` lacks counts
-    with the least probability in `other`, its upper bound. Raises ValueError if either is empty.
-    """
-    if not dense or not other:
-        raise ValueError("a distribution without tokens has no divergence")
-    least = min(other.values())
-    named = {token: other.get(token, least) for token in dense}
-    total = sum(math.exp(log_p) * (log_p - named[token]) for token, log_p in dense.items())
-    rest_p = 1.0 - sum(math.exp(log_p) for log_p in dense.values())
-    named_q = sum(math.exp(other[token]) for token in dense if token in other)
-    rest_p, rest_q = max(rest_p, 0.0), max(1.0 - named_q, LEAST_REST)
-    if rest_p > LEAST_REST:
-        total += rest_p * math.log(rest_p / rest_q)
-    return max(total, 0.0)

@@ -44,14 +44,16 @@ async def send_question(
     setting: Setting,
     token_ids: Sequence[int] = (),
     output_len: int = OUTPUT_LEN,
+    earlier: Sequence[VideoQuestion] = (),
 ) -> Reply:
     """Send a question under a setting. Every failure is a reply with its `error` set.
 
     `token_ids` are the tokens whose first log-probabilities are returned; without them, the most
-    likely ones.
+    likely ones. `earlier` questions were asked and answered before.
     """
     try:
-        body = body_of(question, setting, token_ids, output_len) | {"model": endpoint.model}
+        body = body_of(question, setting, token_ids, output_len, earlier)
+        body["model"] = endpoint.model
         response = await client.post("/v1/chat/completions", json={**body, **endpoint.extra_body})
     except httpx.HTTPError as error:
         return Reply(error=f"{type(error).__name__}: {error}".removesuffix(": "))
@@ -74,21 +76,14 @@ def body_of(
     setting: Setting,
     token_ids: Sequence[int] = (),
     output_len: int = OUTPUT_LEN,
+    earlier: Sequence[VideoQuestion] = (),
 ) -> dict[str, Any]:
     """The body of the request, without its model."""
     frames = question.frames
     if setting.frames_share < 1:
         frames = setting.frames(question.frames, frames_in(question.video))
     body: dict[str, Any] = {
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "video_url", "video_url": {"url": data_url(question.video)}},
-                    {"type": "text", "text": question.asked},
-                ],
-            }
-        ],
+        "messages": messages_of([*earlier, question]),
         "max_tokens": output_len,
         "temperature": 0,
         "logprobs": True,
@@ -101,6 +96,17 @@ def body_of(
     if token_ids:
         body["logprob_token_ids"] = list(token_ids)
     return body
+
+
+def messages_of(questions: Sequence[VideoQuestion]) -> list[dict[str, Any]]:
+    """A conversation about the video of the first question, up to the last one."""
+    video = {"type": "video_url", "video_url": {"url": data_url(questions[0].video)}}
+    messages: list[dict[str, Any]] = []
+    for number, question in enumerate(questions):
+        text = {"type": "text", "text": question.asked}
+        messages.append({"role": "user", "content": [text] if number else [video, text]})
+        messages.append({"role": "assistant", "content": question.answer or ""})
+    return messages[:-1]
 
 
 def _reply(response: Mapping[str, Any]) -> Reply:

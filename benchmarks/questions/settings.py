@@ -24,7 +24,8 @@ class Setting:
     `request` is the `metok` object of its requests (None: the server's own settings).
     `frames_share` below 1 samples that share of the frames. `server` are fields of METokConfig
     that the server must be started with. `equal_to` names the setting whose KV cache this one
-    matches in size. Raises ConfigError for invalid values.
+    matches in size. `earlier` questions about the same video, with their right answers, come before
+    in the conversation. Raises ConfigError for invalid values.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Setting:
     frames_share: float = 1.0
     server: Fields = field(default_factory=dict)
     equal_to: str | None = None
+    earlier: int = 0
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -45,7 +47,9 @@ class Setting:
 
     def _check_types(self) -> None:
         share = self.frames_share
+        earlier = self.earlier
         checks = {
+            "earlier": (isinstance(earlier, int) and earlier in range(17), "0 to 16"),
             "name": (isinstance(self.name, str), "text"),
             "line": (isinstance(self.line, str), "text"),
             "frames_share": (

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, first_token_kl, measure
+from metok_vllm.benchmarks.quality.divergence import first_token_kl
+from metok_vllm.benchmarks.quality.harness import Answered, Cell, Serve, earlier_of, measure
 from metok_vllm.benchmarks.quality.rows import Row, rows
 from metok_vllm.benchmarks.quality.serving import running
 from metok_vllm.benchmarks.quality.tables import tables
-from metok_vllm.benchmarks.questions.prompts import ALL, CHOICE, FREE, read_folder
+from metok_vllm.benchmarks.questions.prompts import ALL, CHOICE, FREE, VideoQuestion, read_folder
+from metok_vllm.benchmarks.questions.request import messages_of
 from metok_vllm.benchmarks.questions.settings import (
     DENSE,
     Setting,
@@ -275,3 +277,26 @@ def test_a_probability_of_nothing_is_finite() -> None:
     assert math.isfinite(first_token_kl({1: math.log(0.5)}, {1: -9999.0}))
     with pytest.raises(ValueError, match="without tokens"):
         first_token_kl({}, {1: 0.0})
+
+
+def test_earlier_questions_are_others_about_the_same_video() -> None:
+    """A conversation: the video comes once, earlier questions with their right answers."""
+    videos = [Path("a.mp4"), Path("b.mp4")]
+    questions = [
+        VideoQuestion(video, video.name, f"{video.stem}{n}?", "scene", f"{n}", 8)
+        for n in range(3)
+        for video in videos
+    ]
+    earlier = earlier_of(questions, 4, 2)
+    assert [question.question for question in earlier] == ["a0?", "a1?"]
+    assert earlier_of(questions, 0, 0) == []
+
+
+def test_the_messages_of_a_conversation(tmp_path: Path) -> None:
+    video = tmp_path / "a.mp4"
+    video.write_bytes(b"film")
+    first, second = (VideoQuestion(video, "a.mp4", f"{n}?", "scene", f"{n}!", 8) for n in "12")
+    asked, answer, again = messages_of([first, second])
+    assert [part["type"] for part in asked["content"]] == ["video_url", "text"]
+    assert answer == {"role": "assistant", "content": "1!"}
+    assert again == {"role": "user", "content": [{"type": "text", "text": "2?"}]}
