@@ -18,8 +18,8 @@ from torch import Tensor
 
 from metok_vllm.apportion import share_out
 from metok_vllm.kernels.event_topk import event_topk
-from metok_vllm.plan.prompt import VideoCounts
 from metok_vllm.plan.step import StagedPrompt, StagedStep
+from metok_vllm.plan.video_counts import VideoCounts
 
 # Quota of a token in a key event and in another one, doubled to stay whole: at p0, p1 and p2.
 KEY_WEIGHT, OTHER_WEIGHT = {1: 2, 2: 1, 3: 0}, {1: 1, 2: 0, 3: 0}

@@ -197,7 +197,8 @@ def cached(
 ) -> list[int]:
     fixed = fixed_in(request.videos[span.key], span, present)
     share = request.decode_keep if stage < NUM_STAGES - 1 else 0.0
-    kept = pruning.decode_kept([scores[p] for p in present], share, fixed).kept
+    (count,) = pruning.held_counts([len(present) - len(fixed)], share)
+    kept = pruning.decode_kept([scores[p] for p in present], count, fixed).kept
     assert len(kept) == span.counts.decode[stage] or not request.plan.evicts
     return [present[index] for index in kept]
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from metok_vllm.config import METokConfig
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.layout import VideoLayout
-from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoCounts, VideoSpan
+from metok_vllm.plan.prompt import PromptPlan, Pruning, VideoSpan
 from metok_vllm.plan.step import StagedPrompt, StagedStep
+from metok_vllm.plan.video_counts import VideoCounts
 from metok_vllm.pruning import TokenEvents
 
 ALL_BOUNDARIES = (1, 2, 3)

@@ -8,7 +8,8 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from metok_vllm.models.request import FIELD, read_pruning
+from metok_vllm.models.request import FIELD, read_focus, read_pruning
+from metok_vllm.plan.focus import Focus
 from metok_vllm.plan.prompt import PromptPlan, Pruning
 
 logger = init_logger("vllm.metok")
@@ -34,7 +35,10 @@ class StagedSchedulerOutput:
 
 
 def plan_of(
-    prompt_tokens: int, features: Sequence[Any] | None, sampling_params: Any
+    token_ids: Sequence[int],
+    features: Sequence[Any] | None,
+    sampling_params: Any,
+    block_size: int,
 ) -> PromptPlan | None:
     """The plan of a request; None where stages 2 and 3 leave it alone.
 
@@ -43,7 +47,7 @@ def plan_of(
     """
     if not features or getattr(sampling_params, "prompt_logprobs", None) is not None:
         return None
-    videos, end = [], 0
+    videos, end, focus = [], 0, Focus()
     for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
         if feature.modality != "video":
             continue
@@ -51,24 +55,29 @@ def plan_of(
         if found is None:
             return None
         start, length = int(feature.mm_position.offset), int(feature.mm_position.length)
-        if start < end or length < 1 or start + length > prompt_tokens:
+        key, pruning, focus = found
+        if start < end or length < 1 or start + length > len(token_ids):
             return None
         # A video that does not end in a separator ends in a visual token.
-        if found[1].separators + (not found[1].ends_in_separator) > length:
+        if pruning.separators + (not pruning.ends_in_separator) > length:
             return None
         end = start + length
-        videos.append((found[0], start, length, found[1]))
-    return PromptPlan.of(prompt_tokens, videos)
+        videos.append((key, start, length, pruning))
+    return PromptPlan.of(len(token_ids), videos, focus.core_tokens(token_ids, end), block_size)
 
 
-def _pruning_of(feature: Any) -> tuple[str, Pruning] | None:
+def _pruning_of(feature: Any) -> tuple[str, Pruning, Focus] | None:
     """Key and settings of a video; None where it is dense or its field cannot be read."""
     if feature.data is None:
         return None
     try:
-        found = read_pruning(feature.data[FIELD].data)
-        if found is not None and not _is_valid(*found):
+        field = feature.data[FIELD].data
+        pruned = read_pruning(field)
+        if pruned is None:
+            return None
+        if not _is_valid(*pruned):
             raise ValueError("key, share or separators")
+        found = (*pruned, Focus(*read_focus(field)))
     except Exception as error:
         # A renderer without METok or of another version may have made the features, and an
         # exception in the scheduler ends the engine.

@@ -58,9 +58,10 @@ class StagedScheduling(SchedulerSurface):
             and not request.resumable
         ):
             plan = plan_of(
-                request.num_prompt_tokens,
+                request.prompt_token_ids,
                 request.mm_features,
                 request.sampling_params,
+                int(self.cache.stages[0].block_size),
             )
             if plan is not None:
                 self.evictor_state.plans[request.request_id] = plan

@@ -109,13 +109,14 @@ class PrefillBuffer:
         )
 
     def keys(self, prompt: StagedPrompt, k_NGD: Tensor) -> Tensor:
-        """Keys [prompt tokens, G, D] of a prompt that ends in this step."""
-        present = k_NGD[prompt.batch_row : prompt.batch_row + prompt.scheduled]
+        """Keys [core tokens, G, D] of a prompt that ends in this step."""
+        first, core = prompt.buffer_row, prompt.plan.core_tokens
+        here = max(core - prompt.computed, 0)
+        present = k_NGD[prompt.batch_row : prompt.batch_row + here]
         if not prompt.computed:
             return present
-        assert prompt.buffer_row is not None
-        first = prompt.buffer_row
-        return torch.cat([self.key_BGD[first : first + prompt.computed], present])
+        assert first is not None
+        return torch.cat([self.key_BGD[first : first + min(prompt.computed, core)], present])
 
     def scoring_queries(self, prompt: StagedPrompt, q_NHD: Tensor) -> Tensor:
         """Queries [query rows, H, D] of the rows that score a prompt's visual tokens."""

@@ -165,7 +165,10 @@ class MetokProcessorMixin(ProcessorSurface):
         layouts = [video for video in known if video is not None]
         if len(layouts) == len(known):
             places = result["mm_placeholders"]["video"]
-            result[wire.OPTION] = request_plan(config, source, videos, keys, places, layouts)
+            token_ids, ends = result["prompt_token_ids"], self.query_finder.end_ids
+            result[wire.OPTION] = request_plan(
+                config, source, videos, keys, places, layouts, token_ids, ends
+            )
             if config.compresses:
                 self.check_positions(layouts, [place.length for place in places])
         return result

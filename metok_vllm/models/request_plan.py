@@ -9,6 +9,7 @@ from vllm.multimodal.parse import VideoProcessorItems
 
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import METOK
+from metok_vllm.plan.focus import Focus
 from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.plan.prompt import Pruning
 from metok_vllm.plan.request import RequestPlan, VideoPlan
@@ -21,10 +22,13 @@ def request_plan(
     keys: Sequence[str],
     places: Sequence[Any],
     layouts: Sequence[VideoLayout],
+    token_ids: Sequence[int],
+    ends: Sequence[int],
 ) -> RequestPlan:
     """The videos of a request with their keys, places in the prompt and layouts, in order.
 
-    `source` says where the question came from.
+    `source` says where the question came from. `token_ids` are the prompt's, `ends` those that end
+    a user's message.
     """
     plans = []
     for index, (key, place, video) in enumerate(zip(keys, places, layouts, strict=True)):
@@ -44,7 +48,9 @@ def request_plan(
     preset, rule = (config.preset, config.rule) if config.enabled else ("off", METOK)
     stages = config.running_stages
     focus = config.focus if stages else None
-    return RequestPlan(preset, stages, source, tuple(plans), rule, focus)
+    last_visual = max(plan.start + plan.encoded_tokens for plan in plans)
+    core = Focus(config.focus, ends).core_tokens(token_ids, last_visual)
+    return RequestPlan(preset, stages, source, tuple(plans), rule, focus, core)
 
 
 def _frame_times(

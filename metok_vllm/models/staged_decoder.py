@@ -110,13 +110,11 @@ class StagedDecoder:
             rows, q_MHD, k_MGD = self._run(given, stage, rows, evictor)
             scores = []
             if selecting and stage < NUM_STAGES - 2:
-                ends = [p.first_row[stage] + p.rows[stage] for p in selecting]
-                queries = [
-                    q_MHD[end - p.plan.query_rows : end]
-                    for p, end in zip(selecting, ends, strict=True)
-                ]
+                at = [p.scoring_at(stage) for p in selecting]
+                queries = [q_MHD[rows_at.start : rows_at.stop] for rows_at in at]
                 keys = [
-                    k_MGD[p.first_row[stage] : end] for p, end in zip(selecting, ends, strict=True)
+                    k_MGD[p.first_row[stage] : rows_at.stop]
+                    for p, rows_at in zip(selecting, at, strict=True)
                 ]
                 with watch.lap():
                     scores = self._score(stage, queries, keys)
@@ -188,7 +186,8 @@ class StagedDecoder:
         return h_MD, residual_MD, q_MHD, k_MGD
 
     def _score(self, stage: int, queries: Sequence[Tensor], keys: Sequence[Tensor]) -> list[Tensor]:
-        """Mean attention of each prompt's last rows over all its rows, one vector per prompt."""
+        """Mean attention of each prompt's scoring rows over all rows up to them, one vector per
+        prompt."""
         last = self.layers[self.layout.starts[stage + 1] - 1]
         lengths = [len(key_MGD) for key_MGD in keys]
         mass = attention_mass(

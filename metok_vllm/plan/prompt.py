@@ -18,6 +18,7 @@ from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import FASTV, METOK
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.layout import VideoLayout
+from metok_vllm.plan.video_counts import VideoCounts, in_whole_blocks
 
 PRUNE, EVICT = 2, 3
 
@@ -92,18 +93,6 @@ class Pruning:
 
 
 @dataclass(frozen=True)
-class VideoCounts:
-    """Tokens of one video by stage: run on in the prefill, and cached for decoding.
-
-    Each of them counts the video's `separators`.
-    """
-
-    prefill: tuple[int, ...]
-    decode: tuple[int, ...]
-    separators: int = 0
-
-
-@dataclass(frozen=True)
 class VideoSpan:
     """Where a video's prunable tokens stand in the prompt. `key` names its encoder output."""
 
@@ -116,22 +105,34 @@ class VideoSpan:
 @dataclass(frozen=True)
 class PromptPlan:
     """Stages 2 and 3 of one request. `fastv`: the prompt's last token alone ranks, and a video is
-    one event."""
+    one event.
+
+    `core`: tokens of the prompt that later prompts may go on from (plan/focus.py); None for none.
+    `unit`: KV block size of a prompt that evicts whole blocks at the head of its block tables; 0
+    for one that evicts at the tail.
+    """
 
     prompt_tokens: int
     videos: tuple[VideoSpan, ...]
     prunes: bool
     evicts: bool
     fastv: bool = False
+    core: int | None = None
+    unit: int = 0
 
     @classmethod
     def of(
-        cls, prompt_tokens: int, videos: Sequence[tuple[str, int, int, Pruning]]
+        cls,
+        prompt_tokens: int,
+        videos: Sequence[tuple[str, int, int, Pruning]],
+        core: int | None = None,
+        block_size: int = 0,
     ) -> PromptPlan | None:
         """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
         The prompt's last row gives the first new token, so a video that ends the prompt leaves its
-        last token to the text, be it visual or a separator.
+        last token to the text, be it visual or a separator. With a `core`, stage 3 gives back whole
+        blocks of `block_size` tokens, and holds more for that.
         """
         if not videos or not videos[0][3].stages:
             return None
@@ -142,8 +143,15 @@ class PromptPlan:
             if start + tokens == prompt_tokens:
                 tokens, wanted = tokens - 1, wanted.without_last_token()
             spans.append(VideoSpan(key, start, tokens, wanted.counts(tokens)))
-        fastv = videos[0][3].fastv_keep is not None
-        return cls(prompt_tokens, tuple(spans), PRUNE in stages, EVICT in stages, fastv)
+        fastv, unit = videos[0][3].fastv_keep is not None, 0
+        if fastv:
+            core = None  # its last token alone ranks, which every later prompt has of its own
+        if core is not None and EVICT in stages:
+            assert block_size > 0, "eviction in whole blocks"
+            unit = block_size
+            counts = in_whole_blocks([span.counts for span in spans], unit)
+            spans = [replace(span, counts=c) for span, c in zip(spans, counts, strict=True)]
+        return cls(prompt_tokens, tuple(spans), PRUNE in stages, EVICT in stages, fastv, core, unit)
 
     @cached_property
     def prefill_dropped(self) -> tuple[int, ...]:
@@ -167,7 +175,7 @@ class PromptPlan:
 
         Separators ask for it as well: the ranking is what tells them from visual tokens.
         """
-        return self.prunes or any(video.counts.decode[1] for video in self.videos)
+        return self.prunes or any(any(video.counts.decode[1:]) for video in self.videos)
 
     @property
     def last_visual(self) -> int:
@@ -180,10 +188,21 @@ class PromptPlan:
         return self.videos[0].start
 
     @property
-    def query_rows(self) -> int:
-        """The prompt's last rows whose attention scores the visual tokens: those after the last
+    def core_tokens(self) -> int:
+        """Tokens of the core: the whole prompt where no later one goes on from it."""
+        return self.prompt_tokens if self.core is None else self.core
+
+    @property
+    def scoring(self) -> range:
+        """Positions whose attention scores the visual tokens: those of the core after the last
         video, or FastV's single one."""
-        return 1 if self.fastv else self.prompt_tokens - self.last_visual
+        first = self.prompt_tokens - 1 if self.fastv else self.last_visual
+        return range(first, self.core_tokens)
+
+    @property
+    def query_rows(self) -> int:
+        """The number of these positions."""
+        return len(self.scoring)
 
     def slots(self, stage: int, num_tokens: int) -> int:
         """Cache slots that a stage needs for the first `num_tokens` tokens of the request.

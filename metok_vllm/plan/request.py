@@ -28,7 +28,7 @@ class RequestPlan:
     """METok's settings and videos of one request.
 
     `stages` is empty if METok is off for the request, or if it uses another `rule`; `focus` is None
-    then, because no question selects.
+    then, because no question selects. `core` are the tokens that later prompts may go on from.
     """
 
     preset: str
@@ -37,6 +37,7 @@ class RequestPlan:
     videos: tuple[VideoPlan, ...]
     rule: str = METOK
     focus: str | None = None
+    core: int | None = None
 
     @property
     def name(self) -> str:
@@ -57,14 +58,18 @@ class RequestPlan:
 
     def moved(self, starts: Iterable[int]) -> RequestPlan:
         """The same plan with the videos at other positions of the prompt."""
-        videos = zip(self.videos, starts, strict=True)
-        return replace(self, videos=tuple(replace(v, start=int(at)) for v, at in videos))
+        placed = zip(self.videos, starts, strict=True)
+        videos = tuple(replace(v, start=int(at)) for v, at in placed)
+        core = self.core
+        if core is not None:
+            core += videos[-1].start - self.videos[-1].start
+        return replace(self, videos=videos, core=core)
 
-    def prompt_plan(self, prompt_tokens: int) -> PromptPlan | None:
-        """What stages 2 and 3 do to the prompt; None: nothing."""
+    def prompt_plan(self, prompt_tokens: int, block_size: int = 1) -> PromptPlan | None:
+        """What stages 2 and 3 do to the prompt, with KV blocks of `block_size`; None: nothing."""
         videos = [
             (video.key, video.start, video.encoded_tokens, video.pruning)
             for video in self.videos
             if video.pruning is not None
         ]
-        return PromptPlan.of(prompt_tokens, videos)
+        return PromptPlan.of(prompt_tokens, videos, self.core, block_size)

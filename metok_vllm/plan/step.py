@@ -42,8 +42,21 @@ class StagedPrompt:
     @property
     def scoring(self) -> range:
         """Rows of this chunk, counted from its first one, whose queries score visual tokens."""
-        first = self.plan.prompt_tokens - self.plan.query_rows - self.computed
-        return range(min(max(first, 0), self.scheduled), self.scheduled)
+        whole = self.plan.scoring
+        first, last = (
+            min(max(position - self.computed, 0), self.scheduled)
+            for position in (whole.start, whole.stop)
+        )
+        return range(first, last)
+
+    def scoring_at(self, stage: int) -> range:
+        """The same rows among all rows of a stage, in the step that ends the prompt.
+
+        They come after the last video, where every stage runs on every token.
+        """
+        whole, shift = self.plan.scoring, self.first_row[stage] + self.rows[stage]
+        shift -= self.plan.prompt_tokens
+        return range(whole.start + shift, whole.stop + shift)
 
     def videos(self, stage: int) -> Iterator[tuple[VideoSpan, int]]:
         """Each video with the row of its first token at a stage."""

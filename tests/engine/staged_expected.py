@@ -8,14 +8,15 @@ Shape suffixes: D features, N prompt tokens, S new tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from metok_vllm.config import METokConfig
+from tests.engine import engines
 from tests.engine.mrope_expected import DecoderInput, decoder_input
 from tests.engine.rendered import render
-from tests.engine.staged import NEW_TOKENS, StagedEngine
+from tests.engine.staged import BLOCK, NEW_TOKENS, StagedEngine
 from tests.engine.staged_prompts import (
     LLAVA,
     OFF,
@@ -26,15 +27,16 @@ from tests.engine.staged_prompts import (
     media_of,
     planned_video,
 )
-from tests.reference.decoder import Generated, LanguageModel, generate
+from tests.reference.decoder import Generated, LanguageModel, Video, generate
 from tests.reference.mrope import Positions
-from tests.reference.qwen_vl_config import QWEN_VL
+from tests.reference.qwen_vl_config import ID_OF, QWEN_VL
 from tests.reference.stage1 import EVENT, NOWHERE, ROW
 from tests.reference.staged_checkpoint import embed_prompt
 
 # Below these margins another order of summation may decide otherwise: selections by the
 # difference of two scores, tokens by logits that agree to 1e-4.
 LEAST_MARGIN, LEAST_LEAD = 2e-8, 5e-4
+END_ID = 1021  # <|im_end|> of the untrained model
 
 
 def config_of(engine: StagedEngine, prompt: Any) -> METokConfig:
@@ -64,6 +66,8 @@ def expected_answer(
     assert engine.boundaries is not None
     config = config_of(engine, prompt)
     given = given_to_decoder(engine, prompt, reference)
+    end_id = ID_OF["<|im_end|>"] if engine.model.config.model_type in QWEN_VL else END_ID
+    core = core_of(prompt_ids(engine, prompt), given.videos, config.focus, end_id)
     return generate(
         reference,
         given.embeds_ND,
@@ -74,7 +78,26 @@ def expected_answer(
         config.decode_keep,
         given.rotary,
         given.deepstack,
+        core,
+        1 if core is None else BLOCK,
     )
+
+
+def prompt_ids(engine: StagedEngine, prompt: Any) -> list[int]:
+    """The token ids of a prompt with its videos in place."""
+    return list(engines.render(engine.llm, prompt)["prompt_token_ids"])
+
+
+def core_of(ids: list[int], videos: Sequence[Video], focus: str, end_id: int) -> int | None:
+    """Tokens up to the end of the text that selects; None where that is the whole prompt.
+
+    At least one token comes after the last video.
+    """
+    after = max((video.end for video in videos), default=len(ids)) + 1
+    if focus == "conversation" and after <= len(ids):
+        ends = [place for place in range(after - 1, len(ids)) if ids[place] == end_id]
+        after = max(after, min(ends, default=len(ids)))
+    return after if focus != "turn" and after < len(ids) else None
 
 
 def given_to_decoder(engine: StagedEngine, prompt: Any, reference: LanguageModel) -> DecoderInput:

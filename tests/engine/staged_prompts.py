@@ -105,7 +105,7 @@ class Frame:
         return tuple(stride // self.unit for stride in config.strides)
 
 
-Parts = Sequence[int | Clip]
+Parts = Sequence[int | Clip | tuple[int, ...]]
 
 
 def make_prompt(
@@ -114,7 +114,7 @@ def make_prompt(
     seed: int = 0,
     media: Media = LLAVA,
 ) -> Any:
-    """A prompt of token ids; each part is a number of random words, a video or an image.
+    """A prompt of token ids; each part is a number of random words, ids, a video or an image.
 
     Another `seed` changes words and scenes, not their lengths. With `options` None the request has
     no METok settings.
@@ -125,6 +125,8 @@ def make_prompt(
     for part in parts:
         if isinstance(part, int):
             ids += rng.integers(300, 900, part).tolist()
+        elif isinstance(part, tuple):
+            ids += part
         elif isinstance(part, Picture):
             ids += media.image
             data.setdefault("image", []).append(media.still(part, 1000 * seed))

@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from metok_vllm.config import METokConfig
 from metok_vllm.config.methods import ENCODER_RULES
+from metok_vllm.plan.focus import Focus
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan, Pruning
 from metok_vllm.plan.request import RequestPlan, VideoPlan
 from metok_vllm.plan.tokens import key_event_count
+from metok_vllm.plan.video_counts import VideoCounts, in_whole_blocks
 from tests.layouts import square
 from tests.reference.pruning import planned_tokens
 
-KEEP = Fraction("0.76")
+KEEP, END = Fraction("0.76"), 99
 hundredths = st.integers(1, 100).map(lambda n: n / 100)
 
 
@@ -223,6 +225,63 @@ class TestSlots:
         assert made.visual_tokens(decode=True)[last] >= separators
         if made.evicts:
             assert made.visual_tokens(decode=True)[last] == separators
+
+
+class TestWholeBlocks:
+    @given(plans(), st.integers(1, 40))
+    def test_every_stage_gives_whole_blocks_back(self, made: PromptPlan, unit: int) -> None:
+        videos = [video.counts for video in made.videos]
+        for stage in range(NUM_STAGES):
+            before = sum(video.prefill[stage] - video.decode[stage] for video in videos)
+            after = [v.prefill[stage] - v.decode[stage] for v in in_whole_blocks(videos, unit)]
+            assert sum(after) == before // unit * unit
+            assert min(after) >= 0
+
+    def test_what_stays_stays_with_the_first_videos(self) -> None:
+        videos = [VideoCounts((9, 5, 2, 0), (9, 3, 0, 0)), VideoCounts((9, 9, 9, 0), (9, 0, 1, 0))]
+        first, second = in_whole_blocks(videos, 4)
+        # Of 11 rows in stage 1 three stay, and of 10 in stage 2 two.
+        assert (first.decode, second.decode) == ((9, 5, 2, 0), (9, 1, 1, 0))
+
+
+class TestFocus:
+    IDS = (1, 7, 7, 2, 2, END, 3, 2, END, 3)  # two visual tokens, and two turns
+
+    @pytest.mark.parametrize(
+        ("focus", "core"),
+        [
+            (Focus(), None),
+            (Focus("video"), 4),
+            (Focus("conversation"), None),  # no token is known to end a turn
+            (Focus("conversation", (END,)), 5),
+        ],
+    )
+    def test_where_the_core_ends(self, focus: Focus, core: int | None) -> None:
+        assert focus.core_tokens(self.IDS, 3) == core
+        # A later turn has the same core.
+        assert focus.core_tokens((*self.IDS, 2, 2, END, 3), 3) == core
+
+    def test_one_row_after_the_video_scores(self) -> None:
+        focus = Focus("conversation", (END,))
+        assert focus.core_tokens((1, 7, 7, END, 3), 3) == 4
+        assert focus.core_tokens((1, 7, 7, END), 3) is None, "nothing would be left to run"
+        assert focus.core_tokens((1, 7, 7), 3) is None
+        assert Focus("video").core_tokens((1, 7, 7, 2), 3) is None
+
+    def test_only_the_core_scores(self) -> None:
+        videos = [("a", 10, 100, wishes(decode=Fraction(1, 4)))]
+        made = PromptPlan.of(160, videos, 120, 16)
+        assert made is not None
+        assert made.scoring == range(110, 120)
+        # 45 and 26 tokens of (61, 35) would go: two blocks and one do.
+        assert made.visual_tokens(decode=True) == (100, 61 - 32, 35 - 16, 0)
+        assert made.decode_dropped == (0, 39 + 32, 65 + 16, 100)
+
+    def test_no_prompt_goes_on_from_one_that_its_last_token_ranked(self) -> None:
+        pruning = Pruning.of(METokConfig(rule="fastv", focus="video"), Fraction(1))
+        made = PromptPlan.of(160, [("a", 10, 100, pruning)], 111, 16)
+        assert made is not None
+        assert (made.core, made.scoring) == (None, range(159, 160))
 
 
 class TestOnePrompt:

@@ -104,16 +104,21 @@ def generate(
     decode_keep: float = 0.0,
     rotary: Positions | None = None,
     deepstack: Sequence[Tensor] = (),
+    core: int | None = None,
+    unit: int = 1,
 ) -> Generated:
     """Answer one prompt, given as embeddings with the visual rows in place.
+
+    Only the rows of the first `core` tokens (None: all) score visual ones, and stage 3 drops a
+    multiple of `unit`.
 
     `boundaries` are the pruning layers p0 < p1 < p2; of `stages` only 2 and 3 matter here.
     `rotary` are the positions of M-RoPE; `deepstack[k]` [N, D] is added to the output of layer k.
     """
-    prefill = Prefill(model, embeds_ND, videos, boundaries, rotary, deepstack)
+    prefill = Prefill(model, embeds_ND, videos, boundaries, rotary, deepstack, core)
     hidden_PD = prefill.run(prune=2 in stages)
     if 3 in stages and videos:
-        prefill.compress(decode_keep)
+        prefill.compress(decode_keep, unit)
     return decode(model, prefill, hidden_PD, len(embeds_ND), new_tokens)
 
 
@@ -152,6 +157,7 @@ class Prefill:
         boundaries: tuple[int, int, int],
         rotary: Positions | None = None,
         deepstack: Sequence[Tensor] = (),
+        core: int | None = None,
     ) -> None:
         first, second, third = boundaries
         if not 1 <= first < second < third < len(model.decoder.layers):
@@ -178,7 +184,7 @@ class Prefill:
         self.text = [position for position in range(length) if position not in droppable]
         self.kept = [visual]
         last_video = max((video.end for video in videos), default=0)
-        self.question = list(range(last_video, length)) or [length - 1]
+        self.question = list(range(last_video, core or length)) or [length - 1]
 
     def run(self, prune: bool) -> Tensor:
         """Hidden states [P, D] after the last layer; `prune` drops tokens on the way."""
@@ -224,19 +230,21 @@ class Prefill:
             self.margin = min(self.margin, margin)
         self.kept.append(after)
 
-    def compress(self, decode_keep: float) -> None:
+    def compress(self, decode_keep: float, unit: int = 1) -> None:
         """Stage 3: from p0 on only text, and below p2 the best-scored share of each video.
 
-        Separators are text.
+        Separators are text. What goes is a multiple of `unit` in every layer.
         """
         first, second, third = self.boundaries
         for layer in range(first, len(self.held)):
+            entry = sum(layer >= boundary for boundary in (second, third))
+            share = decode_keep if layer < third else 0.0
+            ran_on = self.kept[entry + 1]
+            fixed = [v.separators_in(p) for v, p in zip(self.videos, ran_on, strict=True)]
+            visual = [len(p) - len(f) for p, f in zip(ran_on, fixed, strict=True)]
             staying = list(self.text)
-            for video in range(len(self.videos)):
-                if layer < third:
-                    staying += self._best(0 if layer < second else 1, video, decode_keep)
-                else:
-                    staying += self._separators(video, stage=3)
+            for video, count in enumerate(pruning.held_counts(visual, share, unit)):
+                staying += self._best(entry, video, count)
             staying.sort()
             rows = [self.held[layer].index(position) for position in staying]
             stored = self.cache.layers[layer]
@@ -244,13 +252,15 @@ class Prefill:
             stored.values = stored.values[:, :, rows]
             self.held[layer] = staying
 
-    def _best(self, entry: int, video: int, share: float) -> list[int]:
-        """Of the tokens a layer ran on, those with the best scores of that layer's entry."""
-        score_of = dict(zip(self.kept[entry][video], self.scores[entry][video], strict=True))
+    def _best(self, entry: int, video: int, count: int) -> list[int]:
+        """Of the tokens a layer ran on, those with the best scores: of that layer's entry, or of
+        the last that scored."""
+        scored = min(entry, 1)
+        score_of = dict(zip(self.kept[scored][video], self.scores[scored][video], strict=True))
         ran_on = self.kept[entry + 1][video]
         scores = [score_of[position] for position in ran_on]
         fixed = self.videos[video].separators_in(ran_on)
-        selection = pruning.decode_kept(scores, share, fixed)
+        selection = pruning.decode_kept(scores, count, fixed)
         self.margin = min(self.margin, selection.margin)
         return [ran_on[index] for index in selection.kept]
 

@@ -174,13 +174,23 @@ def staying(
     return Selection(kept, chosen.margin)
 
 
-def decode_kept(
-    scores: Sequence[float], share: float, separators: Collection[int] = ()
-) -> Selection:
-    """The ceil(share * n) best-scored of a video's n visual tokens, whatever their event, and all
-    its separators."""
+def held_counts(visual: Sequence[int], share: float, unit: int = 1) -> list[int]:
+    """How many of each video's `visual` tokens a layer holds for decoding: ceil(share * n).
+
+    What goes is a multiple of `unit` over all videos; what is too much stays, with the first videos
+    that lose tokens.
+    """
+    held = [math.ceil(exact(share) * count) for count in visual]
+    while (sum(visual) - sum(held)) % unit:
+        first = next(i for i, count in enumerate(visual) if held[i] < count)
+        held[first] += 1
+    return held
+
+
+def decode_kept(scores: Sequence[float], count: int, separators: Collection[int] = ()) -> Selection:
+    """The `count` best-scored visual tokens of a video, whatever their event, and all its
+    separators."""
     visual = [token for token in range(len(scores)) if token not in separators]
-    count = math.ceil(exact(share) * len(visual))
     chosen = select([scores[token] for token in visual], [0] * len(visual), [count])
     kept = sorted([*separators, *(visual[index] for index in chosen.kept)])
     return Selection(kept, chosen.margin)

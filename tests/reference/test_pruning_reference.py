@@ -221,18 +221,25 @@ def test_separators_stay_whatever_their_score() -> None:
     # At the second layer the other event keeps its separator alone.
     assert pruning.staying(1, 4, scores, *video, [0, 6]).kept == [0, 1, 3, 6]
     assert pruning.staying(2, 2, scores, *video, [0, 6]).kept == [0, 6]
-    # ceil(0.3 * 5) = 2 of the others.
-    assert pruning.decode_kept(scores, 0.3, [0, 6]).kept == [0, 1, 4, 6]
+    assert pruning.decode_kept(scores, 2, [0, 6]).kept == [0, 1, 4, 6]
 
 
 def test_decoding_keeps_the_best_of_the_whole_video() -> None:
     values = [0.1, 0.7, 0.3, 0.6, 0.2, 0.6, 0.5]
-    # ceil(0.3 * 7) = 3: 0.7 and the two 0.6; ceil(0.2 * 7) = 2 has to break their tie.
-    best = pruning.decode_kept(values, 0.3)
+    # Three are 0.7 and the two 0.6; two have to break their tie.
+    best = pruning.decode_kept(values, 3)
     assert best.kept == [1, 3, 5]
     assert best.margin == pytest.approx(0.1)
-    assert pruning.decode_kept(values, 0.2) == pruning.Selection([1, 3], 0.0)
-    assert pruning.decode_kept(values, 0.0).kept == []
-    assert pruning.decode_kept(values, 1.0).kept == list(range(7))
-    assert len(pruning.decode_kept([0.0] * 100, 0.07).kept) == 7
-    assert pruning.decode_kept([], 0.5).kept == []
+    assert pruning.decode_kept(values, 2) == pruning.Selection([1, 3], 0.0)
+    assert pruning.decode_kept(values, 0).kept == []
+    assert pruning.decode_kept(values, 7).kept == list(range(7))
+    assert pruning.decode_kept([], 0).kept == []
+
+
+def test_how_many_tokens_decoding_keeps() -> None:
+    # ceil(0.3 * 7) = 3 and ceil(0.07 * 100) = 7; as a float, 0.07 * 100 is over 7.
+    assert pruning.held_counts([7, 100, 0], 0.3) == [3, 30, 0]
+    assert pruning.held_counts([100], 0.07) == [7]
+    # Of 107, 74 would go: 8 * 9 do, and the first video keeps two more; 64 take all that it has.
+    assert pruning.held_counts([7, 100], 0.3, 8) == [5, 30]
+    assert pruning.held_counts([7, 100], 0.3, 64) == [7, 36]

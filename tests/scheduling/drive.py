@@ -77,7 +77,7 @@ class Drive:
         arrival = make_arrival(spec, name, self.settings.block_size)
         request = arrival.request
         features, params = request.mm_features, request.sampling_params
-        plan = plan_of(spec.prompt_tokens, features, params)
+        plan = plan_of(request.prompt_token_ids, features, params, self.settings.block_size)
         if spec.resumable:
             plan = None
         self.lives[name] = Life(arrival, plan)

@@ -166,6 +166,7 @@ WHOLE_FIELD = {
     "key_share": [1, 2],
     "separators": 0,
     "ends_in_separator": False,
+    "ends": [],
 }
 
 
@@ -185,6 +186,7 @@ BROKEN_FIELDS: dict[str, Any] = {
     "another version": field_with(payload='{"stages": [9]}'),
     "share of nothing": field_with(key_share=[1, 0]),
     "more than all": field_with(key_share=[9, 1]),
+    "ends are no list": field_with(ends=1),
     "key is no text": field_with(key=[1]),
     "separators are no number": field_with(separators="3"),
     "separators below zero": field_with(separators=-1),
@@ -230,6 +232,7 @@ def test_video_of_another_renderer_is_left_alone(kind: str) -> None:
 def test_video_outside_its_prompt_is_left_alone(offset: int) -> None:
     feature = make_arrival(PromptSpec((4, 8), (0,), PRUNED), "odd", 4).request.mm_features[0]
     moved = replace(feature, mm_position=replace(feature.mm_position, offset=offset))
-    assert plan_of(36, [feature], None) is not None
-    assert plan_of(36, [moved], None) is None
-    assert plan_of(36, [feature, feature], None) is None, "one inside the other"
+    tokens = [0] * 36
+    assert plan_of(tokens, [feature], None, 4) is not None
+    assert plan_of(tokens, [moved], None, 4) is None
+    assert plan_of(tokens, [feature, feature], None, 4) is None, "one inside the other"

@@ -1,0 +1,34 @@
+"""Turns of a conversation whose first question selects, against the naive decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.engine.staged import StagedEngine
+from tests.engine.staged_expected import END_ID, without_ties
+from tests.engine.staged_prompts import Clip, Parts
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-3
+LONG, SHORT, OTHER = Clip(5, (3, 6, 2, 5, 4)), Clip(9, (2, 3, 1, 2)), Clip(2, (4, 4))
+END = (END_ID,)
+CONVERSATION = {"focus": "conversation"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "options"),
+    [
+        ((20, LONG, 30, END, 40), CONVERSATION),
+        ((20, LONG, 30, END, 400, END, 40), {**CONVERSATION, "decode_keep": 0.5}),
+        ((LONG, END, 40), {**CONVERSATION, "stages": [2]}),
+        ((20, SHORT, 9, OTHER, 30, END, 40), {**CONVERSATION, "stages": [3], "decode_keep": 1}),
+        ((20, LONG, 30), {"focus": "video", "stages": [3]}),
+    ],
+)
+def test_the_focus_scores(short_step: StagedEngine, parts: Parts, options: dict[str, Any]) -> None:
+    prompt, expected = without_ties(short_step, parts, options)
+    short_step.reset_caches()
+    assert short_step.answer_alone(prompt).error(expected) <= TOLERANCE
