@@ -115,12 +115,13 @@ class Selection:
             keep[before[kept_M]] = True
         return torch.argsort(keep, descending=True, stable=True)[:rows]
 
-    def kept_for_decode(self, stage: int) -> Tensor | None:
-        """Rows of `stage` that are cached for decoding beside the text around the videos.
+    def kept_for_decode(self, stage: int, prompts: Sequence[StagedPrompt]) -> Tensor | None:
+        """Rows of `stage` that `prompts` hold for decoding beside the text around the videos.
 
         Their separators are among them. None for that text alone.
         """
-        evicted = [(prompt, videos) for prompt, videos in self.prompts if prompt.plan.evicts]
+        ids = {prompt.request_id for prompt in prompts}
+        evicted = [of for of in self.prompts if of[0].request_id in ids]
         videos = [video for _, of_prompt in evicted for video in of_prompt]
         wanted = [video.counts.decode[stage] for video in videos]
         if not sum(wanted):

@@ -131,7 +131,7 @@ def _kept_for_decode(
         return None
     text_M = (row_M < plan.first_visual) | (row_M >= plan.last_visual)
     rows_M = text_M.nonzero()[:, 0]
-    visual_M = selection.kept_for_decode(stage)
+    visual_M = selection.kept_for_decode(stage, [prompt for prompt, _ in selection.prompts])
     return rows_M if visual_M is None else torch.cat([rows_M, visual_M]).sort().values
 
 

@@ -23,7 +23,9 @@ class StagedSchedulerOutput:
 
     `plans` are those of requests that are new to the workers, `buffer_rows` the first row in the
     prefill buffer of the step's prompts that have rows there, `trims` the number of blocks that a
-    request keeps, by cache group. The pool's null block is not counted.
+    request keeps, by cache group. `features` are media of requests that have to be encoded after
+    all: the worker got them without data, because their prefix was cached. The pool's null block is
+    not counted; the prefix counts are those of requests that went on from a recorded prompt.
     """
 
     plans: Mapping[str, PromptPlan]
@@ -32,6 +34,10 @@ class StagedSchedulerOutput:
     total_blocks: int
     free_blocks: int
     freed_blocks: int
+    features: Mapping[str, Sequence[Any]]
+    prefix_hits: int
+    prefix_tokens: int
+    prefix_records: int
 
 
 def plan_of(

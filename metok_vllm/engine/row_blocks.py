@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metok_vllm.devices import array_on
-from metok_vllm.engine.step import BatchGeometry, StageView
+from metok_vllm.engine.stage_views import StageView
+from metok_vllm.engine.step import BatchGeometry
 from metok_vllm.models.cache_writer import RowBlock
 
 Ints64 = npt.NDArray[np.int64]

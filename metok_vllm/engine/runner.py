@@ -17,9 +17,11 @@ from metok_vllm.devices import array_on
 from metok_vllm.engine.kv_cache.buffer_rows import buffer_size
 from metok_vllm.engine.kv_cache.spec import put_in_stage
 from metok_vllm.engine.request_plans import ATTRIBUTE, StagedSchedulerOutput
+from metok_vllm.engine.request_tables import RequestTables, begun_tokens
 from metok_vllm.engine.row_blocks import build_blocks, slots_of
+from metok_vllm.engine.stage_views import StageView, StageViews
 from metok_vllm.engine.staged_groups import StagedAttentionGroup, StagedBlockTables
-from metok_vllm.engine.step import BatchGeometry, BatchPlans, StageView, StageViews
+from metok_vllm.engine.step import BatchGeometry, BatchPlans
 from metok_vllm.errors import ConfigError
 from metok_vllm.models.cache_writer import StagedInput
 from metok_vllm.plan.layers import NUM_STAGES
@@ -43,6 +45,7 @@ class StagedRunner(RunnerSurface):
         """Set the attributes of this class; called once vLLM's `__init__` has run."""
         self.metok_plans: dict[str, PromptPlan] = {}
         self.metok_preempted: set[str] = set()
+        self.metok_tables = RequestTables(self)
         self.metok_views = StageViews()
         self.metok_output: StagedSchedulerOutput | None = None
         self.metok_batch: BatchPlans | None = None
@@ -96,9 +99,13 @@ class StagedRunner(RunnerSurface):
         self.metok_output = output
         for request_id in scheduler_output.finished_req_ids:
             self.metok_plans.pop(request_id, None)
+            self.metok_tables.forget(request_id)
             staged.forget(request_id)
-        if scheduler_output.scheduled_new_reqs:
-            self.metok_batch = None  # a new request may have the id of one that has just ended
+        begun = begun_tokens(scheduler_output)
+        if begun:
+            # A new request may have the id of one that has just ended; a resumed one may go on from
+            # a prompt, or begin its own again.
+            self.metok_batch = None
         resumed = scheduler_output.scheduled_cached_reqs.resumed_req_ids
         preempted = scheduler_output.preempted_req_ids or set()
         self.metok_preempted |= preempted
@@ -106,22 +113,14 @@ class StagedRunner(RunnerSurface):
         for request_id in preempted | resumed:
             staged.forget(request_id)
         self.metok_plans.update(output.plans)
-        self._trim_block_tables(output)
+        for request_id, features in output.features.items():
+            self.requests[request_id].mm_features = features
+        self.metok_tables.begin(begun)
+        self.metok_tables.trim(output.trims)
         result = super()._update_states(scheduler_output)
+        self.metok_tables.cut_heads()
         self.metok_scheduled = scheduler_output.total_num_scheduled_tokens > 0
         return result
-
-    def _trim_block_tables(self, output: StagedSchedulerOutput) -> None:
-        """Drop the blocks that the scheduler freed, before new ones are appended."""
-        for request_id, keep in output.trims.items():
-            state = self.requests.get(request_id)
-            if state is None:
-                continue
-            row = self.input_batch.req_id_to_index.get(request_id)
-            for gid, blocks in enumerate(keep):
-                del state.block_ids[gid][blocks:]
-                if row is not None:
-                    self.input_batch.block_table[gid].num_blocks_per_row[row] = blocks
 
     def _get_slot_mappings(
         self,
@@ -155,7 +154,7 @@ class StagedRunner(RunnerSurface):
         batch = self.metok_batch
         if batch is None or len(batch.request_ids) != len(ids) or batch.request_ids != tuple(ids):
             plans = [self.metok_plans.get(request_id) for request_id in ids]
-            batch = BatchPlans.of(ids, plans) if any(plans) else None
+            batch = BatchPlans.of(ids, plans, self.metok_tables.hits) if any(plans) else None
             self.metok_batch = batch
         if batch is None:
             return
@@ -168,7 +167,8 @@ class StagedRunner(RunnerSurface):
             self.metok_geometry = geometry
         staged = geometry.staged
         # Where no prompt ends, stages that decode with equal lengths have equal rows as well.
-        equal = staged is None or not any(prompt.ends for prompt in staged.prompts)
+        ends = staged is not None and any(prompt.ends for prompt in staged.prompts)
+        equal = geometry.decodes and not ends
         for stage in range(1, NUM_STAGES):
             first = batch.decodes_as[stage] if equal else stage
             if staged is not None:
@@ -189,16 +189,19 @@ class StagedRunner(RunnerSurface):
         return StagedInput(geometry.staged, slots, self.metok_group_of_layer, blocks)
 
     def _compact_slots(self, geometry: BatchGeometry, stage: int) -> list[dict[int, Tensor]]:
-        """Slots from the first visual token on, by cache group, of each prompt that is evicted."""
-        assert geometry.staged is not None
+        """Slots that rows are written to again, by cache group, of each prompt with such rows."""
+        step = geometry.staged
+        assert step is not None
         if stage == 0:
             return []
         slots = []
         gids = [gid for gid, s in enumerate(self.metok_stage_of_group) if s == stage]
-        for prompt in geometry.staged.evicted():
+        for prompt in (*step.evicted(), *step.visual_first(stage)):
             plan = prompt.plan
-            end = plan.prompt_tokens - plan.decode_dropped[stage]
-            position = np.arange(plan.first_visual, end, dtype=np.int64)
+            first = 0 if plan.unit else plan.first_visual
+            dropped = plan.prefill_dropped if plan.unit else plan.decode_dropped
+            end = plan.prompt_tokens - dropped[stage]
+            position = np.arange(first, end, dtype=np.int64)
             row = self.input_batch.req_id_to_index[prompt.request_id]
             of_prompt = {}
             for gid in gids:
@@ -225,6 +228,9 @@ class StagedRunner(RunnerSurface):
             "total_blocks": output.total_blocks if output else None,
             "free_blocks": output.free_blocks if output else None,
             "freed_blocks": output.freed_blocks if output else 0,
+            "prefix_hits": output.prefix_hits if output else 0,
+            "prefix_tokens": output.prefix_tokens if output else 0,
+            "prefix_records": output.prefix_records if output else 0,
             "stage_of_group": list(self.metok_stage_of_group),
             "requests": {
                 request_id: {

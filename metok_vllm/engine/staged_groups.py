@@ -15,7 +15,7 @@ from vllm.v1.worker.block_table import MultiGroupBlockTable
 from vllm.v1.worker.utils import AttentionGroup
 
 from metok_vllm.engine.kv_cache.spec import StageSpec
-from metok_vllm.engine.step import StageView, StageViews
+from metok_vllm.engine.stage_views import StageView, StageViews
 
 
 class StagedBlockTables(MultiGroupBlockTable):

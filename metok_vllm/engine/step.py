@@ -10,17 +10,12 @@ Shape suffixes: S stages, R requests of the batch, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import copy
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from metok_vllm.devices import array_on
 from metok_vllm.plan.layers import NUM_STAGES
 from metok_vllm.plan.prompt import PromptPlan
 from metok_vllm.plan.step import StagedPrompt, StagedStep
@@ -32,27 +27,40 @@ Ints = npt.NDArray[np.int32]
 class BatchPlans:
     """The plans of a batch, constant while it has the same requests in the same order.
 
-    `prompt_R` is the prompt's length where a request has a plan, else 0.
+    `prompt_R` is the prompt's length where a request has a plan and began it; 0 where it has none
+    or goes on from another's. From `decode_from_R` tokens on it sees what decoding holds.
     """
 
     request_ids: tuple[str, ...]
     plans: tuple[PromptPlan | None, ...]
     prompt_R: Ints
+    decode_from_R: Ints
     prefill_dropped_SR: Ints
     decode_dropped_SR: Ints
     decodes_as: tuple[int, ...]  # by stage: the first stage with the same lengths in decoding
 
     @classmethod
-    def of(cls, request_ids: Sequence[str], plans: Sequence[PromptPlan | None]) -> BatchPlans:
-        """Tables for a batch in which at least one request has a plan."""
+    def of(
+        cls,
+        request_ids: Sequence[str],
+        plans: Sequence[PromptPlan | None],
+        hits: Collection[str] = (),
+    ) -> BatchPlans:
+        """Tables for a batch in which at least one request has a plan; `hits` go on from another's
+        prompt."""
         none = (0,) * NUM_STAGES
         prefill = [p.prefill_dropped if p is not None else none for p in plans]
         decode = [p.decode_dropped if p is not None else none for p in plans]
         by_stage = list(zip(*decode, strict=True))
+        begun = [
+            p.prompt_tokens if p is not None and name not in hits else 0
+            for name, p in zip(request_ids, plans, strict=True)
+        ]
         return cls(
             tuple(request_ids),
             tuple(plans),
-            np.array([p.prompt_tokens if p is not None else 0 for p in plans], dtype=np.int32),
+            np.array(begun, dtype=np.int32),
+            np.array([p.decode_from if p is not None else 0 for p in plans], dtype=np.int32),
             np.array(prefill, dtype=np.int32).T.copy(),
             np.array(by_stage, dtype=np.int32),
             tuple(by_stage.index(dropped) for dropped in by_stage),
@@ -63,12 +71,14 @@ class BatchPlans:
 class BatchGeometry:
     """One step: rows of each request and the cache position of the first one, by stage.
 
-    `staged` are the METok prompts in it, if any.
+    `staged` are the METok prompts in it, if any. `decodes`: every request past its prompt's last
+    chunk sees what decoding holds.
     """
 
     query_SR: Ints
     start_SR: Ints
     staged: StagedStep | None
+    decodes: bool
 
     @classmethod
     def of(
@@ -83,9 +93,12 @@ class BatchGeometry:
         `buffer_rows` are the first rows of prompts in the prefill buffer.
         """
         prefilling_R = computed_R < batch.prompt_R
-        start_SR = computed_R - np.where(prefilling_R, 0, batch.decode_dropped_SR)
+        early_R = ~prefilling_R & (computed_R < batch.decode_from_R)
+        dropped_SR = np.where(early_R, batch.prefill_dropped_SR, batch.decode_dropped_SR)
+        start_SR = computed_R - np.where(prefilling_R, 0, dropped_SR)
+        decodes = not early_R.any()
         if not prefilling_R.any():
-            return cls(np.broadcast_to(scheduled_R, start_SR.shape), start_SR, None)
+            return cls(np.broadcast_to(scheduled_R, start_SR.shape), start_SR, None, decodes)
         ends_R = computed_R + scheduled_R == batch.prompt_R
         whole_SR = np.where(ends_R, batch.prompt_R - batch.prefill_dropped_SR, 0)
         query_SR = np.where(prefilling_R, whole_SR, scheduled_R).astype(np.int32)
@@ -110,7 +123,7 @@ class BatchGeometry:
         staged = StagedStep(tuple(prompts), int(scheduled_R.sum()), tuple(query_SR.sum(1).tolist()))
         start_SR[1:, prefilling_R] = 0
         query_SR[0], start_SR[0] = scheduled_R, computed_R
-        return cls(query_SR, start_SR, staged)
+        return cls(query_SR, start_SR, staged, decodes)
 
     def blocks(self, stage: int, most_rows: int) -> list[tuple[Ints, Ints]]:
         """Rows and first cache positions of each request, in blocks of at most `most_rows` rows."""
@@ -125,130 +138,3 @@ class BatchGeometry:
             high_R = np.clip(begin + most_rows - first_R, 0, query_R)
             found.append(((high_R - low_R).astype(np.int32), (start_R + low_R).astype(np.int32)))
         return found
-
-
-@dataclass(frozen=True)
-class StageView:
-    """Lengths and positions of one stage, on the device and, where vLLM needs it, on the host.
-
-    `stock_rows`: every request has the rows that vLLM gave it. `slot_start_R1` counts all requests
-    of the batch; the other values those with rows, `request_R` (None: all of them).
-    """
-
-    slot_start_R1: Tensor
-    query_start_R1: Tensor
-    query_start_host_R1: Tensor
-    length_R: Tensor
-    length_host_R: Tensor
-    position_N: Tensor
-    position_host_N: npt.NDArray[np.int64]
-    rows: int
-    longest_query: int
-    longest: int
-    stock_rows: bool
-    request_R: Tensor | None = None
-    request_host_R: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls, query_R: Ints, start_R: Ints, device: torch.device, stock_rows: bool = False
-    ) -> StageView:
-        """From the rows of each request and the cache position of its first one."""
-        slot_start_R1 = np.zeros(len(query_R) + 1, dtype=np.int32)
-        np.cumsum(query_R, out=slot_start_R1[1:])
-        offset_R = start_R.astype(np.int64) - slot_start_R1[:-1]
-        rows = int(slot_start_R1[-1])
-        position_N = np.repeat(offset_R, query_R) + np.arange(rows, dtype=np.int64)
-        on_device = array_on(slot_start_R1, device)
-        kept_R = np.flatnonzero(query_R)
-        request_R = request_host_R = None
-        start_R1 = slot_start_R1
-        query_start = on_device
-        if 0 < len(kept_R) < len(query_R):
-            # Backends differ in what they make of a request without rows.
-            request_R, request_host_R = array_on(kept_R, device), torch.from_numpy(kept_R)
-            query_R, start_R = query_R[kept_R], start_R[kept_R]
-            start_R1 = np.append(slot_start_R1[kept_R], slot_start_R1[-1:])
-            query_start = array_on(start_R1, device)
-        length_R = np.ascontiguousarray(start_R + query_R, dtype=np.int32)
-        return cls(
-            on_device,
-            query_start,
-            torch.from_numpy(start_R1),
-            array_on(length_R, device),
-            torch.from_numpy(length_R),
-            array_on(position_N, device),
-            position_N,
-            rows,
-            int(query_R.max()),
-            int(length_R.max()),
-            stock_rows,
-            request_R,
-            request_host_R,
-        )
-
-    def of_metadata(self, common: Any) -> Any:
-        """A copy of vLLM's CommonAttentionMetadata with this stage's lengths and rows."""
-        ours = copy(common)
-        if self.request_R is not None:
-            ours.num_reqs = len(self.request_R)
-            ours.block_table_tensor = common.block_table_tensor.index_select(0, self.request_R)
-            if common.is_prefilling is not None:
-                ours.is_prefilling = common.is_prefilling[self.request_host_R]
-        padding = ours.num_reqs - len(self.length_R)
-        ours.seq_lens = _padded(self.length_R, padding)
-        ours.seq_lens_cpu_upper_bound = _padded(self.length_host_R, padding)
-        ours.max_seq_len = self.longest
-        if not self.stock_rows:
-            ours.query_start_loc = _padded(self.query_start_R1, padding, last=True)
-            ours.query_start_loc_cpu = _padded(self.query_start_host_R1, padding, last=True)
-            ours.num_actual_tokens = self.rows
-            ours.max_query_len = self.longest_query
-            ours.positions = None
-        # vLLM computes these on first use.
-        ours._num_computed_tokens_cache = None
-        ours._token_to_req_indices_cache = None
-        return ours
-
-
-class StageViews:
-    """The views of the current step by stage; a stage without one uses vLLM's own values."""
-
-    def __init__(self) -> None:
-        self._views: dict[int, StageView] = {}
-        self._common: Any = None
-
-    def clear(self) -> None:
-        """Drop the views of the last step."""
-        self._views.clear()
-        self._common = None
-
-    def keep_common(self, common: Any) -> None:
-        """Keep vLLM's CommonAttentionMetadata of this step, for row blocks."""
-        self._common = common
-
-    def common(self, block_table: Tensor, slot_N: Tensor) -> Any:
-        """A copy of it with the block table and the slots of a cache group."""
-        ours = copy(self._common)
-        ours.block_table_tensor, ours.slot_mapping, ours.num_reqs = (
-            block_table,
-            slot_N,
-            len(block_table),
-        )
-        return ours
-
-    def put(self, stage: int, view: StageView | None) -> None:
-        """Set the view of a stage; stages with equal rows and lengths share one."""
-        if view is not None:
-            self._views[stage] = view
-
-    def of(self, stage: int) -> StageView | None:
-        """The view of `stage`, or None."""
-        return self._views.get(stage)
-
-
-def _padded(values: Tensor, padding: int, last: bool = False) -> Tensor:
-    if padding <= 0:
-        return values
-    fill = values[-1:] if last else values.new_zeros(1)
-    return torch.cat([values, fill.expand(padding)])

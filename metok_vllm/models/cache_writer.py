@@ -1,5 +1,8 @@
-"""Input of a staged step, and the cache writes that evict: kept rows to the front of their slots.
+"""Input of a staged step, and the cache writes that evict.
 
+Either the kept rows go to the front of their slots, so that the blocks at the end become free. Or
+all rows are ordered, so that blocks at the head can: visual rows that decoding will not hold, those
+that it holds, text. The order among keys that a later row sees does not matter to attention.
 Rows are written with the attention backend's own cache write, so no cache layout is assumed.
 
 Shape suffixes: M rows of a stage, K rows to keep, G KV heads, D head size.
@@ -32,10 +35,11 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class StagedInput:
-    """A step with the cache slots of its evicted prompts after eviction.
+    """A step with the cache slots that its prompts' rows are written to again.
 
-    `slots[stage][i][group]` are the slots of the i-th evicted prompt from its first visual token
-    on, in the given cache group of the stage; `group_of_layer` is the cache group of each layer.
+    `slots[stage][i][group]` are those of a prompt in the given cache group of the stage: of the
+    evicted prompts from their first visual token on, then of those that are put visual first.
+    `group_of_layer` is the cache group of each layer.
     `blocks[stage]` cuts a stage with more rows than a step may have; empty: vLLM's own metadata.
     """
 
@@ -46,23 +50,22 @@ class StagedInput:
 
 
 class KeptRowsWriter:
-    """Writes the kept keys and values of one stage's layers.
+    """Writes keys and values of one stage's layers again, where decoding reads them.
 
-    Later row blocks read the slots of earlier ones, so with several blocks the kept rows wait for
-    the end of the stage.
+    Later row blocks read the slots of earlier ones, so with several blocks the rows wait for the
+    end of the stage.
     """
 
     def __init__(self, given: StagedInput, selection: Selection, stage: int) -> None:
         self.group_of_layer = given.group_of_layer
         self.slots_of_prompts = given.slots[stage]
         self.in_blocks = len(given.blocks[stage]) > 1
-        prompts = given.step.evicted()
-        text = [part for p in prompts for part in p.text_rows(stage)]
-        self.row_K = _indices(text, selection.device)
-        visual_K = selection.kept_for_decode(stage) if prompts else None
-        if visual_K is not None:
-            both = visual_K if self.row_K is None else torch.cat([self.row_K, visual_K])
-            self.row_K = both.sort().values
+        rows = [
+            _to_front(given.step, selection, stage),
+            _visual_first(given.step, selection, stage),
+        ]
+        found = [row_K for row_K in rows if row_K is not None]
+        self.row_K = torch.cat(found) if found else None
         self.kept: dict[int, tuple[Any, Tensor, Tensor]] = {}
         self.slots: dict[int, Tensor] = {}
 
@@ -103,6 +106,31 @@ class KeptRowsWriter:
         attention.impl.do_kv_cache_update(attention, key_KGD, value_KGD, cache, slots_K)
 
 
-def _indices(ranges: Sequence[range], device: torch.device) -> Tensor | None:
-    parts = [torch.arange(part.start, part.stop, device=device) for part in ranges]
-    return torch.cat(parts) if parts else None
+def _to_front(step: StagedStep, selection: Selection, stage: int) -> Tensor | None:
+    """Rows of the evicted prompts that decoding holds, from their first visual token on."""
+    prompts = step.evicted()
+    parts = [part for p in prompts for part in p.text_rows(stage)]
+    rows = [torch.arange(part.start, part.stop, device=selection.device) for part in parts]
+    visual_K = selection.kept_for_decode(stage, prompts) if prompts else None
+    if visual_K is not None:
+        rows.append(visual_K)
+    return torch.cat(rows).sort().values if rows else None
+
+
+def _visual_first(step: StagedStep, selection: Selection, stage: int) -> Tensor | None:
+    """Rows of each prompt that is put visual first, in the order of their slots."""
+    prompts = step.visual_first(stage)
+    if not prompts:
+        return None
+    # Three ranks for each prompt, one above all for the rows of others.
+    rows, device = step.num_rows[stage], selection.device
+    rank_M = torch.full((rows,), 3 * len(prompts), dtype=torch.int64, device=device)
+    for number, prompt in enumerate(prompts):
+        first = prompt.first_row[stage]
+        rank_M[first : first + prompt.rows[stage]] = 3 * number + 2
+        for video, row in prompt.videos(stage):
+            rank_M[row : row + video.counts.prefill[stage]] = 3 * number
+    held_K = selection.kept_for_decode(stage, prompts)
+    if held_K is not None:
+        rank_M[held_K] += 1
+    return rank_M.argsort(stable=True)[: sum(prompt.rows[stage] for prompt in prompts)]

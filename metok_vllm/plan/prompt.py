@@ -108,8 +108,8 @@ class PromptPlan:
     one event.
 
     `core`: tokens of the prompt that later prompts may go on from (plan/focus.py); None for none.
-    `unit`: KV block size of a prompt that evicts whole blocks at the head of its block tables; 0
-    for one that evicts at the tail.
+    `unit`: KV block size of a prompt that evicts whole blocks at the head of its block tables, once
+    `evict_after` tokens have been generated; 0 for one that evicts at the tail, after its prefill.
     """
 
     prompt_tokens: int
@@ -119,6 +119,7 @@ class PromptPlan:
     fastv: bool = False
     core: int | None = None
     unit: int = 0
+    evict_after: int = 0
 
     @classmethod
     def of(
@@ -127,12 +128,13 @@ class PromptPlan:
         videos: Sequence[tuple[str, int, int, Pruning]],
         core: int | None = None,
         block_size: int = 0,
+        evict_after: int = 0,
     ) -> PromptPlan | None:
         """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
         The prompt's last row gives the first new token, so a video that ends the prompt leaves its
-        last token to the text, be it visual or a separator. With a `core`, stage 3 gives back whole
-        blocks of `block_size` tokens, and holds more for that.
+        last token to the text, be it visual or a separator. With a `core` or `evict_after`, stage 3
+        gives back whole blocks of `block_size` tokens, and holds more for that.
         """
         if not videos or not videos[0][3].stages:
             return None
@@ -146,7 +148,7 @@ class PromptPlan:
         fastv, unit = videos[0][3].fastv_keep is not None, 0
         if fastv:
             core = None  # its last token alone ranks, which every later prompt has of its own
-        if core is not None and EVICT in stages:
+        if EVICT in stages and (core is not None or evict_after):
             assert block_size > 0, "eviction in whole blocks"
             unit = block_size
             counts = in_whole_blocks([span.counts for span in spans], unit)
@@ -168,6 +170,19 @@ class PromptPlan:
             sum(video.tokens - video.counts.decode[stage] for video in self.videos)
             for stage in range(NUM_STAGES)
         )
+
+    @cached_property
+    def head_blocks(self) -> tuple[int, ...]:
+        """Blocks of each stage that are evicted at the head of its block table."""
+        if not self.unit:
+            return (0,) * NUM_STAGES
+        both = zip(self.decode_dropped, self.prefill_dropped, strict=True)
+        return tuple((decode - prefill) // self.unit for decode, prefill in both)
+
+    @property
+    def decode_from(self) -> int:
+        """Tokens of the request from which on it sees no more than decoding holds."""
+        return self.prompt_tokens + max(self.evict_after - 1, 0)
 
     @property
     def needs_scores(self) -> bool:
@@ -209,9 +224,9 @@ class PromptPlan:
 
         Until its last chunk, a prompt runs through stage 0 alone.
         """
-        if num_tokens > self.prompt_tokens:
+        if num_tokens > self.decode_from:
             return num_tokens - self.decode_dropped[stage]
-        if num_tokens == self.prompt_tokens:
+        if num_tokens >= self.prompt_tokens:
             return num_tokens - self.prefill_dropped[stage]
         return num_tokens if stage == 0 else 0
 

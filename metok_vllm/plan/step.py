@@ -99,8 +99,12 @@ class StagedStep:
         return tuple(p for p in self.prompts if p.ends and p.plan.needs_scores)
 
     def evicted(self) -> tuple[StagedPrompt, ...]:
-        """Prompts whose cached tokens are evicted in this step."""
-        return tuple(p for p in self.prompts if p.ends and p.plan.evicts)
+        """Prompts whose caches shrink to what decoding holds, at the front of their slots."""
+        return tuple(p for p in self.prompts if p.ends and p.plan.evicts and not p.plan.unit)
+
+    def visual_first(self, stage: int) -> tuple[StagedPrompt, ...]:
+        """Prompts whose slots of a stage are ordered: what decoding will not hold comes first."""
+        return tuple(p for p in self.prompts if p.ends and p.plan.head_blocks[stage])
 
     def chunks(self) -> tuple[StagedPrompt, ...]:
         """Prompts that later steps go on with: the rows of this one are saved."""

@@ -13,7 +13,9 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     _WORKER + "gpu_input_batch:InputBatch": (
         *("req_ids", "num_reqs", "req_id_to_index", "block_table", "num_computed_tokens_cpu"),
     ),
-    _WORKER + "gpu_input_batch:CachedRequestState": ("block_ids", "num_computed_tokens"),
+    _WORKER + "gpu_input_batch:CachedRequestState": (
+        *("block_ids", "num_computed_tokens", "mm_features"),
+    ),
     _WORKER + "block_table:MultiGroupBlockTable": ("block_tables",),
     _WORKER + "block_table:BlockTable": (
         *("num_blocks_per_row", "block_table", "block_size", "get_device_tensor"),
@@ -36,10 +38,13 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     ),
     _CORE + "sched.output:SchedulerOutput": (
         *("finished_req_ids", "scheduled_new_reqs", "scheduled_cached_reqs"),
-        *("preempted_req_ids", "total_num_scheduled_tokens"),
+        *("preempted_req_ids", "total_num_scheduled_tokens", "scheduled_encoder_inputs"),
     ),
-    _CORE + "sched.output:NewRequestData": ("req_id",),
-    _CORE + "sched.output:CachedRequestData": ("resumed_req_ids",),
+    _CORE + "sched.output:NewRequestData": ("req_id", "num_computed_tokens", "mm_features"),
+    _CORE + "sched.output:CachedRequestData": (
+        *("req_ids", "resumed_req_ids", "num_computed_tokens"),
+    ),
+    _CORE + "kv_cache_utils:KVCacheBlock": ("block_hash", "ref_cnt"),
     _CORE + "kv_cache_manager:KVCacheManager": (
         *("coordinator", "block_pool", "enable_caching", "empty_kv_cache_blocks"),
     ),
@@ -51,7 +56,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "vllm.v1.request:Request": (
         *("request_id", "prompt_token_ids", "num_prompt_tokens", "mm_features"),
         *("sampling_params", "resumable", "skip_reading_prefix_cache"),
-        *("num_computed_tokens", "num_in_flight_tokens"),
+        *("num_computed_tokens", "num_in_flight_tokens", "cache_salt", "lora_request"),
     ),
     "vllm.config:VllmConfig": (
         *("model_config", "scheduler_config", "parallel_config", "cache_config"),

@@ -1,7 +1,8 @@
 """The next question about a video: what vLLM's own prefix cache holds of the first one.
 
 Requests without stages 2 and 3 have no plan, so only their key decides: a rule that looks at no
-question, a question that stays the same, or none.
+question, a question that stays the same, or none. With these stages the prompts themselves are
+recorded (test_turns.py).
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def of_video(output: Any) -> int:
 @pytest.mark.parametrize(
     "options",
     [{"rule": rule, "rule_keep": 0.3} for rule in ("evs", "vidcom2", "vcast", "random")]
-    + [CONVERSATION, {**ALONE, "focus": "video"}, {**ALONE, "focus_text": "a ball"}],
+    + [CONVERSATION, {**ALONE, "focus": "video"}, {**ALONE, "focus_text": "a ball"}]
+    + [{"focus": "conversation"}, {"focus": "conversation", "stages": [1, 2]}],
     ids=str,
 )
 def test_the_next_turn_reads_the_prefix_cache(metok: Any, options: dict[str, Any]) -> None:
@@ -59,7 +61,9 @@ def test_the_next_turn_reads_the_prefix_cache(metok: Any, options: dict[str, Any
     assert logprobs(found) == pytest.approx(logprobs(alone), abs=1e-3)
 
 
-@pytest.mark.parametrize("options", [{"rule": "vcast"}, {**ALONE, "focus": "video"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"rule": "vcast"}, {**ALONE, "focus": "video"}, {"focus": "video"}], ids=str
+)
 def test_another_question_reads_it_too(metok: Any, options: dict[str, Any]) -> None:
     reset_caches(metok)
     ask(metok, [user(FIRST, "video")], options)
@@ -73,9 +77,10 @@ def test_another_question_reads_it_too(metok: Any, options: dict[str, Any]) -> N
     [
         (TURNS[:1], ALONE),  # the last question selects
         ([user(SECOND, "video")], CONVERSATION),
-        (TURNS[:1], {"focus": "conversation", "stages": [1, 2]}),
+        (TURNS[:1], {}),
+        ([user(SECOND, "video")], {"focus": "conversation"}),
     ],
-    ids=["turn", "another question", "stage 2"],
+    ids=["turn", "another question", "turn, all stages", "another question, all stages"],
 )
 def test_what_another_question_selected_is_not_read(
     metok: Any, first: list[dict[str, Any]], options: dict[str, Any]

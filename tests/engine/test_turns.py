@@ -32,3 +32,18 @@ def test_the_focus_scores(short_step: StagedEngine, parts: Parts, options: dict[
     prompt, expected = without_ties(short_step, parts, options)
     short_step.reset_caches()
     assert short_step.answer_alone(prompt).error(expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_keep": 0.5}, {"stages": [2]}, {"stages": [3]}])
+def test_the_next_turn_goes_on(short_step: StagedEngine, options: dict[str, Any]) -> None:
+    first: Parts = (20, LONG, 30, END, 3)
+    turns = [first, (*first, 7, END, 12, END, 3), (*first, 7, END, 12, END, 3, 40, END, 3)]
+    cases = [without_ties(short_step, parts, {**CONVERSATION, **options}) for parts in turns]
+    short_step.reset_caches()
+    lengths = []
+    for prompt, expected in cases:
+        answer = short_step.answer_alone(prompt)
+        assert answer.error(expected) <= TOLERANCE
+        lengths.append((answer.cached, answer.prompt_tokens))
+    assert lengths[0][0] == 0
+    assert [cached for cached, _ in lengths[1:]] == [tokens for _, tokens in lengths[:-1]]

@@ -1,7 +1,8 @@
 """Random requests with fixed answers, as vLLM's own Request objects.
 
 `content` has a number per token of prompt and answer for all that its K and V depend on: the tokens
-and videos up to it. Two plain requests may share a block where their contents agree.
+and videos up to it, and who may share them. Two plain requests may share a block where their
+contents agree, METok requests where what they kept of a core does as well.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from metok_vllm.models.request import FIELD, pack, selection_payload
 from metok_vllm.plan.layout import VideoLayout
 from tests.scheduling.settings import MAX_LEN, MAX_VIDEO, Pick
 
-VIDEO_TOKEN, EOS = 7, 9
+VIDEO_TOKEN, EOS, END = 7, 9, 8
 # Stages, keep_ratio, decode_keep. Few, so that requests often prune the same clip alike.
 PRUNINGS = (
     ((1, 2, 3), 0.76, 0.0),
@@ -50,7 +51,8 @@ SEPARATORS = (6, 0, 3, 1)
 class PromptSpec:
     """A prompt: `texts[0]`, clip, `texts[1]`, clip, ... `pruning` None turns METok off.
 
-    `separated`: some of its clips have separators.
+    `separated`: some of its clips have separators. `focus` of a conversation: its first turn ends
+    `asked` tokens after the last clip. `branch`: prompts differ six tokens after that turn.
     """
 
     texts: tuple[int, ...]
@@ -62,6 +64,10 @@ class PromptSpec:
     resumable: bool = False
     urgency: int = 0
     separated: bool = False
+    focus: str = "turn"
+    asked: int = 0
+    branch: int = 0
+    salt: str | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -86,6 +92,33 @@ def pick_spec(pick: Pick) -> PromptSpec:
     )
 
 
+# First turns of conversations: text before each clip, clips, text up to the turn's end, settings.
+FIRST_TURNS = (
+    ((1,), (0,), 2, PRUNINGS[0], "conversation", False),
+    ((0,), (0,), 0, PRUNINGS[3], "conversation", False),
+    ((2, 1), (1, 2), 3, PRUNINGS[1], "conversation", True),
+    ((0,), (1,), 0, PRUNINGS[2], "video", False),
+)
+
+
+def pick_turn(pick: Pick) -> PromptSpec:
+    """A turn of one of a few conversations."""
+    before, clips, asked, pruning, focus, separated = FIRST_TURNS[pick(0, len(FIRST_TURNS) - 1)]
+    return PromptSpec(
+        (*before, asked + 1 + pick(1, 40)),
+        clips,
+        pruning,
+        pick(1, 40),
+        ends_itself=bool(pick(0, 1)),
+        urgency=pick(0, 2),
+        separated=separated,
+        focus=focus,
+        asked=asked,
+        branch=pick(0, 1),
+        salt=(None, "salt")[pick(0, 5) == 5],
+    )
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A request and the tokens of its answer."""
@@ -94,6 +127,7 @@ class Arrival:
     request: Any
     answer: tuple[int, ...]
     content: npt.NDArray[np.int64]
+    core: int | None
 
 
 def make_arrival(spec: PromptSpec, name: str, block_size: int) -> Arrival:
@@ -103,7 +137,13 @@ def make_arrival(spec: PromptSpec, name: str, block_size: int) -> Arrival:
     seen: dict[int, str] = {}
     for length, clip in zip(spec.texts, (*spec.clips, None), strict=True):
         # Texts repeat after three tokens, so that prompts of one family share their first blocks.
-        prompt += [10 + 3 * spec.family + i % 3 for i in range(length)]
+        text = [10 + 3 * spec.family + i % 3 for i in range(length)]
+        if clip is None and spec.focus != "turn":
+            text[spec.asked :] = [END] * min(len(text) - spec.asked, 1) + [
+                10 + (i % 3 if i < 6 else i * (1 + spec.branch) % 5)
+                for i in range(len(text) - spec.asked - 1)
+            ]
+        prompt += text
         if clip is not None:
             feature = _feature(spec, clip, len(prompt))
             seen[len(prompt)] = feature.identifier
@@ -122,12 +162,19 @@ def make_arrival(spec: PromptSpec, name: str, block_size: int) -> Arrival:
         block_hasher=_hasher(block_size),
         resumable=spec.resumable,
         priority=-spec.urgency,
+        cache_salt=spec.salt,
     )
-    content, so_far = [], 0
+    content, so_far = [], hash(spec.salt)
     for position, token in enumerate(prompt + answer):
         so_far = hash((so_far, token, seen.get(position)))
         content.append(so_far)
-    return Arrival(spec, request, tuple(answer), np.array(content, dtype=np.int64))
+    core = None
+    if spec.focus != "turn" and spec.pruning is not None:
+        last = len(prompt) - spec.texts[-1]
+        core = last + max(1, spec.asked if spec.focus == "conversation" else 1)
+    if core is not None and core >= len(prompt):
+        core = None
+    return Arrival(spec, request, tuple(answer), np.array(content, dtype=np.int64), core)
 
 
 def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
@@ -136,13 +183,13 @@ def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
     if spec.pruning is not None:
         stages, keep_ratio, decode_keep = spec.pruning
         settings = {"stages": stages, "keep_ratio": keep_ratio, "decode_keep": decode_keep}
-        config = METokConfig().updated(settings)
+        config = METokConfig().updated({**settings, "focus": spec.focus})
         payload = selection_payload(config, torch.zeros(0, 1, dtype=torch.long))
     separators = SEPARATORS[clip] if spec.separated else 0
     video = None
     if separators:
         video = VideoLayout(1, 1, 1, before=((0,) * (separators - 1),), after=((0,),))
-    field = pack(key, payload, Fraction(3, 5), video=video)
+    field = pack(key, payload, Fraction(3, 5), video=video, ends=(END,))
     item = MultiModalKwargsItem({FIELD: MultiModalFieldElem(field, MultiModalBatchedField())})
     place = PlaceholderRange(offset=offset, length=CLIPS[clip])
     return MultiModalFeatureSpec(item, "video", f"{key} {payload}", place)

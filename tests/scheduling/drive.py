@@ -21,7 +21,8 @@ from tests.scheduling.settings import Settings, make_config, make_scheduler
 
 @dataclass
 class Life:
-    """The expected state of a request, counted apart from the scheduler.
+    """The expected state of a request, counted apart from the scheduler. `found`: tokens of another
+    prompt that it goes on from.
 
     `begun` is its number of preemptions. Since the last one, `scheduled` are its tokens with slots
     after each step and `processed` those of delivered steps.
@@ -33,6 +34,7 @@ class Life:
     scheduled: tuple[int, ...] = ()
     processed: int = 0
     trimmed: bool = False
+    found: int = 0
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class Drive:
         self.config = make_config(settings)
         self.scheduler = make_scheduler(self.config, settings)
         self.contents: dict[str, Names] = {}
-        self.worker = PaperWorker(self.config, settings, self.contents)
+        self.cores: dict[str, int | None] = {}
+        self.worker = PaperWorker(self.config, settings, self.contents, self.cores)
         self.lives: dict[str, Life] = {}
+        self.first_with: dict[tuple[bytes, bytes], str] = {}  # the first request with a prompt
         self.in_flight: deque[Step] = deque()
         self.counts: Counter[str] = Counter()
 
@@ -82,7 +86,12 @@ class Drive:
             plan = None
         self.lives[name] = Life(arrival, plan)
         self.contents[name] = arrival.content
+        self.cores[name] = arrival.core
+        assert plan is None or plan.core == arrival.core
         self.scheduler.add_request(request)
+        prompt = self.scheduler.evictor_state.prompts.get(name)
+        if prompt is not None:
+            self.first_with.setdefault((prompt.key, prompt.rest.tobytes()), name)
         self.counts["arrived"] += 1
         self.counts["metok"] += plan is not None
         return name
@@ -104,7 +113,7 @@ class Drive:
         before = {name: request.num_computed_tokens for name, request in self._requests()}
         preempted = {name: request.num_preemptions for name, request in self._requests()}
         for life in self.lives.values():
-            life.trimmed |= life.plan is not None and life.processed >= life.plan.prompt_tokens
+            life.trimmed |= life.plan is not None and life.processed >= life.plan.decode_from
         output = self.scheduler.schedule()
         self.counts["preempted"] += sum(
             request.num_preemptions - preempted[name] for name, request in self._requests()
@@ -119,19 +128,33 @@ class Drive:
                 life.trimmed = False
                 before[name] = 0
             begin = request.num_computed_tokens - count
-            assert life.scheduled or begin == 0 or life.plan is None
+            if not life.scheduled and life.plan is not None:
+                self._begin(name, begin)
             life.scheduled += (begin + count,)
             lives[name] = (life.begun, begin + count)
             if not request.is_prefill_chunk:
                 samples.add(name)
             if life.plan is not None and begin < life.plan.prompt_tokens:
                 assert begin + count <= life.plan.prompt_tokens, "a step crosses a prompt's end"
-                self.counts["chunked"] += begin > 0 and begin + count == life.plan.prompt_tokens
+                chunks = begin > 0 and not life.found
+                self.counts["chunked"] += chunks and begin + count == life.plan.prompt_tokens
         self._check_prompts_share_a_step(self._prefills(output))
         self.counts["steps"] += 1
         if output.total_num_scheduled_tokens:
             self.in_flight.append(Step(output, written, frozenset(samples), lives))
         return output
+
+    def _begin(self, name: str, found: int) -> None:
+        """A request begins, or goes on from another's prompt after `found` tokens."""
+        life = self.lives[name]
+        assert life.plan is not None
+        life.found = found
+        if found:
+            core = self.cores[name]
+            assert core is not None
+            assert core <= found < life.plan.prompt_tokens
+            self.counts["found"] += 1
+            self.counts["found again"] += life.begun > 0
 
     def deliver(self) -> None:
         """Give the scheduler the tokens of the oldest step in flight."""
@@ -161,6 +184,7 @@ class Drive:
             for name, count in output.num_scheduled_tokens.items()
             if (plan := self.lives[name].plan)
             and self.scheduler.requests[name].num_computed_tokens <= plan.prompt_tokens
+            and not self.lives[name].found
         }
 
     def _check_prompts_share_a_step(self, prefills: dict[str, int]) -> None:

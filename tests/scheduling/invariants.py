@@ -8,6 +8,7 @@ from vllm.v1.request import RequestStatus
 
 from metok_vllm.engine.request_plans import ATTRIBUTE
 from tests.scheduling.drive import Drive, Life
+from tests.scheduling.paper_worker import prompt_names
 
 
 def check(drive: Drive) -> None:
@@ -34,7 +35,7 @@ def check_buffer_rows(drive: Drive) -> None:
     for request in drive.scheduler.running:
         life = drive.lives[request.request_id]
         if life.plan is not None and life.scheduled:
-            between = life.scheduled[-1] < life.plan.prompt_tokens
+            between = life.scheduled[-1] < life.plan.prompt_tokens and not life.found
             assert not between or request.request_id in reserved
 
 
@@ -44,16 +45,54 @@ def check_after_schedule(drive: Drive, output: object) -> None:
     staged = getattr(output, ATTRIBUTE)
     assert staged.total_blocks == drive.settings.blocks
     assert staged.free_blocks == drive.pool.get_num_free_blocks()
+    check_records(drive)
     batch = drive.worker.input_batch
     for request in drive.scheduler.running:
         name = request.request_id
         held = [[b.block_id for b in m.req_to_blocks[name]] for m in drive.managers]
-        assert drive.worker.requests[name].block_ids == held
+        used = drive.worker.requests[name].block_ids
+        if used != held:
+            check_same_but_for_the_head(drive, name, used, held)
         if name in batch.req_ids:
             row = batch.req_ids.index(name)
-            assert [table.row(row) for table in batch.block_table] == held
+            assert [table.row(row) for table in batch.block_table] == used
         check_full_blocks_are_cached(drive, name)
         assert drive.worker.metok_plans.get(name) == drive.scheduler.evictor_state.plans.get(name)
+
+
+def check_same_but_for_the_head(
+    drive: Drive, name: str, used: list[list[int]], held: list[list[int]]
+) -> None:
+    """The worker cuts a table in the first step that sees what decoding holds.
+
+    Without such a step it still has the head that the scheduler freed once the ones before were
+    processed; before that, the scheduler still holds it.
+    """
+    plan, life = drive.lives[name].plan, drive.lives[name]
+    assert plan is not None
+    assert life.trimmed != (life.scheduled[-1] > plan.decode_from)
+    counts = [plan.head_blocks[stage] for stage in drive.settings.stage_of_group]
+    whole, cut = (used, held) if life.trimmed else (held, used)
+    assert [blocks[count:] for blocks, count in zip(whole, counts, strict=True)] == cut
+
+
+def check_records(drive: Drive) -> None:
+    """A valid record's blocks hold its prompt in every stage, whoever ran it."""
+    records, size = drive.scheduler.cache.records, drive.settings.block_size
+    assert len(records) <= records.most
+    for record in records:
+        if not record.is_valid:
+            continue
+        name = drive.first_with[record.prompt.key, record.prompt.rest.tobytes()]
+        plan = drive.lives[name].plan
+        assert plan is not None
+        of_prompt = plan, drive.contents[name], drive.cores[name]
+        for gid, blocks in enumerate(record.blocks):
+            names = prompt_names(gid, drive.settings.stage_of_group[gid], *of_prompt)
+            slots = [block.block_id * size + i for block in blocks for i in range(size)]
+            assert len(blocks) == -(-len(names) // size)
+            held = drive.worker.cache[slots[: len(names)]]
+            assert (held == names).all(), f"the record of {name} lost group {gid}"
 
 
 def check_every_block_has_one_place(drive: Drive) -> None:
@@ -79,10 +118,14 @@ def check_every_block_has_one_place(drive: Drive) -> None:
     for number, who in owners.items():
         if len(who) > 1:
             assert drive.settings.caching
-            assert drive.pool.blocks[number].block_hash is not None
             assert len({gid for gid, _ in who}) == 1
             assert len({name for _, name in who}) == len(who)
-            assert all(drive.lives[name].plan is None for _, name in who)
+            plans = [drive.lives[name].plan for _, name in who]
+            if all(plan is None for plan in plans):
+                assert drive.pool.blocks[number].block_hash is not None
+            else:
+                # What went on from a record may outlive it.
+                assert all(drive.cores[name] for _, name in who)
 
 
 def check_nothing_in_flight_is_taken_back(drive: Drive) -> None:
@@ -115,7 +158,12 @@ def _slots(life: Life, stage: int) -> int:
     if life.trimmed:
         prompt = life.plan.prompt_tokens
         return max(prompt, life.scheduled[-1]) - life.plan.decode_dropped[stage]
-    return max(life.plan.slots(stage, tokens) for tokens in life.scheduled)
+    if life.found:
+        return life.scheduled[-1] - life.plan.prefill_dropped[stage]
+    most = max(life.plan.slots(stage, tokens) for tokens in life.scheduled)
+    if life.plan.unit and life.scheduled[-1] >= life.plan.prompt_tokens:
+        return life.scheduled[-1] - life.plan.prefill_dropped[stage]
+    return most
 
 
 def check_full_blocks_are_cached(drive: Drive, name: str) -> None:
@@ -127,6 +175,8 @@ def check_full_blocks_are_cached(drive: Drive, name: str) -> None:
     known = life.processed if drive.settings.ahead else life.scheduled[-1]
     for manager in drive.managers:
         hashed = [block.block_hash is not None for block in manager.req_to_blocks[name]]
+        if drive.cores[name] is not None and drive.settings.caching:
+            continue  # `check_records`
         if life.plan is not None or not drive.settings.caching:
             assert not any(hashed), f"others can find what {name} holds"
         else:
@@ -140,6 +190,9 @@ def check_plans_belong_to_requests(drive: Drive) -> None:
     assert state.plans == {name: plan for name, plan in expected.items() if plan is not None}
     running = {request.request_id for request in drive.scheduler.running}
     assert state.max_allocated_tokens.keys() | state.capacity.keys() <= running
+    assert state.recorded | state.heads.keys() <= running
+    assert state.prompts.keys() <= state.plans.keys()
+    assert state.hits <= state.plans.keys()
 
 
 def check_waiting_requests_hold_nothing(drive: Drive) -> None:
@@ -157,6 +210,7 @@ def check_empty(drive: Drive) -> None:
     assert not drive.alive
     assert drive.pool.get_num_free_blocks() == drive.settings.blocks
     assert not drive.scheduler.evictor_state.plans
+    assert not drive.scheduler.covered_tokens
     assert not drive.scheduler.evictor_state.max_allocated_tokens
     assert not drive.scheduler.evictor_state.capacity
     assert not any(any(manager.req_to_blocks.values()) for manager in drive.managers)

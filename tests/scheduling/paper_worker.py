@@ -20,6 +20,7 @@ import torch
 
 from metok_vllm.engine.runner import StagedRunner
 from metok_vllm.plan.layers import NUM_STAGES
+from metok_vllm.plan.prompt import PromptPlan
 from metok_vllm.plan.step import StagedPrompt
 from tests.scheduling.settings import MAX_LEN, Settings
 
@@ -27,6 +28,21 @@ Names = npt.NDArray[np.int64]
 # What a METok request's slot may hold: a row of the prefill, one moved when the prompt was made
 # compact, one that was decoded.
 PREFILLED, MOVED, DECODED = range(3)
+STRIDE = 0x9E3779B97F4A7C1
+
+
+def prompt_names(
+    gid: int, stage: int, plan: PromptPlan, content: Names, core: int | None, life: int = 0
+) -> Names:
+    """What a stage's slots hold of a prompt: those of the core depend on it alone, those of the
+    rest on their tokens as well. Without a core they are those of a request's `life`."""
+    dropped = plan.prefill_dropped[stage]
+    base = life if core is None else int(content[core - 1])
+    names: Names = np.arange(plan.prompt_tokens - dropped, dtype=np.int64) * STRIDE
+    names ^= np.int64(base ^ (gid + 1) * 0x5DEECE66D)
+    if core is not None:
+        names[core - dropped :] = content[core : plan.prompt_tokens] ^ np.int64(base ^ gid)
+    return names
 
 
 @dataclass
@@ -36,6 +52,7 @@ class RequestState:
     block_ids: list[list[int]]
     computed: int
     life: int
+    mm_features: list[Any]
 
 
 class Table:
@@ -116,6 +133,7 @@ class PaperRunner:
         return SimpleNamespace(staged=SimpleNamespace(forget=lambda request_id: None))
 
     def _update_states(self, output: Any) -> None:
+        self.copy_blocks(output.kv_cache_block_copies or ())
         for request_id in output.finished_req_ids:
             self.requests.pop(request_id, None)
         cached = output.scheduled_cached_reqs
@@ -125,7 +143,7 @@ class PaperRunner:
         for new in output.scheduled_new_reqs:
             blocks = [list(ids) for ids in new.block_ids]
             self.lives += 1
-            state = RequestState(blocks, new.num_computed_tokens, self.lives)
+            state = RequestState(blocks, new.num_computed_tokens, self.lives, new.mm_features)
             self.requests[new.req_id] = state
             batch.add(new.req_id, blocks)
         for number, request_id in enumerate(cached.req_ids):
@@ -147,17 +165,32 @@ class PaperRunner:
         for row, request_id in enumerate(batch.req_ids):
             batch.num_computed_tokens_cpu[row] = self.requests[request_id].computed
             self.num_scheduled_tokens.np[row] = output.num_scheduled_tokens[request_id]
+        for request_id, inputs in output.scheduled_encoder_inputs.items():
+            for number in inputs:
+                feature = self.requests[request_id].mm_features[number]
+                assert feature.data is not None, f"{request_id} is encoded without data"
+
+    def copy_blocks(self, copies: Any) -> None:
+        raise NotImplementedError
 
 
 class PaperWorker(StagedRunner, PaperRunner):
-    """Runs steps on paper. `contents` has the names of what plain requests' tokens depend on."""
+    """Runs steps on paper. `contents` has the names of what requests' tokens depend on, `cores` the
+    tokens of each core that others may go on from."""
 
-    def __init__(self, config: Any, settings: Settings, contents: dict[str, Names]) -> None:
+    def __init__(
+        self,
+        config: Any,
+        settings: Settings,
+        contents: dict[str, Names],
+        cores: dict[str, int | None],
+    ) -> None:
         super().__init__(config, settings)
         self.init_metok()
         self.metok_stage_of_group = settings.stage_of_group
         self.metok_group_of_layer = list(range(len(settings.stage_of_group)))
         self.contents = contents
+        self.cores = cores
         self.buffer = np.zeros(settings.buffer, dtype=np.int64)
         self.cache = np.zeros((settings.blocks + 1) * settings.block_size, dtype=np.int64)
 
@@ -185,6 +218,11 @@ class PaperWorker(StagedRunner, PaperRunner):
         self._make_compact()
         return written
 
+    def copy_blocks(self, copies: Any) -> None:
+        blocks = self.cache.reshape(-1, self.input_batch.block_table[0].block_size)
+        for copy in copies:
+            blocks[copy.dst_block_id] = blocks[copy.src_block_id]
+
     def _rows(self, gid: int, row: int) -> tuple[Names, int]:
         """Cache positions that a request's rows are written to, and how many it then has."""
         stage, geometry = self.metok_stage_of_group[gid], self.metok_geometry
@@ -209,14 +247,32 @@ class PaperWorker(StagedRunner, PaperRunner):
         plan = self.metok_plans.get(request_id)
         if plan is None:
             return np.bitwise_xor(self.contents[request_id][:length], gid) | np.int64(-1 << 63)
+        stage, positions = self.metok_stage_of_group[gid], np.arange(length)
+        begins = computed < plan.prompt_tokens and request_id not in self.metok_tables.hits
+        if plan.unit or self.cores[request_id] is not None:
+            if begins and plan.head_blocks[stage]:
+                kinds = np.full(length, PREFILLED)
+                return self._names(gid, request_id, kinds, positions)
+            dropped = plan.prefill_dropped[stage]
+            seen = plan.decode_dropped if computed >= plan.decode_from else plan.prefill_dropped
+            cut = seen[stage] - dropped
+            return self.shared_names(gid, request_id, plan)[cut:][:length]
         kinds = np.full(length, PREFILLED)
         if computed >= plan.prompt_tokens:
-            stage = self.metok_stage_of_group[gid]
             end = plan.prompt_tokens - plan.decode_dropped[stage]
             if plan.evicts and stage > 0:
                 kinds[plan.first_visual : end] = MOVED
             kinds[end:] = DECODED
-        return self._names(gid, request_id, kinds, np.arange(length))
+        return self._names(gid, request_id, kinds, positions)
+
+    def shared_names(self, gid: int, request_id: str, plan: PromptPlan) -> Names:
+        """What a stage's slots hold once the prompt has run, and what was decoded after it."""
+        content, core = self.contents[request_id], self.cores[request_id]
+        stage, life = self.metok_stage_of_group[gid], self.requests[request_id].life
+        names = prompt_names(gid, stage, plan, content, core, life)
+        decoded = np.arange(len(names), len(content) - plan.prefill_dropped[stage])
+        own = self._names(gid, request_id, np.full(len(decoded), DECODED), decoded)
+        return np.concatenate([names, own])
 
     def _names(self, gid: int, request_id: str, kinds: Any, positions: Names) -> Names:
         life = self.requests[request_id].life
@@ -229,8 +285,14 @@ class PaperWorker(StagedRunner, PaperRunner):
             return
         for stage in range(1, NUM_STAGES):
             compact = self._compact_slots(geometry, stage)
-            for prompt, of_group in zip(geometry.staged.evicted(), compact, strict=False):
+            step = geometry.staged
+            moved = (*step.evicted(), *step.visual_first(stage))
+            for prompt, of_group in zip(moved, compact, strict=False):
                 for gid, slots in of_group.items():
+                    if prompt.plan.unit:
+                        names = self.shared_names(gid, prompt.request_id, prompt.plan)
+                        self.cache[slots.numpy()] = names[: len(slots)]
+                        continue
                     positions = np.arange(len(slots)) + prompt.plan.first_visual
                     names = self._names(gid, prompt.request_id, MOVED, positions)
                     self.cache[slots.numpy()] = names

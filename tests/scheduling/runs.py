@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.scheduling.arrivals import pick_spec
+from tests.scheduling.arrivals import pick_spec, pick_turn
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check, check_after_schedule, check_empty
 from tests.scheduling.settings import Pick
@@ -21,17 +21,19 @@ def deliver(drive: Drive) -> None:
         check(drive)
 
 
-def run_event(drive: Drive, pick: Pick, crowd: int) -> None:
-    """Any one thing that can happen to an engine with at most `crowd` requests."""
+def run_event(drive: Drive, pick: Pick, crowd: int, turns: int = 30) -> None:
+    """Any one thing that can happen to an engine with at most `crowd` requests, of which `turns` in
+    a hundred are turns of conversations."""
     event = pick(0, 99)
     if event < 25:
         if len(drive.alive) < crowd:
-            drive.arrive(pick_spec(pick))
+            drive.arrive((pick_turn if pick(0, 99) < turns else pick_spec)(pick))
     elif event < 29:
         if drive.alive:
             drive.abort(drive.alive[pick(0, len(drive.alive) - 1)])
     elif event == 29:
-        drive.forget_prefixes()
+        if pick(0, 99) >= turns:
+            drive.forget_prefixes()
     elif event < 65:
         schedule(drive)
     else:

@@ -206,7 +206,7 @@ def arrive_with(field: Any, drive: Drive, *, without: bool = False) -> None:
     data = MultiModalKwargsItem({} if without else {FIELD: elem})
     arrival.request.mm_features = [replace(feature, data=data)]
     drive.lives["odd"] = Life(arrival, None)
-    drive.contents["odd"] = arrival.content
+    drive.contents["odd"], drive.cores["odd"] = arrival.content, None
     drive.scheduler.add_request(arrival.request)
 
 

@@ -12,8 +12,8 @@ from metok_vllm.engine import scheduler as scheduling
 from metok_vllm.engine.kv_cache.buffer_rows import BufferRows
 from metok_vllm.engine.kv_cache.cache_manager import StagedCacheManager
 from metok_vllm.engine.kv_cache.evictor import StageManager
+from metok_vllm.engine.request_tables import RequestTables
 from metok_vllm.engine.runner import StagedRunner
-from metok_vllm.plan.prompt import PromptPlan
 from tests.scheduling.arrivals import PromptSpec
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check_nothing_in_flight_is_taken_back
@@ -49,7 +49,7 @@ def trim_too_early(patch: Patch) -> None:
 
 
 def worker_does_not_trim(patch: Patch) -> None:
-    patch.setattr(StagedRunner, "_trim_block_tables", lambda self, output: None)
+    patch.setattr(RequestTables, "trim", lambda self, trims: None)
 
 
 def buffer_is_ignored(patch: Patch) -> None:
@@ -85,7 +85,9 @@ def plan_outlives_its_request(patch: Patch) -> None:
 
 
 def prefill_gets_too_little(patch: Patch) -> None:
-    patch.setattr(PromptPlan, "slots", lambda self, s, n: n - self.decode_dropped[s])
+    patch.setattr(
+        StageManager, "slots", lambda self, _, plan, n: n - plan.decode_dropped[self.stage]
+    )
 
 
 def nothing_is_moved(patch: Patch) -> None:

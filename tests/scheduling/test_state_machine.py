@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.scheduling.arrivals import pick_spec
+from tests.scheduling.arrivals import pick_spec, pick_turn
 from tests.scheduling.drive import Drive
 from tests.scheduling.invariants import check
 from tests.scheduling.runs import deliver, finish, schedule
@@ -40,6 +40,11 @@ class Engine(RuleBasedStateMachine):
     @rule(data=st.data())
     def arrive(self, data: Any) -> None:
         self.drive.arrive(pick_spec(picking(data)))
+
+    @precondition(lambda self: len(self.drive.alive) < CROWD)
+    @rule(data=st.data())
+    def go_on(self, data: Any) -> None:
+        self.drive.arrive(pick_turn(picking(data)))
 
     @precondition(lambda self: self.drive.alive)
     @rule(data=st.data())

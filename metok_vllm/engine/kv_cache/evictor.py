@@ -2,7 +2,8 @@
 
 In the prefill of a METok prompt, a stage gets slots for the tokens that it runs on. The model
 writes those that decoding needs to the front of the table. Once the step is processed, the blocks
-at the end return to the pool.
+at the end return to the pool. Of a prompt that later ones may go on from, the model writes those
+that decoding does not need to the front, and the blocks at the head return to the pool.
 Source of what is overridden: vllm/v1/core/single_type_kv_cache_manager.py, version 0.32.
 """
 
@@ -17,6 +18,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from metok_vllm.engine.kv_cache.buffer_rows import BufferRows
+from metok_vllm.engine.kv_cache.records import CorePrompt
 from metok_vllm.engine.kv_cache.spec import StageSpec
 from metok_vllm.plan.prompt import PromptPlan
 
@@ -28,11 +30,19 @@ class EvictorState:
     `max_allocated_tokens` is the largest number of tokens that a request got slots for since its
     prefill began; trimming removes the entry. `capacity` is the number of tokens up to which a
     request has slots in every stage.
+
+    `prompts` are those that others may go on from, `hits` the requests that go on from one,
+    `recorded` those whose prompt is recorded, `heads` the blocks of requests whose tables have lost
+    their head.
     """
 
     plans: dict[str, PromptPlan] = field(default_factory=dict)
     max_allocated_tokens: dict[str, int] = field(default_factory=dict)
     capacity: dict[str, int] = field(default_factory=dict)
+    prompts: dict[str, CorePrompt] = field(default_factory=dict)
+    hits: set[str] = field(default_factory=set)
+    recorded: set[str] = field(default_factory=set)
+    heads: dict[str, list[KVCacheBlock]] = field(default_factory=dict)
     buffer: BufferRows = field(default_factory=lambda: BufferRows(0))
     freed_blocks: int = 0
 
@@ -40,11 +50,15 @@ class EvictorState:
         """The request ended or was preempted: its blocks are back in the pool."""
         self.max_allocated_tokens.pop(request_id, None)
         self.capacity.pop(request_id, None)
+        self.hits.discard(request_id)
+        self.recorded.discard(request_id)
+        self.heads.pop(request_id, None)
         self.buffer.release(request_id)
 
     def drop(self, request_id: str) -> None:
         """The request ended."""
         self.plans.pop(request_id, None)
+        self.prompts.pop(request_id, None)
         self.release(request_id)
 
 
@@ -68,23 +82,41 @@ class StageManager(FullAttentionManager):
         prefill_end: int = 0,
     ) -> int:
         plan = self.evictor_state.plans.get(request_id)
-        if plan is None:
-            needed: int = super().get_num_blocks_to_allocate(
-                request_id,
-                num_tokens,
-                new_computed_blocks,
-                total_computed_tokens,
-                num_local_computed_tokens,
-                num_tokens_main_model,
-                apply_admission_cap,
-                prefill_end,
-            )
-            return needed
-        slots = plan.slots(self.stage, num_tokens)
-        if apply_admission_cap:
-            # Admission counts the whole request: a prefill may need more blocks than decoding.
-            slots = max(slots, plan.slots(self.stage, plan.prompt_tokens))
-        return max(self._blocks(slots) - len(self.req_to_blocks.get(request_id, ())), 0)
+        if plan is not None:
+            slots = self.slots(request_id, plan, num_tokens)
+            if apply_admission_cap:
+                # The whole request counts: a prefill may need more blocks than decoding.
+                slots = max(slots, self.slots(request_id, plan, plan.prompt_tokens))
+                apply_admission_cap = False
+            found = self.slots(request_id, plan, num_local_computed_tokens)
+            num_tokens = num_tokens_main_model = slots
+            total_computed_tokens = num_local_computed_tokens = found
+        needed: int = super().get_num_blocks_to_allocate(
+            request_id,
+            num_tokens,
+            new_computed_blocks,
+            total_computed_tokens,
+            num_local_computed_tokens,
+            num_tokens_main_model,
+            apply_admission_cap,
+            prefill_end,
+        )
+        return needed
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        plan, tokens = self.evictor_state.plans.get(request_id), num_local_computed_tokens
+        if plan is not None:
+            self.evictor_state.max_allocated_tokens[request_id] = tokens
+            tokens = self.slots(request_id, plan, tokens)
+        super().add_local_computed_blocks(
+            request_id, new_computed_blocks, tokens, num_external_computed_tokens
+        )
 
     def allocate_new_blocks(
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
@@ -97,7 +129,7 @@ class StageManager(FullAttentionManager):
             allocated[request_id] = 0
         if request_id in allocated:
             allocated[request_id] = max(allocated[request_id], num_tokens)
-        slots = plan.slots(self.stage, num_tokens)
+        slots = self.slots(request_id, plan, num_tokens)
         return self._allocate(request_id, slots, slots)
 
     def _allocate(self, request_id: str, slots: int, main: int) -> list[KVCacheBlock]:
@@ -114,6 +146,28 @@ class StageManager(FullAttentionManager):
         blocks: list[KVCacheBlock] = super().pop_blocks_for_free(request_id)
         return blocks
 
+    def slots(self, request_id: str, plan: PromptPlan, num_tokens: int) -> int:
+        """Slots that a request's block table needs for its first `num_tokens` tokens."""
+        if num_tokens < plan.prompt_tokens:
+            whole = request_id in self.evictor_state.hits
+        else:
+            whole = plan.unit > 0 and request_id not in self.evictor_state.heads
+            if plan.unit and not whole:
+                return num_tokens - plan.decode_dropped[self.stage]
+        if whole:
+            return num_tokens - plan.prefill_dropped[self.stage]
+        return plan.slots(self.stage, num_tokens)
+
+    def cut_head(self, request_id: str) -> list[KVCacheBlock]:
+        """Free the blocks at the head that decoding does not need. Nothing writes to them."""
+        count = self.evictor_state.plans[request_id].head_blocks[self.stage]
+        blocks = self.req_to_blocks[request_id]
+        head: list[KVCacheBlock] = blocks[:count]
+        del blocks[:count]
+        self.block_pool.free_blocks(reversed(head))
+        self.evictor_state.freed_blocks += len(head)
+        return head
+
     def trim(self, request_id: str) -> int:
         """Free the blocks that decoding does not need; the number that the request keeps.
 
@@ -122,7 +176,7 @@ class StageManager(FullAttentionManager):
         """
         plan = self.evictor_state.plans[request_id]
         tokens = max(plan.prompt_tokens, self.evictor_state.max_allocated_tokens[request_id])
-        keep = self._blocks(tokens - plan.decode_dropped[self.stage])
+        keep = self.blocks(tokens - plan.decode_dropped[self.stage])
         blocks = self.req_to_blocks[request_id]
         tail = blocks[keep:]
         if tail:
@@ -131,7 +185,8 @@ class StageManager(FullAttentionManager):
             self.evictor_state.freed_blocks += len(tail)
         return len(blocks)
 
-    def _blocks(self, slots: int) -> int:
+    def blocks(self, slots: int) -> int:
+        """Blocks that hold so many slots."""
         return -(-slots // int(self.block_size))
 
 
