@@ -98,4 +98,5 @@ def _pruning_of(feature: Any) -> tuple[str, Pruning, Focus] | None:
 def _is_valid(key: object, pruning: Pruning) -> bool:
     separators, last = pruning.separators, pruning.ends_in_separator
     counted = isinstance(separators, int) and isinstance(last, bool) and separators >= last
+    counted = counted and isinstance(pruning.evict_after, int) and pruning.evict_after >= 0
     return isinstance(key, str) and 0 <= pruning.key_share <= 1 and counted

@@ -30,7 +30,8 @@ class Pruning:
     `key_share` is the share of its visual tokens that belongs to key events if all events were
     equally long. `fastv_keep` is set for the FastV method: that share stays from the first boundary
     on, for decoding too. `separators` of the video's tokens are text between its frames, which
-    always stays; `ends_in_separator`: the last token is one of them.
+    always stays; `ends_in_separator`: the last token is one of them. Stage 3 waits until
+    `evict_after` tokens have been generated.
     """
 
     stages: tuple[int, ...]
@@ -40,6 +41,7 @@ class Pruning:
     fastv_keep: Fraction | None = None
     separators: int = 0
     ends_in_separator: bool = False
+    evict_after: int = 0
 
     @classmethod
     def of(
@@ -52,14 +54,16 @@ class Pruning:
         """From a configuration; shares are read as the decimals that users write."""
         own = config.stages if config.rule == METOK else ()
         fastv = config.rule == FASTV
+        stages = (PRUNE,) if fastv else tuple(stage for stage in own if stage in (PRUNE, EVICT))
         return cls(
-            (PRUNE,) if fastv else tuple(stage for stage in own if stage in (PRUNE, EVICT)),
+            stages,
             Fraction(repr(config.keep_ratio)),
             Fraction(repr(config.decode_keep)),
             share,
             Fraction(repr(config.rule_keep)) if fastv else None,
             separators,
             ends_in_separator,
+            config.evict_after if EVICT in stages else 0,
         )
 
     @classmethod
@@ -127,8 +131,7 @@ class PromptPlan:
         prompt_tokens: int,
         videos: Sequence[tuple[str, int, int, Pruning]],
         core: int | None = None,
-        block_size: int = 0,
-        evict_after: int = 0,
+        block_size: int = 1,
     ) -> PromptPlan | None:
         """The plan of a prompt with `videos` (key, first token, tokens, pruning), or None.
 
@@ -146,14 +149,15 @@ class PromptPlan:
                 tokens, wanted = tokens - 1, wanted.without_last_token()
             spans.append(VideoSpan(key, start, tokens, wanted.counts(tokens)))
         fastv, unit = videos[0][3].fastv_keep is not None, 0
+        after = videos[0][3].evict_after if EVICT in stages else 0
         if fastv:
             core = None  # its last token alone ranks, which every later prompt has of its own
-        if EVICT in stages and (core is not None or evict_after):
-            assert block_size > 0, "eviction in whole blocks"
+        if EVICT in stages and (core is not None or after):
             unit = block_size
             counts = in_whole_blocks([span.counts for span in spans], unit)
             spans = [replace(span, counts=c) for span, c in zip(spans, counts, strict=True)]
-        return cls(prompt_tokens, tuple(spans), PRUNE in stages, EVICT in stages, fastv, core, unit)
+        does = PRUNE in stages, EVICT in stages
+        return cls(prompt_tokens, tuple(spans), *does, fastv, core, unit, after)
 
     @cached_property
     def prefill_dropped(self) -> tuple[int, ...]:

@@ -79,7 +79,8 @@ def expected_answer(
         given.rotary,
         given.deepstack,
         core,
-        1 if core is None else BLOCK,
+        1 if core is None and not config.evict_after else BLOCK,
+        config.evict_after,
     )
 
 

@@ -26,6 +26,9 @@ CONVERSATION = {"focus": "conversation"}
         ((LONG, END, 40), {**CONVERSATION, "stages": [2]}),
         ((20, SHORT, 9, OTHER, 30, END, 40), {**CONVERSATION, "stages": [3], "decode_keep": 1}),
         ((20, LONG, 30), {"focus": "video", "stages": [3]}),
+        ((20, LONG, 30), {"evict_after": 1}),
+        ((20, LONG, 30, END, 40), {**CONVERSATION, "evict_after": 7}),
+        ((20, LONG, 700), {"evict_after": 33, "stages": [3], "decode_keep": 0.5}),
     ],
 )
 def test_the_focus_scores(short_step: StagedEngine, parts: Parts, options: dict[str, Any]) -> None:

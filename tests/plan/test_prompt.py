@@ -277,6 +277,15 @@ class TestFocus:
         assert made.visual_tokens(decode=True) == (100, 61 - 32, 35 - 16, 0)
         assert made.decode_dropped == (0, 39 + 32, 65 + 16, 100)
 
+    def test_eviction_waits_for_tokens(self) -> None:
+        pruning = replace(wishes(decode=Fraction(1, 4)), evict_after=7)
+        made = PromptPlan.of(160, [("a", 10, 100, pruning)], block_size=16)
+        assert made is not None
+        assert (made.head_blocks, made.decode_from) == ((0, 2, 1, 0), 166)
+        # The seventh token comes of the sixth, at 165, which still sees everything.
+        assert made.slots(1, 166) == 166 - 39
+        assert made.slots(1, 167) == 167 - 39 - 32
+
     def test_no_prompt_goes_on_from_one_that_its_last_token_ranked(self) -> None:
         pruning = Pruning.of(METokConfig(rule="fastv", focus="video"), Fraction(1))
         made = PromptPlan.of(160, [("a", 10, 100, pruning)], 111, 16)

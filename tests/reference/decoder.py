@@ -11,8 +11,9 @@ rotary embedding of models with M-RoPE has `Positions` in its place.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -106,32 +107,44 @@ def generate(
     deepstack: Sequence[Tensor] = (),
     core: int | None = None,
     unit: int = 1,
+    evict_after: int = 0,
 ) -> Generated:
     """Answer one prompt, given as embeddings with the visual rows in place.
 
-    Only the rows of the first `core` tokens (None: all) score visual ones, and stage 3 drops a
-    multiple of `unit`.
+    Only the rows of the first `core` tokens (None: all) score visual ones. Stage 3 drops a multiple
+    of `unit`, once there are `evict_after` new tokens.
 
     `boundaries` are the pruning layers p0 < p1 < p2; of `stages` only 2 and 3 matter here.
     `rotary` are the positions of M-RoPE; `deepstack[k]` [N, D] is added to the output of layer k.
     """
     prefill = Prefill(model, embeds_ND, videos, boundaries, rotary, deepstack, core)
     hidden_PD = prefill.run(prune=2 in stages)
-    if 3 in stages and videos:
-        prefill.compress(decode_keep, unit)
-    return decode(model, prefill, hidden_PD, len(embeds_ND), new_tokens)
+    evict = partial(prefill.compress, decode_keep, unit) if 3 in stages and videos else None
+    settings = len(embeds_ND), new_tokens, evict, evict_after
+    return decode(model, prefill, hidden_PD, *settings)
 
 
 def decode(
-    model: LanguageModel, prefill: Prefill, hidden_PD: Tensor, prompt_tokens: int, new_tokens: int
+    model: LanguageModel,
+    prefill: Prefill,
+    hidden_PD: Tensor,
+    prompt_tokens: int,
+    new_tokens: int,
+    evict: Callable[[], None] | None = None,
+    evict_after: int = 0,
 ) -> Generated:
-    """The greedy answer after a prefill that ended with `hidden_PD`."""
+    """The greedy answer after a prefill that ended with `hidden_PD`.
+
+    `evict` is called between two tokens, once there are `evict_after` of them.
+    """
     tokens: list[int] = []
     rows_V: list[Tensor] = []
     for step in range(new_tokens):
         logits_V = model.lm_head(model.decoder.norm(hidden_PD[-1])).float()
         rows_V.append(torch.log_softmax(logits_V, dim=-1))
         tokens.append(int(logits_V.argmax()))
+        if evict is not None and len(tokens) == max(evict_after, 1):
+            evict()
         hidden_PD = model.decoder.embed_tokens(torch.tensor(tokens[-1:]))
         for layer in range(len(model.decoder.layers)):
             places = [prefill.rotary.at(prompt_tokens + step)]
@@ -248,6 +261,7 @@ class Prefill:
             staying.sort()
             rows = [self.held[layer].index(position) for position in staying]
             stored = self.cache.layers[layer]
+            rows += range(len(self.held[layer]), stored.keys.shape[2])
             stored.keys = stored.keys[:, :, rows]
             stored.values = stored.values[:, :, rows]
             self.held[layer] = staying
