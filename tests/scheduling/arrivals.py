@@ -53,6 +53,7 @@ class PromptSpec:
 
     `separated`: some of its clips have separators. `focus` of a conversation: its first turn ends
     `asked` tokens after the last clip. `branch`: prompts differ six tokens after that turn.
+    `evict_after`: new tokens before stage 3.
     """
 
     texts: tuple[int, ...]
@@ -68,6 +69,7 @@ class PromptSpec:
     asked: int = 0
     branch: int = 0
     salt: str | None = None
+    evict_after: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -89,6 +91,7 @@ def pick_spec(pick: Pick) -> PromptSpec:
         bool(pick(0, 1)),
         urgency=pick(0, 2),
         separated=bool(pick(0, 1)),
+        evict_after=(0, 0, 6)[pick(0, 2)],
     )
 
 
@@ -116,6 +119,7 @@ def pick_turn(pick: Pick) -> PromptSpec:
         asked=asked,
         branch=pick(0, 1),
         salt=(None, "salt")[pick(0, 5) == 5],
+        evict_after=(0, 6)[clips == (1, 2)],
     )
 
 
@@ -182,8 +186,13 @@ def _feature(spec: PromptSpec, clip: int, offset: int) -> Any:
     payload = None
     if spec.pruning is not None:
         stages, keep_ratio, decode_keep = spec.pruning
-        settings = {"stages": stages, "keep_ratio": keep_ratio, "decode_keep": decode_keep}
-        config = METokConfig().updated({**settings, "focus": spec.focus})
+        settings: dict[str, Any] = {
+            "stages": stages,
+            "keep_ratio": keep_ratio,
+            "decode_keep": decode_keep,
+        }
+        settings |= {"focus": spec.focus, "evict_after": spec.evict_after}
+        config = METokConfig().updated(settings)
         payload = selection_payload(config, torch.zeros(0, 1, dtype=torch.long))
     separators = SEPARATORS[clip] if spec.separated else 0
     video = None

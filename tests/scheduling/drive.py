@@ -134,6 +134,8 @@ class Drive:
             lives[name] = (life.begun, begin + count)
             if not request.is_prefill_chunk:
                 samples.add(name)
+            if life.plan is not None and begin < life.plan.decode_from:
+                assert begin + count <= life.plan.decode_from, "two views in a step"
             if life.plan is not None and begin < life.plan.prompt_tokens:
                 assert begin + count <= life.plan.prompt_tokens, "a step crosses a prompt's end"
                 chunks = begin > 0 and not life.found

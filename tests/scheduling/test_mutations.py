@@ -102,7 +102,7 @@ def capacity_is_overstated(patch: Patch) -> None:
 LOST = "lost"  # by the worker that reads it, or by the step that is about to write to it
 MISTAKES: list[tuple[Callable[[Patch], None], str | None]] = [
     (trim_without_steps_in_flight, LOST),
-    (trim_too_early, LOST),
+    (trim_too_early, None),
     (worker_does_not_trim, None),
     (buffer_is_ignored, "lost rows|without rows|has no block"),
     (pruned_prefix_is_shared, "others can find"),
