@@ -18,7 +18,9 @@ import torch
 
 from tests.engine.engines import UNTRAINED
 from tests.engine.prompts import answer, chat_prompt, logprobs, token_ids, video
-from tests.engine.staged_prompts import OFF, QWEN, Clip, Parts, Picture, make_prompt
+from tests.engine.staged_expected import END_ID
+from tests.engine.staged_prompts import LLAVA, OFF, QWEN, Clip, Media, Parts, Picture, make_prompt
+from tests.reference.qwen_vl_config import ID_OF
 from tests.untrained import ALIGNMENT_DIR
 
 
@@ -53,6 +55,36 @@ _QWEN: list[tuple[Parts, dict[str, Any]]] = [
 def qwen_prompts() -> list[dict[str, Any]]:
     """The same for a Qwen model, shorter."""
     return [make_prompt(parts, options, media=QWEN) for parts, options in _QWEN]
+
+
+# Turns of a conversation. How many blocks are evicted depends on their size, which is the same for
+# engines of one Qwen family only.
+_TURN: Parts = (9, Clip(5, (3, 6, 2)), 20)
+
+
+def answers(engine: Any, asked: list[dict[str, Any]], turns: list[dict[str, Any]]) -> list[Any]:
+    """Answers to all at once, then to each turn, then to all turns at once."""
+    outputs = answer(engine, asked, tokens=20)
+    for turn in turns:
+        outputs += answer(engine, [turn], tokens=20)
+    return outputs + answer(engine, turns, tokens=20)
+
+
+def turns() -> list[dict[str, Any]]:
+    """Two turns."""
+    return _turns(END_ID, LLAVA, {"stages": [1, 2]})
+
+
+def qwen_turns() -> list[dict[str, Any]]:
+    """The same for a Qwen model, with eviction."""
+    return _turns(ID_OF["<|im_end|>"], QWEN, {"decode_keep": 0.25})
+
+
+def _turns(end: int, media: Media, options: dict[str, Any]) -> list[dict[str, Any]]:
+    first: Parts = (*_TURN, (end,), 4)
+    options = {"focus": "conversation", **options}
+    both = (first, (*first, 9, (end,), 150))
+    return [make_prompt(parts, options, media=media) for parts in both]
 
 
 class _Immediate:
@@ -97,11 +129,11 @@ def main() -> None:
     if settings.pop("schedule_ahead", False):
         schedule_ahead()
     metok: dict[str, Any] = {"alignment_model": str(ALIGNMENT_DIR)}
-    asked = prompts()
+    asked = prompts(), turns()
     if len(sys.argv) > 2:
-        settings["model"], metok, asked = sys.argv[2], {}, qwen_prompts()
+        settings["model"], metok, asked = sys.argv[2], {}, (qwen_prompts(), qwen_turns())
     engine = LLM(**settings, additional_config={"metok": metok})
-    outputs = answer(engine, asked, tokens=20)
+    outputs = answers(engine, *asked)
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0":
         # Workers learn of the last finished requests in the next step.
         engine.llm_engine.step()

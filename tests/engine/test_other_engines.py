@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.engine.answers_program import prompts, qwen_prompts
+from tests.engine.answers_program import answers, prompts, qwen_prompts, qwen_turns, turns
 from tests.engine.checkpoints import Checkpoint
 from tests.engine.engines import UNTRAINED, EnginePool, reset_caches
-from tests.engine.prompts import answer, logprobs, token_ids
+from tests.engine.prompts import logprobs, token_ids
 from tests.reference.qwen_vl_config import QWEN2_5_VL, QWEN3_VL
 from tests.untrained import ALIGNMENT_DIR
 
@@ -68,7 +68,7 @@ def expected(engines: EnginePool, metok: Any) -> dict[bool, list[Any]]:
     found = {}
     for is_short, engine in ((False, metok), (True, short)):
         reset_caches(engine)
-        found[is_short] = answer(engine, prompts(), tokens=20)
+        found[is_short] = answers(engine, prompts(), turns())
     return found
 
 
@@ -100,7 +100,7 @@ def test_qwen_s_families_do_as_well(
     own = {**UNTRAINED, **SHORT_STEPS, "model": str(model), "block_size": 32}
     engine = engines.get(**own, num_gpu_blocks_override=4096, additional_config={"metok": {}})
     reset_caches(engine)
-    wanted = answer(engine, qwen_prompts(), tokens=20)
+    wanted = answers(engine, qwen_prompts(), qwen_turns())
     check(answers_of(settings, {}, model), wanted, settings)
 
 
@@ -114,4 +114,5 @@ def check(result: dict[str, Any], wanted: list[Any], settings: dict[str, Any]) -
         assert books == result["books"][0]
         assert books["freed_blocks"] > 0
         assert books["requests"] == {}
+        assert (books["prefix_hits"], books["prefix_records"]) == (3, 2)
         assert books["free_blocks"] == books["total_blocks"]
