@@ -81,6 +81,12 @@ KV_BLOCKS_HELD = Gauge(
     multiprocess_mode="mostrecent",  # every API server asks the same engines
 )
 
+PREFIX_RECORDS = Gauge(
+    "metok_prefix_records",
+    "Prompts whose KV blocks lie in the pool for a later turn, until others need them.",
+    multiprocess_mode="mostrecent",  # every API server asks the same engines
+)
+
 
 def observe_video_read(decode_s: float, cached: bool) -> None:
     """One video was decoded in `decode_s` seconds, or its frames were cached."""
@@ -149,6 +155,11 @@ def count_request(
 def set_blocks_held(blocks: int) -> None:
     """METok requests hold `blocks` blocks now."""
     KV_BLOCKS_HELD.set(blocks)
+
+
+def set_prefix_records(records: int) -> None:
+    """A later prompt may go on from `records` prompts now."""
+    PREFIX_RECORDS.set(records)
 
 
 def count_blocks_freed(blocks: int) -> None:

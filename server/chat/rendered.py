@@ -71,7 +71,7 @@ class RenderedRequest:
         """The `metok` object; counts the request in the metrics."""
         plan, tokens = self.plan, self.prompt_tokens
         engine = EngineFacts.of(engine_client.vllm_config, metok)
-        prompt_plan = None if self.excluded else plan.prompt_plan(tokens)
+        prompt_plan = None if self.excluded else plan.prompt_plan(tokens, engine.block_size)
         fallback = fallback_reason(plan, metok)
         unpruned = unpruned_reason(plan, self.excluded)
         metrics.count_request(plan, prompt_plan, self.reused_tokens)

@@ -61,12 +61,14 @@ def metok_report(
 
     `stages` counts the visual tokens each stage's layers ran on, `decode` those they keep for
     decoding; without stages each is one number. `kv_blocks` sums all cache groups: for the dense
-    prompt, after the prefill, and once the first generated token has a slot.
+    prompt, after the prefill, and for the first generated token after stage 3 freed blocks, which it
+    does after `evict_after` tokens.
     """
     layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
     dense_prompt = prompt_tokens - encoded + plan.dense_tokens
     on = plan.name != "off"
     prefill_tokens = visual_tokens_by_stage(encoded, prompt_plan)
+    decoding = prompt_tokens if prompt_plan is None else prompt_plan.decode_from
     decode_tokens = visual_tokens_by_stage(encoded, prompt_plan, decode=True)
     events = [
         event
@@ -97,8 +99,9 @@ def metok_report(
         "kv_blocks": {
             "dense": request_blocks(dense_prompt, size, layout, None),
             "prefill": request_blocks(prompt_tokens, size, layout, prompt_plan),
-            "decode": request_blocks(prompt_tokens + 1, size, layout, prompt_plan),
+            "decode": request_blocks(decoding + 1, size, layout, prompt_plan),
         },
+        "evict_after": 0 if prompt_plan is None else prompt_plan.evict_after,
         "decoder_prefill_flops": {
             "dense": decoder_prefill_flops(engine.text_config, dense_prompt),
             "metok": decoder_prefill_flops(engine.text_config, prompt_tokens, layout, prompt_plan),

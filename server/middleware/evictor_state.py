@@ -65,6 +65,7 @@ class EvictorStates:
             return
         states = done.result()
         metrics.set_blocks_held(sum(state["held_blocks"] for state in states))
+        metrics.set_prefix_records(sum(state["prefix_records"] for state in states))
         freed = self._freed_blocks.increase([state["freed_blocks"] for state in states])
         metrics.count_blocks_freed(freed)
 

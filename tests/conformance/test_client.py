@@ -33,6 +33,7 @@ FIELDS = {
     "query_source",
     "focus",
     "reused_tokens",
+    "evict_after",
     "fallback",
     "events",
     "visual_tokens",

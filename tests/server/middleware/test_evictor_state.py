@@ -36,6 +36,7 @@ def state_of(freed: int, **blocks: list[int]) -> dict[str, Any]:
         "total_blocks": 100,
         "free_blocks": 60,
         "freed_blocks": freed,
+        "prefix_records": 2,
         "stage_of_group": [0, 1],
         "requests": requests,
     }
@@ -110,6 +111,7 @@ class TestMetrics:
         app = app_for(Engines([own, own], [None, state_of(2, metok_b=[1, 1])]))
         text = get(app, "/metrics").text
         assert "metok_kv_blocks_held 8.0" in text
+        assert "metok_prefix_records 4.0" in text
         assert metric("metok_kv_blocks_freed_total") == before + 7
 
     def test_the_counter_never_goes_down_and_the_gauge_does(self) -> None:
