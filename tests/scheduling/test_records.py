@@ -16,6 +16,7 @@ from metok_vllm.engine.kv_cache.evictor import StageManager
 from metok_vllm.engine.kv_cache.records import CorePrompt, Record
 from metok_vllm.engine.request_tables import RequestTables
 from metok_vllm.engine.scheduler import StagedScheduling
+from tests.scheduling.arrivals import PromptSpec
 from tests.scheduling.drive import Drive
 from tests.scheduling.runs import finish, run_event
 from tests.scheduling.settings import Settings, pick_settings
@@ -47,6 +48,21 @@ def test_conversations_go_on(ahead: bool) -> None:
     counts = live_through(5, 250, ahead)
     for trouble, least in {"found": 40, "found again": 2, "preempted": 8, "chunked": 20}.items():
         assert counts[trouble] >= least, f"{trouble}: {counts}"
+
+
+def test_a_prompt_that_only_fits_without_a_record() -> None:
+    """The pool has room for the longest request, and not for two copies of its last blocks."""
+    drive = Drive(Settings(caching=True, batched=128))
+    long = PromptSpec((0, 102), (0,), ((3,), 0.76, 1.0), 2, focus="conversation", asked=2)
+    for _ in range(2):
+        name = drive.arrive(long)
+        finish(drive)
+    assert not drive.lives[name].found
+    short = replace(long, texts=(0, 40))
+    for _ in range(2):
+        name = drive.arrive(short)
+        finish(drive)
+    assert drive.lives[name].found == 63
 
 
 def partial_block_is_shared(patch: Patch) -> None:

@@ -61,6 +61,11 @@ class StagedCacheManager(KVCacheManager):
             *args,
             **kwargs,
         )
+        alone = not kwargs.get("has_scheduled_reqs", True)
+        if blocks is None and alone and request.request_id in self.evictor_state.hits:
+            # A block that is copied is held twice, which a pool of one request may not have room
+            # for. Without a record the request fits.
+            self.evictor_state.prompts.pop(request.request_id)
         if blocks is not None and tokens >= request.num_prompt_tokens:
             self.evictor_state.capacity[request.request_id] = self._capacity(
                 request.request_id, tokens
