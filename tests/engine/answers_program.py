@@ -82,7 +82,8 @@ def qwen_turns() -> list[dict[str, Any]]:
 
 def _turns(end: int, media: Media, options: dict[str, Any]) -> list[dict[str, Any]]:
     first: Parts = (*_TURN, (end,), 4)
-    options = {"focus": "conversation", **options}
+    # These prompts have no headers by which the first question would be found.
+    options = {"focus": "conversation", "focus_text": "a ball", **options}
     both = (first, (*first, 9, (end,), 150))
     return [make_prompt(parts, options, media=media) for parts in both]
 
