@@ -379,3 +379,10 @@ class TestNoPlan:
         assert made is not None
         assert [video.key for video in made.videos] == ["a", "b"]
         assert made.visual_tokens() == (200, 122, 70, 0)
+
+    def test_a_core_moves_with_its_videos(self) -> None:
+        video = VideoPlan("a", 2, (0.0, 1.0), 2.0, 200, 100, 10, wishes())
+        request = RequestPlan("balanced", (1, 2, 3), "user_turn", (video,), core=120)
+        made = request.moved([30]).prompt_plan(200, 16)
+        assert made is not None
+        assert (made.core, made.unit, made.scoring) == (140, 16, range(130, 140))
