@@ -131,7 +131,9 @@ class StagedScheduling(SchedulerSurface):
             if covered is None:
                 continue
             features = self.requests[request_id].mm_features
-            places = [features[number].mm_position for number in inputs]
+            # What travels by shared memory is sent in any case.
+            own = (features[n] for n in inputs if features[n].data is not None)
+            places = [f.mm_position for f in own if "address" not in f.data]
             if any(place.offset + place.length <= covered for place in places):
                 again[request_id] = features
                 del self.covered_tokens[request_id]

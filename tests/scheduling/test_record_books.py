@@ -42,7 +42,7 @@ def test_the_most_tokens_in_common_and_one_left_to_run() -> None:
         found = books.records.find(prompt(rest))
         assert found is not None
         assert found[1] == tokens
-    assert found[0].blocks == (tuple(longer),)
+        assert found[0].blocks == (tuple(longer),)
     assert books.records.find(prompt([1], key="b")) is None
 
 

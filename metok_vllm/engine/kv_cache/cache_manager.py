@@ -134,7 +134,8 @@ class StagedCacheManager(KVCacheManager):
         head = self.evictor_state.heads.get(request.request_id, ())
         super().free(request)
         # A head was freed earlier: with the rest, a record ages as one.
-        unused = [block for block in head if block.ref_cnt == 0 and block.block_hash is not None]
+        marked = (block for block, mark in head if mark is not None and block.block_hash is mark)
+        unused = [block for block in marked if block.ref_cnt == 0]
         self.block_pool.touch(unused)
         self.block_pool.free_blocks(reversed(unused))
 
@@ -152,7 +153,7 @@ class StagedCacheManager(KVCacheManager):
     def cut_head(self, request_id: str) -> None:
         """Free the blocks at the head of each stage's table that decoding does not need."""
         head = [block for stage in self.stages for block in stage.cut_head(request_id)]
-        self.evictor_state.heads[request_id] = head
+        self.evictor_state.heads[request_id] = [(block, block.block_hash) for block in head]
 
     def trim(self, request_id: str) -> tuple[int, ...]:
         """Free the blocks that decoding does not need; the number that is kept, by cache group."""

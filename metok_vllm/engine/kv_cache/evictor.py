@@ -32,8 +32,8 @@ class EvictorState:
     request has slots in every stage.
 
     `prompts` are those that others may go on from, `hits` the requests that go on from one,
-    `recorded` those whose prompt is recorded, `heads` the blocks of requests whose tables have lost
-    their head.
+    `recorded` those whose prompt is recorded, `heads` the blocks, with their marks, of requests
+    whose tables have lost their head.
     """
 
     plans: dict[str, PromptPlan] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class EvictorState:
     prompts: dict[str, CorePrompt] = field(default_factory=dict)
     hits: set[str] = field(default_factory=set)
     recorded: set[str] = field(default_factory=set)
-    heads: dict[str, list[KVCacheBlock]] = field(default_factory=dict)
+    heads: dict[str, list[tuple[KVCacheBlock, bytes | None]]] = field(default_factory=dict)
     buffer: BufferRows = field(default_factory=lambda: BufferRows(0))
     freed_blocks: int = 0
 
