@@ -28,7 +28,8 @@ class BatchPlans:
     """The plans of a batch, constant while it has the same requests in the same order.
 
     `prompt_R` is the prompt's length where a request has a plan and began it; 0 where it has none
-    or goes on from another's. From `decode_from_R` tokens on it sees what decoding holds.
+    or goes on from another's. From `decode_from_R` tokens on it sees what decoding holds; `waits`:
+    that may be later than the prompt's last chunk.
     """
 
     request_ids: tuple[str, ...]
@@ -37,6 +38,7 @@ class BatchPlans:
     decode_from_R: Ints
     prefill_dropped_SR: Ints
     decode_dropped_SR: Ints
+    waits: bool
     decodes_as: tuple[int, ...]  # by stage: the first stage with the same lengths in decoding
 
     @classmethod
@@ -63,6 +65,7 @@ class BatchPlans:
             np.array([p.decode_from if p is not None else 0 for p in plans], dtype=np.int32),
             np.array(prefill, dtype=np.int32).T.copy(),
             np.array(by_stage, dtype=np.int32),
+            bool(hits) or any(p is not None and p.evict_after > 1 for p in plans),
             tuple(by_stage.index(dropped) for dropped in by_stage),
         )
 
@@ -93,10 +96,13 @@ class BatchGeometry:
         `buffer_rows` are the first rows of prompts in the prefill buffer.
         """
         prefilling_R = computed_R < batch.prompt_R
-        early_R = ~prefilling_R & (computed_R < batch.decode_from_R)
-        dropped_SR = np.where(early_R, batch.prefill_dropped_SR, batch.decode_dropped_SR)
+        dropped_SR, decodes = batch.decode_dropped_SR, True
+        if batch.waits:
+            early_R = ~prefilling_R & (computed_R < batch.decode_from_R)
+            decodes = not early_R.any()
+            if not decodes:
+                dropped_SR = np.where(early_R, batch.prefill_dropped_SR, dropped_SR)
         start_SR = computed_R - np.where(prefilling_R, 0, dropped_SR)
-        decodes = not early_R.any()
         if not prefilling_R.any():
             return cls(np.broadcast_to(scheduled_R, start_SR.shape), start_SR, None, decodes)
         ends_R = computed_R + scheduled_R == batch.prompt_R
