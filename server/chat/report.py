@@ -61,8 +61,8 @@ def metok_report(
 
     `stages` counts the visual tokens each stage's layers ran on, `decode` those they keep for
     decoding; without stages each is one number. `kv_blocks` sums all cache groups: for the dense
-    prompt, after the prefill, and for the first generated token after stage 3 freed blocks, which is
-    after `evict_after` tokens.
+    prompt, after the prefill, and for the first token that is generated after stage 3 freed blocks
+    (`evict_after`).
     """
     layout, size, encoded = engine.layout, engine.block_size, plan.encoded_tokens
     dense_prompt = prompt_tokens - encoded + plan.dense_tokens
