@@ -24,6 +24,7 @@ from metok_vllm.benchmarks.questions.settings import (
     for_server,
     presets,
     read_settings,
+    second_turns,
     stages,
 )
 from metok_vllm.config import METokConfig
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--settings",
         default="presets",
-        help="frontier, methods, presets, stages, ablations or a JSON file",
+        help="frontier, methods, presets, stages, ablations, turns or a JSON file",
     )
     made.add_argument("--out", type=Path, required=True, help="folder of the results")
     made.add_argument("--model", help="path or name (default: the demo)")
@@ -91,7 +92,12 @@ def settings_of(
         if name == METHODS:
             return lambda frames: methods(frames, sizes, config)
         return lambda frames: frontier(frames, sizes, config, own)
-    named = {"presets": lambda: presets(TARGETS), "stages": stages, "ablations": ablations}
+    named = {
+        "presets": lambda: presets(TARGETS),
+        "stages": stages,
+        "ablations": ablations,
+        "turns": second_turns,
+    }
     fixed = named.get(name)
     found = for_server(read_settings(Path(name)) if fixed is None else fixed(), config, own)
     return lambda _: found

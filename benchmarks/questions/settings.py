@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metok_vllm.config import REQUEST_FIELDS, METokConfig
-from metok_vllm.config.methods import METOK
+from metok_vllm.config.methods import FOCUSES, METOK, VCAST, VIDCOM2
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.console import complain
 from metok_vllm.errors import ConfigError
@@ -108,6 +108,39 @@ def ablations(preset: str = "balanced") -> list[Setting]:
     for mode in ("shared", "none"):
         server = {"alignment_mode": mode}
         found.append(Setting(f"alignment {mode}", "alignment", {"preset": preset}, server=server))
+    return found
+
+
+# Where every event is a key event, and where three of five are.
+PAPER = {
+    "num_events": 5,
+    "key_event_ratio": 0.6,
+    "key_frames_per_event": 6,
+    "strides": [2, 4, 8],
+    "keep_ratio": 0.76,
+    "decode_keep": 0.0,
+}
+TURNS: dict[str, dict[str, Any]] = {
+    "balanced": {"preset": "balanced"},
+    "paper": PAPER,
+    "max": {"preset": "max"},
+}
+
+
+def second_turns() -> list[Setting]:
+    """The second question of a conversation under each focus, and rules that read no question."""
+    found = [
+        DENSE,
+        Setting("dense, second turn", "dense", OFF, earlier=1),
+        Setting("balanced, first turn", "balanced", TURNS["balanced"]),
+    ]
+    for name, request in TURNS.items():
+        for focus in FOCUSES:
+            fields = {**request, "focus": focus}
+            found.append(Setting(f"{name}, {focus}", name, fields, earlier=1))
+    for rule in (VCAST, VIDCOM2):
+        fields = {"rule": rule, "rule_keep": 0.36}  # about the KV cache of balanced
+        found.append(Setting(rule, rule, fields, earlier=1))
     return found
 
 
