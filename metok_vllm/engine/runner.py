@@ -62,12 +62,18 @@ class StagedRunner(RunnerSurface):
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
         """Measured with the memory that the longest prompt's last chunk needs on top."""
-        buffer = self.get_model().staged.buffer
-        rows = COPIES_OF_ROWS * min(self.max_model_len, buffer.num_rows)
+        staged = self.get_model().staged
+        rows, hidden_BD = min(self.max_model_len, staged.buffer.num_rows), staged.buffer.hidden_BD
         # vLLM takes the peak of what is allocated, used or not.
-        joined = buffer.hidden_BD.new_empty((rows, buffer.hidden_BD.shape[1]))
+        joined = hidden_BD.new_empty((COPIES_OF_ROWS * rows, hidden_BD.shape[1]))
+        # Keys and values of a stage are written again at its end, where later turns go on from.
+        kv = staged.attention_of(staged.layers[0])
+        width = (
+            max(staged.layout.stage_sizes[1:]) * kv.num_kv_heads * (kv.head_size + kv.head_size_v)
+        )
+        written_again = hidden_BD.new_empty((rows, width))
         super().profile_run(*args, **kwargs)
-        del joined
+        del joined, written_again
 
     def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
         super().initialize_kv_cache(*args, **kwargs)

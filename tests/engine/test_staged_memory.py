@@ -18,12 +18,14 @@ import torch
 from metok_vllm.engine.runner import COPIES_OF_ROWS
 from tests.engine.engines import SMALL_DUMMIES, EnginePool
 from tests.engine.staged import BLOCK, StagedEngine
+from tests.engine.staged_expected import END_ID
 from tests.engine.staged_prompts import OFF, Clip, make_prompt
 from tests.reference.decoder import LanguageModel
 from tests.reference.llava_qwen_checkpoint import LONGVA, write_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+FRAMES_128 = Clip(8, (30, 50, 8, 25, 15))
 LAYERS = 28
 SIZES = replace(
     LONGVA, side=192, patch=8, layers=LAYERS, hidden=32, tower_hidden=32, heads=1, kv_heads=1
@@ -181,8 +183,9 @@ def test_chunks_cost_no_more(engine: StagedEngine, make_engine: Any, budget: int
     assert cost_of_128_frames(chunks) == in_one_step
 
 
+@pytest.mark.parametrize("focus", ["turn", "conversation"])
 def test_the_last_chunk_needs_no_more_than_was_profiled(
-    make_engine: Any, monkeypatch: pytest.MonkeyPatch
+    make_engine: Any, monkeypatch: pytest.MonkeyPatch, focus: str
 ) -> None:
     """Tensors at once in a step's forward pass; the chunks before tell what the budget needs."""
     engine = make_engine(
@@ -198,11 +201,13 @@ def test_the_last_chunk_needs_no_more_than_was_profiled(
         return result
 
     monkeypatch.setattr(engine.runner, "_model_forward", profiled)
-    cost_of_128_frames(engine)
+    engine.measure(make_prompt((20, FRAMES_128, 20, (END_ID,), 19), {"focus": focus}))
     *chunks, last, _decode = peaks
-    row_bytes = SIZES.hidden * engine.model.staged.buffer.hidden_BD.element_size()
+    # A stage has at most eight layers, each with keys and values.
+    of_row = COPIES_OF_ROWS * SIZES.hidden + 8 * 2 * SIZES.hidden * (focus == "conversation")
     prompt_tokens = len(chunks) * 512  # and a part of the last chunk
-    assert last - max(chunks) <= COPIES_OF_ROWS * prompt_tokens * row_bytes
+    size = engine.model.staged.buffer.hidden_BD.element_size()
+    assert last - max(chunks) <= of_row * prompt_tokens * size
 
 
 def peak_bytes(profiler: Any) -> int:
@@ -217,7 +222,7 @@ def peak_bytes(profiler: Any) -> int:
 
 def cost_of_128_frames(engine: StagedEngine) -> tuple[list[int], list[int]]:
     """Blocks by cache group in decoding, and the prefill's rows by layer."""
-    return engine.measure(make_prompt((20, Clip(8, (30, 50, 8, 25, 15)), 40), {}))
+    return engine.measure(make_prompt((20, FRAMES_128, 40), {}))
 
 
 def dense_cost(tokens: int) -> tuple[list[int], int]:
