@@ -4,7 +4,8 @@
     python examples/chat_about_video.py holiday.mp4 --preset max
 
 Questions are read from the terminal, or a line each from a pipe. METok ranks the events of the
-video anew for every question. The video is sent once: later turns name it by its `uuid`.
+video anew for every question; with `--focus conversation` the first one selects, and each later one
+goes on from what the server cached. The video is sent once: later turns name it by its `uuid`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--model", help="default: the server's first")
     parser.add_argument("--preset", default="balanced", help="off, quality, balanced or max")
+    parser.add_argument("--focus", default="turn", help="turn, conversation or video")
     parser.add_argument("--frames", type=int, default=32)
     args = parser.parse_args()
 
@@ -65,7 +67,7 @@ def ask(client: OpenAI, model: str, messages: list[Any], args: argparse.Namespac
         stream=True,
         stream_options={"include_usage": True},
         extra_body={
-            "metok": {"preset": args.preset},
+            "metok": {"preset": args.preset, "focus": args.focus},
             "media_io_kwargs": {"video": {"num_frames": args.frames}},
         },
     )

@@ -6,7 +6,6 @@ Further questions, given as arguments or typed below an answer, go on with the c
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,8 +24,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from metok_vllm.config.methods import FOCUSES
 from metok_vllm.config.presets import PRESETS
 from metok_vllm.console import CommandError, err, out, write, write_json
+from metok_vllm.server.commands.chat_reply import events, raise_for_error
 from metok_vllm.server.commands.chat_request import RequestBody
 from metok_vllm.server.savings import blocks_line, events_line, savings_table, unpruned_line
 
@@ -67,6 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset", choices=sorted(PRESETS), help="METok preset (default: the server's)"
     )
     parser.add_argument("--num-events", type=int, help="events that the video is cut into")
+    parser.add_argument(
+        "--focus",
+        choices=FOCUSES,
+        help="the question that selects: the last (turn), the first (conversation) or none (video)",
+    )
     parser.add_argument("--frames", type=int, help="frames to sample (default: the server's, 32)")
     parser.add_argument("--json", action="store_true", help="print answer and report as JSON")
 
@@ -131,13 +137,13 @@ def _check(a: argparse.Namespace) -> None:
     """Raise CommandError (status 2) for a request that would be pointless."""
     if not all(question.strip() for question in a.question):
         raise CommandError("QUESTION is empty: ask something about the video", 2)
-    if a.no_metok and (a.preset or a.num_events is not None):
-        raise CommandError("--no-metok goes with neither --preset nor --num-events", 2)
+    if a.no_metok and (a.preset or a.focus or a.num_events is not None):
+        raise CommandError("--no-metok goes with neither --preset, --num-events nor --focus", 2)
 
 
 def _first_model(client: httpx.Client) -> str:
     response = client.get("/v1/models")
-    _raise_for_error(response)
+    raise_for_error(response)
     try:
         return str(response.json()["data"][0]["id"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -155,8 +161,8 @@ def _ask(client: httpx.Client, body: RequestBody, show: bool) -> Answer:
     ) as response:
         if response.status_code != 200:
             response.read()
-        _raise_for_error(response)
-        for chunk in _events(response):
+        raise_for_error(response)
+        for chunk in events(response):
             _add_chunk(answer, chunk, started, show)
     answer.total_s = time.perf_counter() - started
     if show:
@@ -176,32 +182,6 @@ def _uploading(body: RequestBody, length: int) -> Iterator[bytes]:
             progress.advance(task, len(piece))
 
 
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a server-sent event stream, up to [DONE]."""
-    for line in _lines(response):
-        if not line.startswith(b"data:"):
-            continue
-        data = line.removeprefix(b"data:").strip()
-        if data == b"[DONE]":
-            return
-        try:
-            chunk = json.loads(data)
-        except ValueError as error:
-            raise CommandError("the server sent a chunk that is not JSON") from error
-        if chunk.get("error"):
-            raise CommandError(f"the server ended the stream with an error: {_message(chunk)}")
-        yield chunk
-    raise CommandError("the answer is incomplete: the server closed the stream before its end")
-
-
-def _lines(response: httpx.Response) -> Iterator[bytes]:
-    """Lines of the stream, split at newlines only: JSON may contain other line separators."""
-    rest = b""
-    for piece in response.iter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        yield from lines
-
-
 def _add_chunk(answer: Answer, chunk: dict[str, Any], started: float, show: bool) -> None:
     answer.usage = chunk.get("usage") or answer.usage
     answer.metok = chunk.get("metok") or answer.metok
@@ -215,22 +195,6 @@ def _add_chunk(answer: Answer, chunk: dict[str, Any], started: float, show: bool
         answer.text += text
         if show:
             write(text)
-
-
-def _raise_for_error(response: httpx.Response) -> None:
-    if response.status_code == 200:
-        return
-    try:
-        message = _message(response.json())
-    except ValueError:
-        message = response.reason_phrase
-    raise CommandError(f"the server answered {response.status_code}: {message}")
-
-
-def _message(envelope: Any) -> str:
-    error = envelope.get("error", envelope) if isinstance(envelope, dict) else envelope
-    message = error.get("message") if isinstance(error, dict) else error
-    return str(message or "no reason given")
 
 
 def _show_savings(answer: Answer) -> None:
@@ -247,5 +211,6 @@ def _show_savings(answer: Answer) -> None:
     if answer.time_to_first_token_s is not None:
         console.print(
             f"first token after {answer.time_to_first_token_s:.2f} s, all {answer.total_s:.2f} s, "
-            f"{answer.usage.get('prompt_tokens', '?')} prompt tokens"
+            f"{answer.usage.get('prompt_tokens', '?')} prompt tokens, "
+            f"{answer.metok.get('reused_tokens', 0)} of them from a prefix cache"
         )

@@ -47,7 +47,7 @@ class RequestBody:
             "max_tokens": a.max_tokens,
             "temperature": a.temperature,
         }
-        settings = {"preset": a.preset, "num_events": a.num_events}
+        settings = {"preset": a.preset, "num_events": a.num_events, "focus": a.focus}
         metok = {name: value for name, value in settings.items() if value is not None}
         if a.no_metok:
             metok = {"enabled": False}

@@ -169,6 +169,7 @@ def test_the_file_is_sent_unchanged(server: Server, video: Path) -> None:
         (["--no-metok"], {"enabled": False}),
         (["--preset", "max"], {"preset": "max"}),
         (["--num-events", "6"], {"num_events": 6}),
+        (["--focus", "conversation"], {"focus": "conversation"}),
         (["--preset", "max", "--num-events", "6"], {"preset": "max", "num_events": 6}),
     ],
 )
@@ -230,6 +231,7 @@ def test_frames_of_a_request(server: Server, video: Path) -> None:
         (" ", [], "QUESTION is empty"),
         ("Which?", ["--no-metok", "--preset", "max"], "--no-metok goes with neither"),
         ("Which?", ["--no-metok", "--num-events", "3"], "--no-metok goes with neither"),
+        ("Which?", ["--no-metok", "--focus", "video"], "--no-metok goes with neither"),
     ],
 )
 def test_pointless_requests_are_not_sent(
