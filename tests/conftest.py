@@ -34,8 +34,9 @@ def _make_importable(package: str) -> None:
 
 _make_importable("training")
 
-# Folders whose tests share engines or a server; elsewhere a module's tests share fixtures.
-SHARING = {"engine", "conformance"}
+# Folders whose tests share engines or a server, or measure times that the others would change;
+# elsewhere a module's tests share fixtures.
+SHARING = {"engine", "conformance", "faults"}
 
 
 class SharedFixtures(LoadScopeScheduling):
