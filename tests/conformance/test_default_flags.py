@@ -1,4 +1,7 @@
-"""`metok serve MODEL` at default flags prunes prompts that are longer than one step."""
+"""`metok serve MODEL` at default sizes prunes prompts that are longer than one step.
+
+Qwen3-VL's server in test_qwen_vl_server.py has every flag at its default; compiling takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ LONG_QUESTION = "One of these scenes has a red circle. " * 250 + SAMPLE_QUESTION
 def server() -> Iterator[ChildServer]:
     # Flags are vLLM's own; the memory for the KV cache is what this machine can spare.
     environ = {**STARTED_WITH, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with ChildServer([*SERVE, str(MODEL_DIR)], environ=environ) as server:
+    with ChildServer([*SERVE, str(MODEL_DIR), "--enforce-eager"], environ=environ) as server:
         try:
             server.wait_until_ready(400)
         except Exception:
