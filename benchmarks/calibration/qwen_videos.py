@@ -20,13 +20,12 @@ from metok_vllm.alignment import AlignmentTowers
 from metok_vllm.benchmarks.calibration.videos import VideoFamily, VideoInput, VideoRows
 from metok_vllm.config import METokConfig
 from metok_vllm.config.families import TIMESTAMPED
-from metok_vllm.config.methods import REDUCTIONS
 from metok_vllm.errors import MediaError
 from metok_vllm.models.positions import AXES, MAX_SPAN, VideoPositions, from_channels
 from metok_vllm.models.qwen_pixels import PatchOrder
 from metok_vllm.models.stage1 import Stage1Encoder
-from metok_vllm.plan.families import deepstack_levels, patch_times
-from metok_vllm.plan.layout import AREA, VideoLayout
+from metok_vllm.plan.families import deepstack_levels, patch_layout, patch_times
+from metok_vllm.plan.layout import VideoLayout
 from metok_vllm.video import VideoFrames
 
 
@@ -55,15 +54,7 @@ class QwenVideos(VideoFamily):
         )
         ((patches, rows, columns),) = made["video_grid_thw"].tolist()
         merge = int(vision.spatial_merge_size)
-        layout = VideoLayout(
-            patches,
-            rows // merge,
-            columns // merge,
-            unit=merge,
-            pooling=AREA,
-            sampled_frames=int(vision.temporal_patch_size),
-            reductions=REDUCTIONS,
-        )
+        layout = patch_layout(vision, patches, rows // merge, columns // merge)
         if timestamped:
             layout = self._with_times(layout, [index / frames.fps for index in frames.indices])
             layout, positions = timestamped_positions(layout)

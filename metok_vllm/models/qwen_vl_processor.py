@@ -16,10 +16,10 @@ from transformers.video_utils import VideoMetadata
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.parse import MultiModalDataItems, VideoProcessorItems
 
-from metok_vllm.config.methods import REDUCTIONS
 from metok_vllm.models.positions import MAX_SPAN
 from metok_vllm.models.processing import MetokProcessorMixin
-from metok_vllm.plan.layout import AREA, VideoLayout
+from metok_vllm.plan.families import patch_layout
+from metok_vllm.plan.layout import VideoLayout
 
 # What transformers knows of a video; ours (frame times, the tenant) stays with vLLM.
 METADATA = {field.name for field in fields(VideoMetadata)} | {"do_sample_frames"}
@@ -53,17 +53,7 @@ class MetokQwenProcessorMixin(MetokProcessorMixin):
         frames, height, width = map(int, processed["video_grid_thw"][index])
         merge = int(vision.spatial_merge_size)
         before, after = self.separators(index, processed)
-        video = VideoLayout(
-            frames,
-            height // merge,
-            width // merge,
-            unit=merge,
-            pooling=AREA,
-            before=before,
-            after=after,
-            sampled_frames=int(vision.temporal_patch_size),
-            reductions=REDUCTIONS,
-        )
+        video = patch_layout(vision, frames, height // merge, width // merge, before, after)
         return replace(video, positions=self.num_positions(video, index, processed))
 
     def check_positions(self, layouts: Sequence[VideoLayout], tokens: Sequence[int]) -> None:

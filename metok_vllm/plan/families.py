@@ -71,15 +71,31 @@ def _qwen_layout(config: Any, times_s: Sequence[float], size: tuple[int, int]) -
     if config.model_type in TIMESTAMPED:
         before = tuple((0,) * _stamp_tokens(seconds) for seconds in times)
         after = ((0,),) * len(times)
+    return patch_layout(vision, len(times), rows, columns, before, after)
+
+
+def patch_layout(
+    vision: Any,
+    patches: int,
+    rows: int,
+    columns: int,
+    before: tuple[tuple[int, ...], ...] = (),
+    after: tuple[tuple[int, ...], ...] = (),
+) -> VideoLayout:
+    """A video of Qwen's models: temporal patches of `rows` x `columns` merged patches.
+
+    `vision` is the tower's Hugging Face configuration; `before` and `after` are text ids around
+    each temporal patch.
+    """
     return VideoLayout(
-        len(times),
+        patches,
         rows,
         columns,
-        unit=merge,
+        unit=int(vision.spatial_merge_size),
         pooling=AREA,
         before=before,
         after=after,
-        sampled_frames=per_patch,
+        sampled_frames=int(vision.temporal_patch_size),
         reductions=REDUCTIONS,
     )
 
