@@ -109,8 +109,9 @@ class MetokProcessorMixin(ProcessorSurface):
         tokenizer = self.info.get_tokenizer()
         template = getattr(self.info.get_hf_processor(), "chat_template", None)
         template = template or getattr(tokenizer, "chat_template", None)
-        media = (*self.media_tokens().values(), *self.framing_tokens())
-        return QueryFinder(tokenizer, template, media)
+        of_media = self.media_tokens()
+        media = (*of_media.values(), *self.framing_tokens())
+        return QueryFinder(tokenizer, template, media, of_media["video"])
 
     @cached_property
     def query_tokenizer(self) -> tuple[Any, int]:

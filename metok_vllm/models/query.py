@@ -20,10 +20,20 @@ FOCUS_TEXT, NO_QUESTION = "focus_text", "video"  # the text of a setting; none i
 
 
 class QueryFinder:
-    """Finds the question. `template` is the chat template that prompts are rendered with."""
+    """Finds the question. `template` is the chat template that prompts are rendered with.
 
-    def __init__(self, tokenizer: Any, template: str | None, media_token_ids: Sequence[int]):
+    `media_token_ids` are no part of a question; `video_token_id` is a video's among them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        media_token_ids: Sequence[int],
+        video_token_id: int,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.video_token_id = video_token_id
         self.media_token_ids = frozenset(media_token_ids)
         self.header, self.footer = _user_turn_frame(tokenizer, template)
         self.end = _message_end(tokenizer, template, self.header)
@@ -33,15 +43,15 @@ class QueryFinder:
         """The question and where it came from: `user_turn`, `prompt_text` or `none`.
 
         It is that of the last turn with words, or for a conversation of the first one from the
-        first video or image on.
+        first video on.
         """
         text = self._text(prompt_ids)
         if not self.header or self.header not in text:
             return self._after_media(prompt_ids)
         turns = self._turns(text)
         if focus == CONVERSATION:
-            media = (i for i, token in enumerate(prompt_ids) if token in self.media_token_ids)
-            before = self._turns(self._text(prompt_ids[: next(media, 0)]))
+            videos = (i for i, token in enumerate(prompt_ids) if token == self.video_token_id)
+            before = self._turns(self._text(prompt_ids[: next(videos, 0)]))
             first = max(len(before) - 1, 0)
             turns = [*turns[:first], *reversed(turns[first:])]
         turn = next((turn for turn in reversed(turns) if turn), "")

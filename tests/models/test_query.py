@@ -29,7 +29,7 @@ def template(tokenizer: Any) -> str:
 
 @pytest.fixture(scope="module")
 def finder(tokenizer: Any, template: str) -> QueryFinder:
-    return QueryFinder(tokenizer, template, media(tokenizer))
+    return QueryFinder(tokenizer, template, media(tokenizer), media(tokenizer)[1])
 
 
 def media(tokenizer: Any) -> list[int]:
@@ -90,8 +90,8 @@ def test_a_turn_without_words_leaves_the_one_before(
 
 CHAT = [
     {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
-    user("Hello."),
-    said("Hello."),
+    user("What is on the picture?", "image"),
+    said("A boat."),
     user("A film:"),
     user("What is red?", "video"),
     said("A ball."),
@@ -148,12 +148,14 @@ def test_a_template_that_takes_plain_text(tokenizer: Any) -> None:
         "{% for m in messages %}[{{ m['role'] | upper }}] {{ m['content'].strip() }} [END]"
         "{% endfor %}{% if add_generation_prompt %}[ASSISTANT]{% endif %}"
     )
-    finder = QueryFinder(tokenizer, template, media(tokenizer))
+    finder = QueryFinder(tokenizer, template, media(tokenizer), media(tokenizer)[1])
     ids = tokenizer("[USER] <video> who came first? [END][ASSISTANT]")["input_ids"]
     assert finder.find(ids) == ("who came first?", "user_turn")
 
 
 def test_a_template_that_refuses_everything(tokenizer: Any) -> None:
-    finder = QueryFinder(tokenizer, "{{ raise_exception('no') }}", media(tokenizer))
+    finder = QueryFinder(
+        tokenizer, "{{ raise_exception('no') }}", media(tokenizer), media(tokenizer)[1]
+    )
     ids = tokenizer("<video> who came first?")["input_ids"]
     assert finder.find(ids) == ("who came first?", "prompt_text")
